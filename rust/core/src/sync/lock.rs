@@ -1,0 +1,239 @@
+//! Locks, by the kernel's kinds.
+//!
+//! * [`SpinLock`]: `spinlock_t`. A ticket lock: first come, first served.
+//! * [`QrwLock`]: `rwlock_t`, the queued reader-writer lock that `mmu_lock` is.
+//! * [`Mutex`], [`RwSem`]: `struct mutex`, `struct rw_semaphore`: sleeping.
+
+use super::atomic::{AtomicU32, Ordering};
+use super::spin::Backoff;
+use std::time::{Duration, Instant};
+
+#[cfg(not(loom))]
+pub use parking_lot::{Condvar, Mutex, MutexGuard, RwLock as RwSem, RwLockReadGuard, RwLockWriteGuard};
+
+/// What waiting for a lock cost; [`Duration::ZERO`] when it was free.
+pub type Wait = Duration;
+
+#[cfg(not(loom))]
+mod spinlock {
+    use std::cell::Cell;
+
+    thread_local! {
+        static ROUNDS: Cell<u32> = const { Cell::new(0) };
+    }
+
+    /// Spin, and every 64 rounds give the processor away: the holder may be
+    /// waiting for it.
+    pub struct Relax;
+
+    impl spin::RelaxStrategy for Relax {
+        #[inline]
+        fn relax() {
+            ROUNDS.with(|rounds| {
+                let n = rounds.get().wrapping_add(1);
+                rounds.set(n);
+                if n % 64 == 0 {
+                    std::thread::yield_now();
+                } else {
+                    core::hint::spin_loop();
+                }
+            });
+        }
+    }
+
+    /// `spinlock_t`: fair, because the kernel's queued spinlock is.
+    pub type SpinLock<T> = spin::mutex::TicketMutex<T, Relax>;
+    /// Proof that a [`SpinLock`] is held.
+    pub type SpinGuard<'a, T> = spin::mutex::TicketMutexGuard<'a, T>;
+}
+#[cfg(not(loom))]
+pub use spinlock::{SpinGuard, SpinLock};
+
+const WRITER: u32 = 0xff;
+const WRITER_WAITING: u32 = 0x100;
+const READER: u32 = 0x200;
+
+/// The queued reader-writer lock (`kernel/locking/qrwlock.c`): one count word
+/// for holders, one ticket lock as the queue of everyone who must wait.
+///
+/// Readers enter with one addition while no writer holds or waits. Any other
+/// arrival joins the queue, so neither side starves the other and waiters are
+/// served in order. The comparison of locked and lockless aging depends on it:
+/// an unfair lock would let one side win by luck.
+pub struct QrwLock {
+    count: AtomicU32,
+    queue: SpinLock<()>,
+}
+
+impl Default for QrwLock {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl QrwLock {
+    /// An unlocked lock.
+    pub fn new() -> Self {
+        QrwLock {
+            count: AtomicU32::new(0),
+            queue: SpinLock::new(()),
+        }
+    }
+
+    /// Take it shared.
+    #[inline]
+    pub fn read(&self) -> (QrwReadGuard<'_>, Wait) {
+        // Acquire: pairs with the release of the last writer's unlock.
+        let seen = self.count.fetch_add(READER, Ordering::Acquire);
+        if seen & (WRITER | WRITER_WAITING) == 0 {
+            return (QrwReadGuard(self), Duration::ZERO);
+        }
+        (QrwReadGuard(self), self.read_slow())
+    }
+
+    #[cold]
+    fn read_slow(&self) -> Wait {
+        let start = Instant::now();
+        // Step back and queue; at the head, only a writer *holding* the lock
+        // can be in the way, for a waiting one would be the head itself.
+        self.count.fetch_sub(READER, Ordering::Relaxed);
+        let _turn = self.queue.lock();
+        self.count.fetch_add(READER, Ordering::Relaxed);
+        let backoff = Backoff::new();
+        // Acquire: pairs with the release of the writer's unlock.
+        while self.count.load(Ordering::Acquire) & WRITER != 0 {
+            backoff.wait();
+        }
+        start.elapsed()
+    }
+
+    /// Take it exclusively.
+    #[inline]
+    pub fn write(&self) -> (QrwWriteGuard<'_>, Wait) {
+        // Acquire: pairs with the release of every earlier unlock.
+        if self
+            .count
+            .compare_exchange(0, WRITER, Ordering::Acquire, Ordering::Relaxed)
+            .is_ok()
+        {
+            return (QrwWriteGuard(self), Duration::ZERO);
+        }
+        (QrwWriteGuard(self), self.write_slow())
+    }
+
+    #[cold]
+    fn write_slow(&self) -> Wait {
+        let start = Instant::now();
+        let _turn = self.queue.lock();
+        // Only the head of the queue sets this bit, so `fetch_or` is enough;
+        // from here on new readers queue behind this writer.
+        self.count.fetch_or(WRITER_WAITING, Ordering::Relaxed);
+        let backoff = Backoff::new();
+        loop {
+            // Acquire: pairs with the release of every earlier unlock.
+            if self.count.load(Ordering::Relaxed) == WRITER_WAITING
+                && self
+                    .count
+                    .compare_exchange(WRITER_WAITING, WRITER, Ordering::Acquire, Ordering::Relaxed)
+                    .is_ok()
+            {
+                return start.elapsed();
+            }
+            backoff.wait();
+        }
+    }
+
+    /// Take it exclusively if nobody holds it or waits for it.
+    pub fn try_write(&self) -> Option<QrwWriteGuard<'_>> {
+        // Acquire: as in `write`.
+        self.count
+            .compare_exchange(0, WRITER, Ordering::Acquire, Ordering::Relaxed)
+            .ok()
+            .map(|_| QrwWriteGuard(self))
+    }
+
+    /// Whether someone else waits for the lock (`rwlock_needbreak()`).
+    pub fn is_contended(&self) -> bool {
+        self.count.load(Ordering::Relaxed) & WRITER_WAITING != 0
+    }
+
+    /// Whether a writer holds it, for assertions (`lockdep_assert_held_write()`).
+    pub fn is_write_locked(&self) -> bool {
+        self.count.load(Ordering::Relaxed) & WRITER != 0
+    }
+}
+
+/// Proof that a [`QrwLock`] is held shared.
+pub struct QrwReadGuard<'a>(&'a QrwLock);
+
+impl Drop for QrwReadGuard<'_> {
+    fn drop(&mut self) {
+        // Release: pairs with the acquire of the next writer.
+        self.0.count.fetch_sub(READER, Ordering::Release);
+    }
+}
+
+/// Proof that a [`QrwLock`] is held exclusively.
+pub struct QrwWriteGuard<'a>(&'a QrwLock);
+
+impl Drop for QrwWriteGuard<'_> {
+    fn drop(&mut self) {
+        // Release: pairs with the acquire of the next holder. Subtract, not
+        // store: a waiter's bit and queued readers' counts may be in the word.
+        self.0.count.fetch_sub(WRITER, Ordering::Release);
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::sync::atomic::AtomicU64;
+    use crate::sync::thread;
+
+    #[test]
+    fn writers_exclude_and_readers_share() {
+        let lock = QrwLock::new();
+        let value = AtomicU64::new(0);
+        thread::scope(|s| {
+            for _ in 0..2 {
+                s.spawn(|| {
+                    for _ in 0..20_000 {
+                        let _held = lock.write();
+                        // Not a read-modify-write: lost unless exclusive.
+                        value.store(value.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+                    }
+                });
+            }
+            s.spawn(|| {
+                for _ in 0..20_000 {
+                    let _held = lock.read();
+                    let before = value.load(Ordering::Relaxed);
+                    assert_eq!(before, value.load(Ordering::Relaxed));
+                }
+            });
+        });
+        assert_eq!(value.load(Ordering::Relaxed), 40_000);
+        let (first, _) = lock.read();
+        assert!(lock.try_write().is_none());
+        let _second = lock.read();
+        drop(first);
+    }
+
+    #[test]
+    fn a_queued_writer_stops_new_readers() {
+        let lock = QrwLock::new();
+        let (held, _) = lock.read();
+        thread::scope(|s| {
+            s.spawn(|| {
+                let (_w, wait) = lock.write();
+                assert!(wait > Duration::ZERO);
+            });
+            while !lock.is_contended() {
+                thread::yield_now();
+            }
+            let reader = s.spawn(|| lock.read().1);
+            drop(held);
+            assert!(reader.join().expect("reader") > Duration::ZERO);
+        });
+    }
+}

@@ -1,0 +1,24 @@
+//! The only door to atomics, spinning, threads, grace periods and locks.
+//!
+//! Everything else in the crate takes these from here (a clippy lint refuses
+//! the originals), so that with `--cfg loom` the same code runs under a model
+//! checker. `Ordering` is re-exported, never hidden: orderings are what this
+//! model is about, and they stay visible where they are used.
+//!
+//! | room | what it stands for in the kernel | where it comes from |
+//! |---|---|---|
+//! | [`atomic`] | `READ_ONCE`, `xchg`, `cmpxchg`, `set_bit` | `core`, or loom |
+//! | [`spin`] | `cpu_relax`, `cond_resched` | `crossbeam-utils`, or loom |
+//! | [`lock`] | `spinlock_t`, `rwlock_t`, `rw_semaphore`, `mutex` | `spin` (ticket), `parking_lot`, or loom |
+//! | [`rcu`] | RCU and SRCU | `crossbeam-epoch`, or a model of it under loom |
+//! | [`thread`] | kthreads and vCPU threads | `std`, or loom |
+
+#![allow(clippy::disallowed_types, clippy::disallowed_methods)]
+
+pub mod atomic;
+pub mod lock;
+pub mod rcu;
+pub mod spin;
+pub mod thread;
+
+pub use crossbeam_utils::CachePadded;

@@ -1,0 +1,206 @@
+//! Grace periods: RCU and SRCU.
+//!
+//! A [`Domain`] is one set of readers. A thread registers a [`Reader`] once and
+//! enters read-side sections through it; sections nest, and a nested one costs
+//! a counter. What a writer unlinks it passes to [`Guard::defer`], or it waits
+//! with [`Domain::synchronize`].
+//!
+//! Built on `crossbeam-epoch`, one collector a domain: entering the outermost
+//! section is a store and a full fence, which pairs with the fence that the
+//! collector makes before it advances the epoch. So everything a reader does
+//! inside a section happens before what is deferred from its view runs.
+
+#[cfg(not(loom))]
+mod imp {
+    use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+    use crate::sync::spin::Backoff;
+    use std::sync::Arc;
+
+    /// One set of readers and what waits for them (`struct srcu_struct`).
+    pub struct Domain {
+        collector: crossbeam_epoch::Collector,
+        counts: Arc<Counts>,
+    }
+
+    #[derive(Default)]
+    struct Counts {
+        deferred: AtomicU64,
+        freed: AtomicU64,
+    }
+
+    impl Default for Domain {
+        fn default() -> Self {
+            Self::new()
+        }
+    }
+
+    impl Domain {
+        /// A domain with no readers.
+        pub fn new() -> Self {
+            Domain {
+                collector: crossbeam_epoch::Collector::new(),
+                counts: Arc::default(),
+            }
+        }
+
+        /// A reader for the calling thread.
+        pub fn register(&self) -> Reader {
+            Reader {
+                handle: self.collector.register(),
+                counts: Arc::clone(&self.counts),
+            }
+        }
+
+        /// Wait until every section that was entered before this call is left
+        /// (`synchronize_srcu()`). Must not be called inside one.
+        pub fn synchronize(&self) {
+            let reader = self.register();
+            debug_assert!(!reader.handle.is_pinned());
+            let done = Arc::new(AtomicBool::new(false));
+            let theirs = Arc::clone(&done);
+            // The store releases, the load acquires: what readers did before
+            // they left is visible to the waiter.
+            reader
+                .handle
+                .pin()
+                .defer(move || theirs.store(true, Ordering::Release));
+            let backoff = Backoff::new();
+            while !done.load(Ordering::Acquire) {
+                reader.handle.pin().flush();
+                backoff.wait();
+            }
+        }
+
+        /// Wait for everything deferred before this call to have run
+        /// (`rcu_barrier()`). Must not be called inside a section.
+        pub fn barrier(&self) {
+            let target = self.counts.deferred.load(Ordering::Acquire);
+            let reader = self.register();
+            let backoff = Backoff::new();
+            while self.counts.freed.load(Ordering::Acquire) < target {
+                reader.handle.pin().flush();
+                backoff.wait();
+            }
+        }
+
+        /// How many callbacks were deferred, and how many of them have run.
+        pub fn deferred_and_run(&self) -> (u64, u64) {
+            // Run first: read the other way round, it could exceed deferred.
+            let run = self.counts.freed.load(Ordering::Acquire);
+            (self.counts.deferred.load(Ordering::Acquire), run)
+        }
+    }
+
+    /// One thread's entrance to a [`Domain`]. Not `Send`.
+    pub struct Reader {
+        handle: crossbeam_epoch::LocalHandle,
+        counts: Arc<Counts>,
+    }
+
+    impl Reader {
+        /// Enter a read-side section (`rcu_read_lock()`, `srcu_read_lock()`).
+        #[inline]
+        pub fn lock(&self) -> Guard<'_> {
+            Guard {
+                guard: self.handle.pin(),
+                counts: &self.counts,
+            }
+        }
+
+        /// Whether this thread is inside a section.
+        pub fn is_inside(&self) -> bool {
+            self.handle.is_pinned()
+        }
+
+        /// Push what this thread has deferred to the domain, so that others
+        /// may run it, and try to advance the grace period.
+        pub fn flush(&self) {
+            self.handle.pin().flush();
+        }
+    }
+
+    /// A pointer that readers follow inside a section and writers replace
+    /// (`rcu_dereference()`, `rcu_assign_pointer()`).
+    pub struct RcuCell<T> {
+        collector: crossbeam_epoch::Collector,
+        pointer: crossbeam_epoch::Atomic<T>,
+    }
+
+    impl<T: Send + Sync + 'static> RcuCell<T> {
+        /// A cell read in sections of `domain`.
+        pub fn new(domain: &Domain, value: T) -> Self {
+            RcuCell {
+                collector: domain.collector.clone(),
+                pointer: crossbeam_epoch::Atomic::new(value),
+            }
+        }
+
+        /// The value now; it lives as long as the section.
+        ///
+        /// # Panics
+        /// If `guard` is a section of another domain.
+        #[inline]
+        pub fn load<'g>(&self, guard: &'g Guard<'_>) -> &'g T {
+            assert!(
+                guard.guard.collector() == Some(&self.collector),
+                "an RcuCell was read in a section of another domain"
+            );
+            // Acquire: pairs with the release of `replace`.
+            let shared = self.pointer.load(Ordering::Acquire, &guard.guard);
+            // SAFETY: the pointer is never null, and what it points to is
+            // dropped only by a callback deferred in the same domain (checked
+            // above), which waits for this section.
+            unsafe { shared.deref() }
+        }
+
+        /// Publish another value; the old one is dropped after a grace period.
+        ///
+        /// # Panics
+        /// If `guard` is a section of another domain.
+        pub fn replace(&self, value: T, guard: &Guard<'_>) {
+            assert!(
+                guard.guard.collector() == Some(&self.collector),
+                "an RcuCell was written in a section of another domain"
+            );
+            // Release: publishes the new value's contents; pairs with `load`.
+            let old = self.pointer.swap(
+                crossbeam_epoch::Owned::new(value),
+                Ordering::AcqRel,
+                &guard.guard,
+            );
+            // SAFETY: `old` is unlinked, was made by `Owned::new`, and only
+            // the thread that swapped it out gets here with it.
+            unsafe { guard.guard.defer_destroy(old) };
+        }
+    }
+
+    impl<T> Drop for RcuCell<T> {
+        fn drop(&mut self) {
+            // SAFETY: `&mut self`: no reader can hold the pointer, and it was
+            // made by `Owned::new`.
+            drop(unsafe { std::mem::take(&mut self.pointer).into_owned() });
+        }
+    }
+
+    /// A read-side section; dropping it leaves the section.
+    pub struct Guard<'r> {
+        guard: crossbeam_epoch::Guard,
+        counts: &'r Arc<Counts>,
+    }
+
+    impl Guard<'_> {
+        /// Run `f` once no reader that could hold what was unlinked is left
+        /// (`call_rcu()`).
+        pub fn defer(&self, f: impl FnOnce() + Send + 'static) {
+            self.counts.deferred.fetch_add(1, Ordering::Release);
+            let counts = Arc::clone(self.counts);
+            self.guard.defer(move || {
+                f();
+                counts.freed.fetch_add(1, Ordering::Release);
+            });
+        }
+    }
+}
+
+#[cfg(not(loom))]
+pub use imp::{Domain, Guard, RcuCell, Reader};
