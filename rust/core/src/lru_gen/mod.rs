@@ -1,9 +1,16 @@
 //! The multi-gen LRU (`mm/vmscan.c`, `include/linux/mm_inline.h`).
 
+pub mod bloom;
+pub mod folio;
+pub mod lruvec;
+
+pub use folio::mark_accessed;
+pub(crate) use folio::{add_folio, del_folio};
+pub use lruvec::LruVec;
+
 use crate::cpu::Cpu;
 use crate::error::{Errno, Error, Result};
-use crate::mm::folio::{LRU, REFERENCED, UNEVICTABLE, WORKINGSET};
-use crate::mm::{FolioWord, Memcg, Mm, Pfn, PhysMem};
+use crate::mm::{Memcg, Mm, Pfn};
 use crate::sync::atomic::{AtomicU32, Ordering};
 use std::sync::Arc;
 
@@ -47,34 +54,11 @@ impl Settings {
     }
 }
 
-/// The LRU of one memory cgroup on one node (`struct lruvec`).
-pub struct LruVec {
-    /// The memory cgroup.
-    pub memcg: u16,
-    /// The node.
-    pub node: usize,
-}
-
-impl LruVec {
-    pub(crate) fn new(memcg: u16, node: usize, _now_ns: u64) -> Self {
-        LruVec { memcg, node }
-    }
-}
-
 /// A process was made in a memory cgroup (`lru_gen_add_mm()`).
 pub(crate) fn add_mm(_owner: &Memcg, _mm: &Arc<Mm>) {}
 
 /// A process left (`lru_gen_del_mm()`).
 pub(crate) fn del_mm(_owner: &Memcg, _mm: &Arc<Mm>) {}
-
-/// Put a new folio on its list (`lru_gen_add_folio()`).
-pub(crate) fn add_folio(cpu: &Cpu, pfn: Pfn) {
-    cpu.host().memory.word(pfn).set(LRU);
-}
-
-/// Take a folio whose LRU flag this thread has cleared off its list
-/// (`lru_gen_del_folio()`).
-pub(crate) fn del_folio(_cpu: &Cpu, _pfn: Pfn) {}
 
 /// Charge pages to a memory cgroup, reclaiming from it if it is full.
 ///
@@ -97,22 +81,4 @@ pub(crate) fn charge(_cpu: &Cpu, memcg: &Memcg, pages: u64) -> Result<()> {
 /// A folio, after direct reclaim if need be.
 pub(crate) fn alloc_with_reclaim(cpu: &Cpu, _memcg: &Memcg, order: u32, flags: u64) -> Option<Pfn> {
     cpu.host().memory.alloc(cpu, 0, order, flags)
-}
-
-/// Count a reference (`folio_mark_accessed()`, `folio_inc_refs()`): referenced
-/// first, then workingset, then the references field up to its limit.
-pub fn mark_accessed(memory: &PhysMem, pfn: Pfn) {
-    memory.word(pfn).modify(|word| {
-        if word.has(UNEVICTABLE) {
-            None
-        } else if !word.has(REFERENCED) {
-            Some(crate::mm::Word(word.0 | REFERENCED))
-        } else if !word.has(WORKINGSET) {
-            Some(crate::mm::Word(word.0 | WORKINGSET))
-        } else if word.refs() < 3 {
-            Some(word.with_refs(word.refs() + 1))
-        } else {
-            None
-        }
-    });
 }
