@@ -306,7 +306,12 @@ impl PhysMem {
     /// One more mapping. Guarded against reclaim by the PTE table's lock.
     #[inline]
     pub fn map(&self, pfn: Pfn) {
-        self.mapcount[pfn.0 as usize].fetch_add(1, Ordering::Relaxed);
+        self.map_more(pfn, 1);
+    }
+
+    /// `n` more mappings.
+    pub(crate) fn map_more(&self, pfn: Pfn, n: u32) {
+        self.mapcount[pfn.0 as usize].fetch_add(n, Ordering::Relaxed);
     }
 
     /// One mapping less; returns how many are left.
