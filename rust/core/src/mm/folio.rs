@@ -168,7 +168,13 @@ impl std::fmt::Debug for Word {
                 write!(f, " {}", name.to_ascii_lowercase())?;
             }
         }
-        write!(f, " order {} node {} memcg {}", self.order(), self.node(), self.memcg())
+        write!(
+            f,
+            " order {} node {} memcg {}",
+            self.order(),
+            self.node(),
+            self.memcg()
+        )
     }
 }
 
@@ -182,7 +188,7 @@ pub trait FolioWord {
     fn clear(&self, flags: u64) -> Word;
     /// Replace the word by `change(word)` until it succeeds; `None` from
     /// `change` leaves it. Returns the value before, and whether it changed.
-    fn update(&self, change: impl FnMut(Word) -> Option<Word>) -> (Word, bool);
+    fn modify(&self, change: impl FnMut(Word) -> Option<Word>) -> (Word, bool);
 }
 
 impl FolioWord for AtomicU64 {
@@ -206,7 +212,7 @@ impl FolioWord for AtomicU64 {
     }
 
     #[inline]
-    fn update(&self, mut change: impl FnMut(Word) -> Option<Word>) -> (Word, bool) {
+    fn modify(&self, mut change: impl FnMut(Word) -> Option<Word>) -> (Word, bool) {
         let mut seen = self.load(Ordering::Relaxed);
         loop {
             let Some(new) = change(Word(seen)) else {

@@ -210,7 +210,9 @@ impl PhysMem {
                 })
             };
             if let Some(first) = found {
-                self.nodes[n].nr_free.fetch_sub(1 << order, Ordering::Relaxed);
+                self.nodes[n]
+                    .nr_free
+                    .fetch_sub(1 << order, Ordering::Relaxed);
                 return Some(first);
             }
         }
@@ -220,7 +222,10 @@ impl PhysMem {
     /// Take a folio back. It is on no list and nothing maps it.
     pub fn free(&self, pfn: Pfn) {
         let word = self.word(pfn).get();
-        debug_assert!(!word.has(TAIL) && self.mapcount(pfn) == 0, "{pfn:?} {word:?}");
+        debug_assert!(
+            !word.has(TAIL) && self.mapcount(pfn) == 0,
+            "{pfn:?} {word:?}"
+        );
         let order = word.order();
         self.word(pfn).store(0, Ordering::Relaxed);
         let node = &self.nodes[self.node_of(pfn.0)];
@@ -282,7 +287,7 @@ impl PhysMem {
 
     /// Page offset in its address space (`folio->index`).
     #[inline]
-    pub fn index(&self, pfn: Pfn) -> &AtomicU32 {
+    pub fn pgoff(&self, pfn: Pfn) -> &AtomicU32 {
         &self.index[pfn.0 as usize]
     }
 
@@ -301,7 +306,12 @@ impl PhysMem {
     /// One more mapping. Guarded against reclaim by the PTE table's lock.
     #[inline]
     pub fn map(&self, pfn: Pfn) {
-        self.mapcount[pfn.0 as usize].fetch_add(1, Ordering::Relaxed);
+        self.map_more(pfn, 1);
+    }
+
+    /// `n` more mappings.
+    pub(crate) fn map_more(&self, pfn: Pfn, n: u32) {
+        self.mapcount[pfn.0 as usize].fetch_add(n, Ordering::Relaxed);
     }
 
     /// One mapping less; returns how many are left.

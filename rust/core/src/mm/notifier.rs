@@ -9,7 +9,7 @@ use crate::cpu::Cpu;
 use crate::error::{Errno, Error, Result};
 use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use crate::sync::lock::Mutex;
-use crate::sync::rcu::{Domain, RcuCell};
+use crate::sync::rcu::{Domain, RcuCell, Reader};
 use crate::trace::Counter;
 use std::sync::Arc;
 
@@ -206,9 +206,14 @@ impl NotifierList {
     /// Ask all, OR the answers (`mmu_notifier_clear_flush_young()`).
     pub fn clear_flush_young(&self, cpu: &Cpu, start: u64, end: u64) -> bool {
         let counter = Counter::NotifierClearFlushYoung;
-        self.ask(cpu, false, |ops| ops.clear_flush_young, counter, false, |n| {
-            n.clear_flush_young(cpu, start, end)
-        })
+        self.ask(
+            cpu,
+            false,
+            |ops| ops.clear_flush_young,
+            counter,
+            false,
+            |n| n.clear_flush_young(cpu, start, end),
+        )
     }
 
     /// Ask all, or with `fast_only` all fast ones, and OR the answers
@@ -220,9 +225,14 @@ impl NotifierList {
         } else {
             Counter::NotifierClearYoungSlow
         };
-        self.ask(cpu, fast_only, |ops| ops.clear_young, counter, false, |n| {
-            n.clear_young(cpu, start, end, fast_only)
-        })
+        self.ask(
+            cpu,
+            fast_only,
+            |ops| ops.clear_young,
+            counter,
+            false,
+            |n| n.clear_young(cpu, start, end, fast_only),
+        )
     }
 
     /// Ask until one says young (`mmu_notifier_test_young()`).
@@ -232,9 +242,14 @@ impl NotifierList {
         } else {
             Counter::NotifierTestYoungSlow
         };
-        self.ask(cpu, fast_only, |ops| ops.test_young, counter, true, |n| {
-            n.test_young(cpu, address, fast_only)
-        })
+        self.ask(
+            cpu,
+            fast_only,
+            |ops| ops.test_young,
+            counter,
+            true,
+            |n| n.test_young(cpu, address, fast_only),
+        )
     }
 
     /// Tell all that the range is about to be unmapped. Dropping the result
@@ -251,7 +266,9 @@ impl NotifierList {
                 .collect();
             for subscription in &told {
                 cpu.count(Counter::NotifierInvalidate);
-                subscription.notifier.invalidate_range_start(cpu, start, end);
+                subscription
+                    .notifier
+                    .invalidate_range_start(cpu, start, end);
             }
             told
         } else {
@@ -296,7 +313,11 @@ impl Drop for Invalidation<'_> {
 impl Mm {
     /// Subscribe (`mmu_notifier_register()`): excludes the mm's page-table
     /// walkers and publishes.
-    pub fn register_notifier(&self, cpu: &Cpu, notifier: Arc<dyn MmuNotifier>) -> Arc<Subscription> {
+    pub fn register_notifier(
+        &self,
+        cpu: &Cpu,
+        notifier: Arc<dyn MmuNotifier>,
+    ) -> Arc<Subscription> {
         let subscription = Arc::new(Subscription {
             ops: notifier.ops(),
             notifier,
@@ -323,10 +344,20 @@ impl Mm {
         }
         subscription.release(cpu);
         if !self.notifiers.unlink(cpu, subscription) {
-            return Err(Error::invalid("the notifier is not registered with this mm"));
+            return Err(Error::invalid(
+                "the notifier is not registered with this mm",
+            ));
         }
         cpu.host().srcu.synchronize();
         Ok(())
+    }
+
+    /// Drop every subscription without a word, when the host itself is gone.
+    pub(crate) fn forget_notifiers(&self, cpu_srcu: &Reader) {
+        self.notifiers
+            .snapshot
+            .replace(Vec::new(), &cpu_srcu.lock());
+        self.notifiers.len.store(0, Ordering::Release);
     }
 
     /// Release and unlink every subscription (`__mmu_notifier_release()`), as

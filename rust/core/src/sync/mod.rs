@@ -1,7 +1,7 @@
 //! The only door to atomics, spinning, threads, grace periods and locks.
 //!
-//! Everything else in the crate takes these from here (a clippy lint refuses
-//! the originals), so that with `--cfg loom` the same code runs under a model
+//! Everything else in the crate takes these from here (a test, `one_door`,
+//! refuses the originals), so that with `--cfg loom` the same code runs under a model
 //! checker. `Ordering` is re-exported, never hidden: orderings are what this
 //! model is about, and they stay visible where they are used.
 //!
@@ -12,8 +12,6 @@
 //! | [`lock`] | `spinlock_t`, `rwlock_t`, `rw_semaphore`, `mutex` | `spin` (ticket), `parking_lot`, or loom |
 //! | [`rcu`] | RCU and SRCU | `crossbeam-epoch`, or a model of it under loom |
 //! | [`thread`] | kthreads and vCPU threads | `std`, or loom |
-
-#![allow(clippy::disallowed_types, clippy::disallowed_methods)]
 
 pub mod atomic;
 pub mod lock;

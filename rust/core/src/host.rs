@@ -1,0 +1,237 @@
+//! The host: memory, cgroups, processes, clock, grace periods and totals.
+
+use crate::cpu::Cpu;
+use crate::error::{Errno, Error, Result};
+use crate::lru_gen::{self, LruVec};
+use crate::mm::address_space::{AddressSpace, AddressSpaces, Kind};
+use crate::mm::memory::PhysMem;
+use crate::mm::swap::Swap;
+use crate::mm::{FolioWord, Memcg, Mm, NotifierList, Pfn};
+use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use crate::sync::lock::{Mutex, RwSem};
+use crate::sync::rcu::Domain;
+use crate::trace::{CounterTotals, Record};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// The host's clock, which birth times and trace records are taken from.
+pub enum Clock {
+    /// Real time since the host was made.
+    Monotonic(Instant),
+    /// Advances only when told, so that inline runs repeat to the bit.
+    Virtual(AtomicU64),
+}
+
+impl Clock {
+    /// Nanoseconds since the host was made.
+    pub fn now_ns(&self) -> u64 {
+        match self {
+            Clock::Monotonic(start) => {
+                u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX)
+            }
+            Clock::Virtual(ns) => ns.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Let virtual time pass; real time passes by itself.
+    pub fn advance_ns(&self, ns: u64) {
+        if let Clock::Virtual(now) = self {
+            now.fetch_add(ns, Ordering::Relaxed);
+        }
+    }
+}
+
+/// What a host is made of.
+pub struct HostConfig {
+    /// Pages of each node.
+    pub nodes: Vec<u64>,
+    /// Swap slots.
+    pub swap_pages: u64,
+    /// Whether time is virtual.
+    pub virtual_clock: bool,
+}
+
+/// One machine.
+pub struct Host {
+    /// Physical memory.
+    pub memory: PhysMem,
+    /// Grace periods of page-table pages, roots and memslot sets.
+    pub rcu: Domain,
+    /// Grace periods of notifier subscriptions, whose callbacks may sleep.
+    pub srcu: Domain,
+    /// Time.
+    pub clock: Clock,
+    /// Counters of all threads that have finished.
+    pub totals: CounterTotals,
+    /// Files, shmem and anonymous mappings.
+    pub spaces: AddressSpaces,
+    /// The swap device.
+    pub swap: Swap,
+    /// Settings of the multi-gen LRU.
+    pub lru_gen: lru_gen::Settings,
+    memcgs: RwSem<Vec<Arc<Memcg>>>,
+    mms: RwSem<Vec<Arc<Mm>>>,
+    next_mm: AtomicU32,
+    trace_mask: AtomicU32,
+    trace: Mutex<Vec<Record>>,
+}
+
+impl Host {
+    /// A machine with its root cgroup.
+    ///
+    /// # Errors
+    /// `EINVAL` for impossible sizes.
+    pub fn new(config: &HostConfig) -> Result<Arc<Self>> {
+        let memory = PhysMem::new(&config.nodes)?;
+        let clock = if config.virtual_clock {
+            Clock::Virtual(AtomicU64::new(0))
+        } else {
+            Clock::Monotonic(Instant::now())
+        };
+        let host = Host {
+            swap: Swap::new(config.swap_pages)?,
+            rcu: Domain::new(),
+            srcu: Domain::new(),
+            totals: CounterTotals::default(),
+            spaces: AddressSpaces::default(),
+            lru_gen: lru_gen::Settings::default(),
+            memcgs: RwSem::new(Vec::new()),
+            mms: RwSem::new(Vec::new()),
+            next_mm: AtomicU32::new(1),
+            trace_mask: AtomicU32::new(0),
+            trace: Mutex::new(Vec::new()),
+            memory,
+            clock,
+        };
+        host.create_memcg("/")?;
+        Ok(Arc::new(host))
+    }
+
+    /// A new memory cgroup.
+    ///
+    /// # Errors
+    /// `EEXIST` when the name is taken, `ENOSPC` after 65,535 cgroups.
+    pub fn create_memcg(&self, name: &str) -> Result<Arc<Memcg>> {
+        let mut memcgs = self.memcgs.write();
+        if memcgs.iter().any(|memcg| memcg.name == name) {
+            return Err(Error::new(
+                Errno::EEXIST,
+                format!("a memory cgroup named {name:?} exists"),
+            ));
+        }
+        let id = u16::try_from(memcgs.len())
+            .map_err(|_| Error::new(Errno::ENOSPC, "all 65,536 memory cgroups are taken"))?;
+        let lruvecs = (0..self.memory.nr_nodes())
+            .map(|node| LruVec::new(id, node, self.clock.now_ns()))
+            .collect();
+        let memcg = Arc::new(Memcg::new(id, name.to_owned(), lruvecs));
+        memcgs.push(Arc::clone(&memcg));
+        Ok(memcg)
+    }
+
+    /// A memory cgroup by number.
+    pub fn memcg(&self, id: u16) -> Option<Arc<Memcg>> {
+        self.memcgs.read().get(usize::from(id)).cloned()
+    }
+
+    /// Every memory cgroup, the root first.
+    pub fn memcgs(&self) -> Vec<Arc<Memcg>> {
+        self.memcgs.read().clone()
+    }
+
+    /// A new process in a memory cgroup.
+    ///
+    /// # Errors
+    /// `ENOENT` when there is no such cgroup.
+    pub fn create_mm(&self, memcg: u16) -> Result<Arc<Mm>> {
+        let owner = self.memcg(memcg).ok_or_else(|| {
+            Error::new(
+                Errno::ENOENT,
+                format!("no memory cgroup has number {memcg}"),
+            )
+        })?;
+        let id = self.next_mm.fetch_add(1, Ordering::Relaxed);
+        let notifiers = NotifierList::new(&self.srcu);
+        let mm = Arc::new(Mm::new(id, Arc::clone(&owner), notifiers));
+        lru_gen::add_mm(&owner, &mm);
+        self.mms.write().push(Arc::clone(&mm));
+        Ok(mm)
+    }
+
+    /// End a process: its subscribers are released, its memory unmapped.
+    pub fn exit_mm(&self, cpu: &Cpu, mm: &Arc<Mm>) {
+        mm.exit(cpu);
+        lru_gen::del_mm(&mm.memcg, mm);
+        self.mms.write().retain(|other| !Arc::ptr_eq(other, mm));
+    }
+
+    /// Every process.
+    pub fn mms(&self) -> Vec<Arc<Mm>> {
+        self.mms.read().clone()
+    }
+
+    /// A file of `nr_pages`, shmem of that size, or an anonymous mapping's
+    /// address space.
+    pub fn create_space(&self, kind: Kind, nr_pages: u64) -> Arc<AddressSpace> {
+        self.spaces.create(kind, nr_pages)
+    }
+
+    /// A folio charged to a memory cgroup, on no list.
+    ///
+    /// # Errors
+    /// `ENOMEM` when reclaim could not help either.
+    pub fn alloc_folio(&self, cpu: &Cpu, memcg: &Memcg, order: u32, flags: u64) -> Result<Pfn> {
+        let pages = 1u64 << order;
+        lru_gen::charge(cpu, memcg, pages)?;
+        let Some(pfn) = lru_gen::alloc_with_reclaim(cpu, memcg, order, flags) else {
+            memcg.uncharge(pages);
+            return Err(self.memory.out_of_memory(order));
+        };
+        let word = self.memory.word(pfn).get().with_memcg(memcg.id);
+        self.memory.word(pfn).store(word.0, Ordering::Relaxed);
+        Ok(pfn)
+    }
+
+    /// Uncharge and free a folio that is on no list and mapped by nobody.
+    pub fn free_folio(&self, pfn: Pfn) {
+        let word = self.memory.word(pfn).get();
+        if let Some(owner) = self.memcg(word.memcg()) {
+            owner.uncharge(word.nr_pages());
+        }
+        self.memory.free(pfn);
+    }
+
+    /// Which tracepoints are on, a sum of [`Event`](crate::trace::Event)s.
+    /// Threads look when they start.
+    pub fn trace_mask(&self) -> u32 {
+        self.trace_mask.load(Ordering::Relaxed)
+    }
+
+    /// Switch tracepoints on or off.
+    pub fn set_trace_mask(&self, mask: u32) {
+        self.trace_mask.store(mask, Ordering::Relaxed);
+    }
+
+    pub(crate) fn take_trace(&self, records: Vec<Record>) {
+        self.trace.lock().extend(records);
+    }
+
+    /// Take what finished threads have traced, in order of time.
+    pub fn drain_trace(&self) -> Vec<Record> {
+        let mut records = std::mem::take(&mut *self.trace.lock());
+        records.sort_by_key(|record| record.time_ns);
+        records
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        // Subscriptions hold VMs and VMs hold their mm; the last owner of the
+        // host cuts these circles. Nothing can run on it any more, so nobody
+        // is waited for.
+        let reader = self.srcu.register();
+        for mm in self.mms.get_mut().drain(..) {
+            mm.forget_notifiers(&reader);
+        }
+    }
+}

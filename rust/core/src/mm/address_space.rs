@@ -1,0 +1,164 @@
+//! What pages belong to, and where they are mapped.
+//!
+//! A folio names an address space and a page index in it. The address space
+//! knows every VMA that maps it, which makes the reverse mapping: from a folio
+//! to each of its page-table entries (`mm/rmap.c`). Files and shmem also keep
+//! their pages here (the page cache, `mm/filemap.c`); anonymous memory has one
+//! address space per mapping (an `anon_vma`) and no page cache.
+
+use super::Mm;
+use super::folio::Pfn;
+use super::vma::Vma;
+use crate::sync::atomic::{AtomicU8, zeroed};
+use crate::sync::lock::{Mutex, RwSem};
+use std::sync::{Arc, Weak};
+
+/// What kind of memory an address space is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// Private anonymous memory, backed by swap.
+    Anon,
+    /// Shared memory: page cache, backed by swap.
+    Shmem,
+    /// A file: page cache, backed by its own store.
+    File,
+}
+
+/// What the page cache holds for one page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Slot {
+    /// Nothing.
+    Empty,
+    /// A folio.
+    Page(Pfn),
+    /// An evicted page's shadow entry, or for shmem a swap slot.
+    Value(u64),
+}
+
+impl Slot {
+    fn decode(raw: u64) -> Self {
+        match raw {
+            0 => Slot::Empty,
+            n if n & 1 == 0 => Slot::Page(Pfn((n >> 1) as u32 - 1)),
+            n => Slot::Value(n >> 1),
+        }
+    }
+
+    fn encode(self) -> u64 {
+        match self {
+            Slot::Empty => 0,
+            Slot::Page(pfn) => (u64::from(pfn.0) + 1) << 1,
+            Slot::Value(value) => value << 1 | 1,
+        }
+    }
+}
+
+/// An anon_vma or an inode's mapping.
+pub struct AddressSpace {
+    /// Its number, which folios carry; never 0.
+    pub id: u32,
+    /// What it is.
+    pub kind: Kind,
+    /// Every VMA that maps it (`i_mmap`, or the anon_vma's tree).
+    i_mmap: RwSem<Vec<(Weak<Mm>, Vma)>>,
+    /// The page cache (`i_pages`), by page index; empty for anonymous memory.
+    pages: Mutex<Vec<u64>>,
+    /// Content of a file on its device, one byte a page.
+    store: Box<[AtomicU8]>,
+}
+
+impl AddressSpace {
+    pub(crate) fn new(id: u32, kind: Kind, nr_pages: usize) -> Self {
+        let cached = if kind == Kind::Anon { 0 } else { nr_pages };
+        let stored = if kind == Kind::File { nr_pages } else { 0 };
+        AddressSpace {
+            id,
+            kind,
+            i_mmap: RwSem::new(Vec::new()),
+            pages: Mutex::new(vec![0; cached]),
+            store: zeroed(stored),
+        }
+    }
+
+    /// Pages of a file or of shmem.
+    pub fn nr_pages(&self) -> u64 {
+        self.pages.lock().len() as u64
+    }
+
+    /// The page cache's slot of page `index`.
+    pub fn slot(&self, index: u64) -> Slot {
+        Slot::decode(self.pages.lock()[index as usize])
+    }
+
+    /// Change the slot of page `index` under the cache's lock
+    /// (`xa_lock(&mapping->i_pages)`); returns what it was.
+    pub fn update_slot(&self, index: u64, change: impl FnOnce(Slot) -> Slot) -> Slot {
+        let mut pages = self.pages.lock();
+        let raw = &mut pages[index as usize];
+        let old = Slot::decode(*raw);
+        *raw = change(old).encode();
+        old
+    }
+
+    /// The byte that the file's device holds for page `index`.
+    pub fn store(&self, index: u64) -> &AtomicU8 {
+        &self.store[index as usize]
+    }
+
+    /// Whether the LRU counts its pages as file memory.
+    pub fn is_file_lru(&self) -> bool {
+        self.kind == Kind::File
+    }
+
+    pub(crate) fn link(&self, mm: &Arc<Mm>, vma: &Vma) {
+        self.i_mmap.write().push((Arc::downgrade(mm), vma.clone()));
+    }
+
+    pub(crate) fn unlink(&self, mm: &Mm, start: u64) {
+        self.i_mmap
+            .write()
+            .retain(|(m, vma)| vma.start != start || !std::ptr::eq(m.as_ptr(), mm));
+    }
+
+    /// Call `visit(mm, vma, address)` for every place that page `index` is
+    /// mapped at, until it returns false (`rmap_walk()`).
+    pub fn rmap_walk(&self, index: u64, mut visit: impl FnMut(&Arc<Mm>, &Vma, u64) -> bool) {
+        for (mm, vma) in self.i_mmap.read().iter() {
+            if let (Some(mm), Some(address)) = (mm.upgrade(), vma.address_of(index))
+                && !visit(&mm, vma, address)
+            {
+                return;
+            }
+        }
+    }
+}
+
+/// Every address space of a host, by number.
+#[derive(Default)]
+pub struct AddressSpaces {
+    list: RwSem<Vec<Weak<AddressSpace>>>,
+}
+
+impl AddressSpaces {
+    /// A new one of `nr_pages` pages (0 for anonymous memory).
+    pub fn create(&self, kind: Kind, nr_pages: u64) -> Arc<AddressSpace> {
+        let mut list = self.list.write();
+        // A number whose address space is gone is named by no folio: the last
+        // VMA and the last cached page held it.
+        let at = list.iter().position(|space| space.strong_count() == 0);
+        let at = at.unwrap_or(list.len());
+        let space = Arc::new(AddressSpace::new(at as u32 + 1, kind, nr_pages as usize));
+        let weak = Arc::downgrade(&space);
+        match list.get_mut(at) {
+            Some(free) => *free = weak,
+            None => list.push(weak),
+        }
+        space
+    }
+
+    /// The one that a folio's mapping field names.
+    pub fn get(&self, id: u32) -> Option<Arc<AddressSpace>> {
+        let list = self.list.read();
+        list.get((id as usize).checked_sub(1)?)?.upgrade()
+    }
+}

@@ -1,0 +1,57 @@
+//! Memory cgroups: who owns a page, how much one may own (`mm/memcontrol.c`).
+
+use crate::lru_gen::LruVec;
+use crate::sync::atomic::{AtomicU64, Ordering};
+
+/// A limit that is never reached.
+pub const UNLIMITED: u64 = u64::MAX;
+
+/// A memory cgroup.
+pub struct Memcg {
+    /// Its number; 0 is the root.
+    pub id: u16,
+    /// Its path below the cgroup mount point.
+    pub name: String,
+    usage: AtomicU64,
+    /// `memory.max`, in pages.
+    pub max: AtomicU64,
+    /// `memory.high`, in pages.
+    pub high: AtomicU64,
+    /// One per node.
+    pub lruvecs: Vec<LruVec>,
+}
+
+impl Memcg {
+    pub(crate) fn new(id: u16, name: String, lruvecs: Vec<LruVec>) -> Self {
+        Memcg {
+            id,
+            name,
+            usage: AtomicU64::new(0),
+            max: AtomicU64::new(UNLIMITED),
+            high: AtomicU64::new(UNLIMITED),
+            lruvecs,
+        }
+    }
+
+    /// Pages charged.
+    pub fn usage(&self) -> u64 {
+        self.usage.load(Ordering::Relaxed)
+    }
+
+    /// Charge pages, unless that would exceed `max` (`try_charge()`).
+    pub fn try_charge(&self, pages: u64) -> bool {
+        let max = self.max.load(Ordering::Relaxed);
+        // Relaxed: a sum; nothing is published by it.
+        let before = self.usage.fetch_add(pages, Ordering::Relaxed);
+        if max != UNLIMITED && before + pages > max {
+            self.usage.fetch_sub(pages, Ordering::Relaxed);
+            return false;
+        }
+        true
+    }
+
+    /// Give pages back.
+    pub fn uncharge(&self, pages: u64) {
+        self.usage.fetch_sub(pages, Ordering::Relaxed);
+    }
+}
