@@ -275,6 +275,7 @@ mod tests {
         let host = host();
         let calls = std::rc::Rc::new(Cell::new(0));
         let seen = std::rc::Rc::clone(&calls);
+        let start = Instant::now();
         let cpu = Cpu::with_poll(
             &host,
             Box::new(move || {
@@ -284,7 +285,6 @@ mod tests {
         );
         let other = cpu.seed().cpu();
         assert!(!other.poll());
-        let start = Instant::now();
         while !cpu.poll() {
             assert!(start.elapsed() < Duration::from_secs(5), "never asked");
         }
