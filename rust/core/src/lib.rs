@@ -7,6 +7,7 @@
 
 #![warn(missing_docs)]
 
+pub mod access;
 pub mod cpu;
 pub mod error;
 pub mod host;

@@ -1,0 +1,3 @@
+//! What guests do: recorded programs and their readers.
+
+pub mod trace_text;
