@@ -203,6 +203,7 @@ def sequential(
         passes: How many times over the region.
         seed: Decides which accesses write when ``write`` is a share.
         region: Part of guest memory, ``(start, length)``.
+
     """
     return Sequential(
         _write_fraction(write),
@@ -230,6 +231,7 @@ def strided(
         passes: How many times over the region.
         seed: Decides which accesses write when ``write`` is a share.
         region: Part of guest memory, ``(start, length)``.
+
     """
     return Strided(
         _whole(stride, "stride", at_least=1),
@@ -251,6 +253,7 @@ def uniform(
         seed: Seed of the random numbers.
         write: Whether the accesses write; a number is the share that does.
         region: Part of guest memory, ``(start, length)``.
+
     """
     return Uniform(
         _whole(accesses, "accesses", at_least=1),
@@ -278,6 +281,7 @@ def zipf(
         write: Whether the accesses write; a number is the share that does.
         shuffle: Spread the ranks over the region; otherwise page 0 is the hottest.
         region: Part of guest memory, ``(start, length)``.
+
     """
     if isinstance(exponent, bool) or not isinstance(exponent, (int, float, np.floating)):
         raise TypeError(f"exponent: expected a number, not {type(exponent).__name__}")
@@ -318,6 +322,7 @@ def hot_cold(
         seed: Seed of the random numbers.
         write: Whether the accesses write; a number is the share that does.
         region: Part of guest memory, ``(start, length)``.
+
     """
     if (phases is None) == (accesses is None):
         raise TypeError("hot_cold: give either phases or accesses")
@@ -357,6 +362,7 @@ def arrays(pages: npt.ArrayLike, writes: npt.ArrayLike | bool = False) -> Record
     Args:
         pages: Guest page numbers, below 2**32.
         writes: For each access whether it writes, or one answer for all.
+
     """
     numbers = np.asarray(pages)
     if numbers.ndim != 1:
@@ -380,5 +386,6 @@ def trace(recorded: Trace) -> Recorded:
 
     Args:
         recorded: A trace, from `youngbit.traces`.
+
     """
     return Recorded(recorded.frames, recorded.write)

@@ -11,9 +11,11 @@ MMUS: Final = ("tdp",)
 MMU: Final = "tdp"
 FORMATS: Final = ("ept", "npt")
 FORMAT: Final = "ept"
-#: What the aging walk of MGLRU asks secondary MMUs in `baseline`.
-AGING_ASKS: Final = ("none", "accurate")
-AGING_ASK: Final = "accurate"
+#: What the aging walk of MGLRU may ask secondary MMUs, and what it does ask in
+#: the kernel of each protocol. Kernels before 6.12-rc6 asked nothing: baseline
+#: can be run with "none" too.
+AGING_ASKS: Final = ("none", "accurate", "fast_only")
+PROTOCOL_ASKS: Final = {"baseline": "accurate", "v7": "fast_only", "v9": "accurate"}
 #: Sizes of the pages that back guest memory, and what they are in bytes.
 BACKINGS: Final = {"4k": 1 << 12, "2m": 1 << 21, "1g": 1 << 30}
 BACKING: Final = "4k"

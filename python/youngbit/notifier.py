@@ -35,6 +35,7 @@ class MmuNotifier:
     Attributes:
         has_fast_aging: Whether ``fast_only`` calls are made to it at all. Set it
             on the class or before registering.
+
     """
 
     has_fast_aging: ClassVar[bool] | bool = False
