@@ -10,7 +10,10 @@ fn main() {
     let set = |key: &str, value: &str| println!("cargo::rustc-env={key}={value}");
     set("YOUNGBIT_RUSTC", version.as_deref().unwrap_or("unknown"));
     set("YOUNGBIT_PROFILE", &env::var("PROFILE").unwrap_or_default());
-    set("YOUNGBIT_OPT_LEVEL", &env::var("OPT_LEVEL").unwrap_or_default());
+    set(
+        "YOUNGBIT_OPT_LEVEL",
+        &env::var("OPT_LEVEL").unwrap_or_default(),
+    );
     set("YOUNGBIT_TARGET", &env::var("TARGET").unwrap_or_default());
     println!("cargo::rerun-if-changed=build.rs");
 }

@@ -17,7 +17,9 @@ pub fn to_python(error: Error) -> PyErr {
         Error::Sys { errno, what } => PyOSError::new_err((errno as i32, what)),
         Error::Callback(payload) => match payload.downcast::<PyErr>() {
             Ok(error) => *error,
-            Err(_) => PyRuntimeError::new_err("a callback failed with something that is no exception"),
+            Err(_) => {
+                PyRuntimeError::new_err("a callback failed with something that is no exception")
+            }
         },
     }
 }

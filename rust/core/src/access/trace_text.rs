@@ -151,10 +151,7 @@ fn number(text: &[u8], radix: u32) -> Option<u64> {
 ///
 /// # Errors
 /// [`ReadError`], with the line.
-pub fn read_csv<E>(
-    input: impl BufRead,
-    poll: &mut dyn FnMut() -> Result<(), E>,
-) -> ReadResult<E> {
+pub fn read_csv<E>(input: impl BufRead, poll: &mut dyn FnMut() -> Result<(), E>) -> ReadResult<E> {
     const ROW: &str = "two numbers and 0 or 1, separated by commas, as `1200,5120,1`";
     let mut lines = Lines::new(input);
     if !lines.next(poll)? || lines.buffer != b"time,page,write" {
@@ -305,7 +302,11 @@ mod tests {
             ("time,page,write\n1,2,0,9\n", 2, "two numbers"),
             ("time,page,write\n1,2,2\n", 2, "two numbers"),
             ("time,page,write\n-1,2,0\n", 2, "two numbers"),
-            ("time,page,write\n99999999999999999999,2,0\n", 2, "two numbers"),
+            (
+                "time,page,write\n99999999999999999999,2,0\n",
+                2,
+                "two numbers",
+            ),
             ("time,page,write\n1,35184372088832,0\n", 2, "2^45"),
             ("time,page,write\n5,2,0\n4,2,0\n", 3, "not below"),
             ("time,page,write\n5,2,0\n6,2", 3, "truncated"),
@@ -326,7 +327,8 @@ mod tests {
 
     #[test]
     fn lackey_windows_and_splits() {
-        let text = "==1== Lackey\nI  1000,4\n L 2ffc,8\nI  1004,4\n S 2000,1\nI  1008,1\n M 3000,4\n";
+        let text =
+            "==1== Lackey\nI  1000,4\n L 2ffc,8\nI  1004,4\n S 2000,1\nI  1008,1\n M 3000,4\n";
         let trace = lackey(text, 2, 0).unwrap();
         assert_eq!(trace.time, [0, 0, 0, 2, 2]);
         assert_eq!(trace.page, [1, 2, 3, 1, 3]);
