@@ -13,6 +13,7 @@ pub mod error;
 pub mod host;
 pub mod lru_gen;
 pub mod mm;
+pub mod mutant;
 pub mod sync;
 pub mod table;
 pub mod trace;
