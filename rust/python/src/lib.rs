@@ -3,7 +3,10 @@
 
 mod build;
 mod error;
+mod host;
+mod mm;
 mod native;
+mod notifier;
 mod traces;
 
 use pyo3::prelude::*;
@@ -13,6 +16,10 @@ use pyo3::prelude::*;
 mod _core {
     #[pymodule_export]
     use super::build::build_info;
+    #[pymodule_export]
+    use super::host::Host;
+    #[pymodule_export]
+    use super::mm::{Mm, Registration};
     #[pymodule_export]
     use super::traces::{read_csv, read_lackey};
 }
