@@ -1,6 +1,8 @@
 //! The multi-gen LRU (`mm/vmscan.c`, `include/linux/mm_inline.h`).
 
 pub mod bloom;
+pub mod controller;
+pub mod evict;
 pub mod folio;
 pub mod lruvec;
 
