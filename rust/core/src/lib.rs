@@ -11,6 +11,7 @@ pub mod access;
 pub mod cpu;
 pub mod error;
 pub mod host;
+pub mod kvm;
 pub mod lru_gen;
 pub mod mm;
 pub mod mutant;
