@@ -2,12 +2,12 @@
 //! `/sys/kernel/debug/lru_gen`, `lru_gen_full` (`mm/vmscan.c`, "sysfs
 //! interface" and "debugfs interface").
 
+use super::evict::run_eviction;
 use super::histogram::{self, Letters};
-use super::{Asking, LruVec, caps, default_swappiness, run_aging};
+use super::{Asking, caps, default_swappiness, run_aging};
 use crate::cpu::Cpu;
 use crate::error::{Error, Result};
 use crate::host::Host;
-use crate::mm::Memcg;
 use crate::text::{Cursor, is_space, kstrtouint};
 
 /// The highest swappiness.
@@ -202,23 +202,8 @@ fn run(cpu: &Cpu, command: &Command, place: &Cursor<'_>) -> Result<()> {
         }
         b'-' => {
             let nr_to_reclaim = command.option.unwrap_or(u64::MAX);
-            run_eviction(cpu, &memcg, lruvec, command.seq, swappiness, nr_to_reclaim)
+            run_eviction(cpu, &memcg, lruvec, command.seq, swappiness, nr_to_reclaim).map(|_| ())
         }
         _ => Err(place.expected("+ or -")),
     }
-}
-
-fn run_eviction(
-    cpu: &Cpu,
-    memcg: &Memcg,
-    lruvec: &LruVec,
-    seq: u64,
-    swappiness: u32,
-    nr_to_reclaim: u64,
-) -> Result<()> {
-    let _ = (cpu, memcg, lruvec, seq, swappiness, nr_to_reclaim);
-    Err(Error::new(
-        crate::error::Errno::EOPNOTSUPP,
-        "eviction is not there yet",
-    ))
 }
