@@ -17,6 +17,7 @@ pub mod mm;
 pub mod mutant;
 pub mod sync;
 pub mod table;
+pub mod text;
 pub mod trace;
 
 pub use cpu::Cpu;
