@@ -10,6 +10,7 @@
 pub mod cpu;
 pub mod error;
 pub mod host;
+pub mod kvm;
 pub mod lru_gen;
 pub mod mm;
 pub mod sync;

@@ -16,7 +16,9 @@ mod imp {
     use crate::sync::spin::Backoff;
     use std::sync::Arc;
 
-    /// One set of readers and what waits for them (`struct srcu_struct`).
+    /// One set of readers and what waits for them (`struct srcu_struct`). A
+    /// clone is the same domain.
+    #[derive(Clone)]
     pub struct Domain {
         collector: crossbeam_epoch::Collector,
         counts: Arc<Counts>,
@@ -49,6 +51,12 @@ mod imp {
                 handle: self.collector.register(),
                 counts: Arc::clone(&self.counts),
             }
+        }
+
+        /// Whether `guard` is a section of this domain.
+        #[inline]
+        pub fn owns(&self, guard: &Guard<'_>) -> bool {
+            guard.guard.collector() == Some(&self.collector)
         }
 
         /// Wait until every section that was entered before this call is left
