@@ -27,9 +27,7 @@ class TraceError(ValueError):
     found: str
     expected: str
 
-    def __init__(
-        self, path: str | PathLike[str], where: str, found: str, expected: str
-    ) -> None:
+    def __init__(self, path: str | PathLike[str], where: str, found: str, expected: str) -> None:
         self.path = fspath(path)
         self.where = where
         self.found = found

@@ -157,7 +157,10 @@ def read_npz(path: str | os.PathLike[str]) -> Trace:
     window = columns.pop("window")
     if window.shape != () or not np.issubdtype(window.dtype, np.integer) or int(window) < 0:
         raise TraceError(
-            name, "array window", f"{window.dtype} of shape {window.shape}", "a number, not negative"
+            name,
+            "array window",
+            f"{window.dtype} of shape {window.shape}",
+            "a number, not negative",
         )
     length = len(columns["time"]) if columns["time"].ndim == 1 else 0
     for key, dtype in _COLUMNS.items():
