@@ -10,6 +10,7 @@ pub mod folio;
 pub mod histogram;
 pub mod lruvec;
 pub mod mm_list;
+pub mod pages;
 pub mod settings;
 pub mod walk;
 
@@ -18,6 +19,7 @@ pub use folio::mark_accessed;
 pub(crate) use folio::{add_folio, del_folio};
 pub use lruvec::LruVec;
 pub use mm_list::MmList;
+pub use pages::page_generations;
 pub use settings::{Asking, Settings, caps};
 
 use crate::cpu::Cpu;
