@@ -11,10 +11,13 @@ pub mod access;
 pub mod cpu;
 pub mod error;
 pub mod host;
+pub mod kvm;
 pub mod lru_gen;
 pub mod mm;
+pub mod mutant;
 pub mod sync;
 pub mod table;
+pub mod text;
 pub mod trace;
 
 pub use cpu::Cpu;
