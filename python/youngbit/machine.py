@@ -17,6 +17,7 @@ from .sizes import PAGE_SIZE, Size, format_size, parse_pages, parse_size
 
 __all__ = [
     "AgeStats",
+    "DebugFs",
     "Generation",
     "Generations",
     "Host",
@@ -26,6 +27,7 @@ __all__ = [
     "Mm",
     "Registration",
     "RunStats",
+    "TextFile",
     "TraceRecords",
     "Vm",
 ]
@@ -324,6 +326,24 @@ class Host:
         """Sums of what was counted, over all calls that have returned."""
         return self._native.counters()
 
+    @property
+    def aging_asks(self) -> str:
+        """What MGLRU's aging asks secondary MMUs: none, accurate or fast_only.
+
+        Only kernels that ask ``"fast_only"`` have capability 0x8; it is dropped
+        for the others.
+        """
+        return self._native.aging_asks
+
+    @aging_asks.setter
+    def aging_asks(self, asks: str) -> None:
+        self._native.set_aging_asks(_choice(asks, defaults.AGING_ASKS, "aging_asks"))
+
+    @property
+    def debugfs(self) -> DebugFs:
+        """The text files of MGLRU, by name."""
+        return DebugFs(self)
+
     def create_memcg(self, name: str) -> Memcg:
         """Make a memory cgroup.
 
@@ -452,6 +472,51 @@ class Host:
         }
 
 
+class DebugFs(Mapping[str, "TextFile"]):
+    """The text files of MGLRU, in the kernel's layout."""
+
+    NAMES = ("enabled", "min_ttl_ms", "lru_gen", "lru_gen_full")
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+
+    def __getitem__(self, name: str) -> TextFile:
+        if name not in self.NAMES:
+            raise KeyError(name)
+        return TextFile(self._host, name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.NAMES)
+
+    def __len__(self) -> int:
+        return len(self.NAMES)
+
+
+class TextFile:
+    """One text file; made by `Host.debugfs`."""
+
+    def __init__(self, host: Host, name: str) -> None:
+        self._host = host
+        #: Its name.
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"TextFile({self.name!r})"
+
+    def read(self) -> str:
+        """Return what it reads as."""
+        return self._host._native.read_file(self.name)
+
+    def write(self, text: str | bytes) -> None:
+        """Write to it; ``lru_gen`` takes commands.
+
+        Raises:
+            OSError: With the kernel's ``errno``.
+        """
+        data = text.encode() if isinstance(text, str) else bytes(text)
+        self._host._native.write_file(self.name, data)
+
+
 class Mm:
     """A process: an address space of its own; made by `Host.create_mm`."""
 
@@ -533,6 +598,15 @@ class Mm:
         """
         start = _address(start, "start")
         return self._native.resident(start, start + parse_size(length, what="length"))
+
+    def page_generations(self, start: int, length: Size) -> npt.NDArray[np.int64]:
+        """Return for each page of a range the number of its generation.
+
+        -1 stands for a page that is not there or on no list.
+        """
+        return self._native.page_generations(
+            _address(start, "start"), parse_pages(length, what="length")
+        )
 
     def register(self, notifier: MmuNotifier) -> Registration:
         """Subscribe a notifier of your own to this process.
