@@ -74,10 +74,9 @@ def _region(region: Region) -> tuple[int, int] | None:
     """Return the region as first page and number of pages."""
     if region is None:
         return None
-    try:
-        start, length = region
-    except (TypeError, ValueError):
-        raise TypeError("region: expected a pair (start, length)") from None
+    if not isinstance(region, tuple) or len(region) != 2:
+        raise TypeError("region: expected a pair (start, length)")
+    start, length = region
     at = 0 if isinstance(start, int) and start == 0 else parse_size(start, what="region start")
     size = parse_size(length, what="region length")
     for value, what in ((at, "region start"), (size, "region length")):

@@ -35,9 +35,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 class _Size(click.ParamType):
     name = "size"
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         try:
             return parse_size(value, what="size")
         except (ValueError, TypeError) as error:
@@ -49,9 +47,7 @@ class _Number(click.ParamType):
 
     name = "number"
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         try:
             number = value if isinstance(value, int) else int(value, 0)
         except ValueError:

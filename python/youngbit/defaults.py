@@ -21,9 +21,11 @@ BACKINGS: Final = {"4k": 1 << 12, "2m": 1 << 21, "1g": 1 << 30}
 BACKING: Final = "4k"
 VCPUS: Final = 1
 MAX_VCPUS: Final = 512
-#: Entries and ways of each vCPU's modelled TLB; 0 entries: none.
+#: Entries of each vCPU's modelled TLB, a common server's second level; 0: none.
 TLB_ENTRIES: Final = 1536
+#: Its associativity where that fits the entries, else the nearest that does.
 TLB_WAYS: Final = 12
+TLB_MAX_WAYS: Final = 64
 #: Levels of the secondary page tables.
 LEVELS: Final = 4
 #: Capabilities of the multi-gen LRU: core, mm walk, non-leaf young, secondary MMU walk.

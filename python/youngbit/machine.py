@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, TypeAlias, cast, overload
@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _core, defaults
+from .access import Stream
 from .notifier import MmuNotifier
 from .sizes import PAGE_SIZE, Size, format_size, parse_pages, parse_size
 
@@ -57,6 +58,21 @@ def _choice(value: object, choices: Sequence[str], what: str) -> str:
     if value not in choices:
         raise ValueError(f"{what}: {value!r} is none of {', '.join(map(repr, choices))}")
     return cast("str", value)
+
+
+def _tlb_ways(entries: int) -> int:
+    """Return the associativity nearest to the default that divides into 2**n sets."""
+    fitting = [
+        ways
+        for ways in range(1, defaults.TLB_MAX_WAYS + 1)
+        if entries % ways == 0 and (entries // ways).bit_count() <= 1
+    ]
+    if not fitting:
+        raise ValueError(
+            f"tlb_entries: {entries} is not a power of two times an associativity of at most"
+            f" {defaults.TLB_MAX_WAYS}"
+        )
+    return min(fitting, key=lambda ways: abs(ways - defaults.TLB_WAYS))
 
 
 @dataclass(frozen=True)
@@ -375,7 +391,7 @@ class Host:
         levels: int = defaults.LEVELS,
         backing: str = defaults.BACKING,
         tlb_entries: int = defaults.TLB_ENTRIES,
-        tlb_ways: int = defaults.TLB_WAYS,
+        tlb_ways: int | None = None,
         memcg: Memcg | None = None,
     ) -> Vm:
         """Make a virtual machine in a process and a memory cgroup of its own.
@@ -394,12 +410,14 @@ class Host:
             backing: Size of the host's pages behind guest memory: ``"4k"``,
                 ``"2m"`` or ``"1g"``.
             tlb_entries: Of each vCPU's modelled TLB; 0 for none.
-            tlb_ways: Its associativity.
+            tlb_ways: Its associativity: the entries are this times a power of
+                two. Otherwise about 12, whatever fits.
             memcg: Which memory cgroup; otherwise a new one.
 
         Raises:
             ValueError: For a parameter that is none of the choices.
             OSError: If there cannot be such a VM.
+
         """
         pages = parse_pages(memory, what="memory")
         _choice(mmu, defaults.MMUS, "mmu")
@@ -409,9 +427,9 @@ class Host:
         if aging_asks is None:
             aging_asks = defaults.PROTOCOL_ASKS[protocol]
         _choice(aging_asks, defaults.AGING_ASKS, "aging_asks")
-        for value, what in ((vcpus, "vcpus"), (levels, "levels"), (tlb_entries, "tlb_entries"),
-                            (tlb_ways, "tlb_ways")):
+        for value, what in ((vcpus, "vcpus"), (levels, "levels"), (tlb_entries, "tlb_entries")):
             _address(value, what)
+        ways = _tlb_ways(tlb_entries) if tlb_ways is None else _address(tlb_ways, "tlb_ways")
         if not 1 <= vcpus <= defaults.MAX_VCPUS:
             raise ValueError(f"vcpus: {vcpus} is not between 1 and {defaults.MAX_VCPUS}")
         if pages * PAGE_SIZE % defaults.BACKINGS[backing]:
@@ -431,7 +449,7 @@ class Host:
             "levels": levels,
             "backing": backing,
             "tlb_entries": tlb_entries,
-            "tlb_ways": tlb_ways,
+            "tlb_ways": ways,
         }
         native = self._native.create_vm(
             memcg.id,
@@ -444,7 +462,7 @@ class Host:
             levels,
             tuple(defaults.BACKINGS).index(backing) + 1,
             tlb_entries,
-            tlb_ways,
+            ways,
         )
         self._native.set_aging_asks(aging_asks)
         return Vm(self, native, parameters)
@@ -512,6 +530,7 @@ class TextFile:
 
         Raises:
             OSError: With the kernel's ``errno``.
+
         """
         data = text.encode() if isinstance(text, str) else bytes(text)
         self._host._native.write_file(self.name, data)
@@ -565,6 +584,7 @@ class Mm:
             OSError: ``EINVAL``, ``EEXIST`` or ``ENOMEM``, as ``mmap``.
 
         """
+        _choice(kind, ("anon", "shmem", "file"), "kind")
         _choice(backing, tuple(defaults.BACKINGS), "backing")
         return self._native.mmap(
             parse_size(length, what="length"),
@@ -742,6 +762,7 @@ class Vm:
             OSError: If a stream leaves guest memory, or memory runs out.
             KeyboardInterrupt: Within a tenth of a second of Ctrl-C; what was
                 accessed stays accessed.
+
         """
         _choice(mode, ("inline", "live"), "mode")
         return RunStats(*self._native.run(self._streams(stream), mode == "live", overlap))
@@ -762,6 +783,7 @@ class Vm:
 
         Raises:
             OSError: As `run` and `LruGen.age`.
+
         """
         seconds, vcpus, passes, counters = self._native.run_while_aging(
             self._streams(stream),
@@ -795,12 +817,11 @@ class Vm:
         Args:
             first_page: First guest page.
             nr_pages: How many; otherwise all that follow.
+
         """
         return IdleStats(*self._native.mark_idle(*self._range(first_page, nr_pages)))
 
-    def test_idle(
-        self, first_page: int = 0, nr_pages: int | None = None
-    ) -> npt.NDArray[np.bool_]:
+    def test_idle(self, first_page: int = 0, nr_pages: int | None = None) -> npt.NDArray[np.bool_]:
         """Return for each guest page whether ``page_idle`` says that it is idle."""
         return self._native.test_idle(*self._range(first_page, nr_pages))
 
@@ -841,7 +862,6 @@ class LruGen:
         Raises:
             OSError: ``ERANGE`` without ``force_scan`` when all generations exist.
             Exception: What a notifier raised, after the pass.
+
         """
-        return AgeStats(
-            *self._host._native.age(self.memcg.id, self.node, can_swap, force_scan)
-        )
+        return AgeStats(*self._host._native.age(self.memcg.id, self.node, can_swap, force_scan))

@@ -25,6 +25,7 @@ def generations_over_time(result: ReplayResult, path: str | os.PathLike[str]) ->
 
     Raises:
         ImportError: If matplotlib is not installed.
+
     """
     # Never a window: the backend is chosen with the canvas.
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -158,6 +158,7 @@ class AccessTracking:
         tlb_entries: Of each vCPU's modelled TLB.
         seed: Of everything random.
         live: One thread a vCPU; otherwise one vCPU after another.
+
     """
 
     lru_gen: bool = False
@@ -212,6 +213,7 @@ class AccessTracking:
         Raises:
             ValueError: For a parameter that is none of the choices.
             OSError: If the machine cannot be made, or memory runs out.
+
         """
         run = _Run(self, started, stepped, warned)
         try:
@@ -369,9 +371,7 @@ class _Run:
 
     def benchmark(self) -> None:
         stream = access.sequential(write=True, seed=self.experiment.seed)
-        stats, passes = self.vm.run_while_aging(
-            stream, self.lru, overlap=self.experiment.overlap
-        )
+        stats, passes = self.vm.run_while_aging(stream, self.lru, overlap=self.experiment.overlap)
         self.result.generations.append(self.lru.generations())
         self.result.vcpu_wall_seconds = max(stats.vcpu_seconds)
         self.result.aging_passes = passes

@@ -109,6 +109,7 @@ class Replay:
         protocol: How the VM is aged.
         capabilities: Mask of ``lru_gen/enabled``.
         seed: Kept with the result; a recording has nothing random.
+
     """
 
     every: int = defaults.REPLAY_EVERY
@@ -121,9 +122,7 @@ class Replay:
         if self.every < 1:
             raise ValueError(f"every: {self.every} is below 1")
 
-    def run(
-        self, trace: Trace, *, passed: Callable[[ReplayPass], None] = _ignore
-    ) -> ReplayResult:
+    def run(self, trace: Trace, *, passed: Callable[[ReplayPass], None] = _ignore) -> ReplayResult:
         """Run it.
 
         Args:
@@ -132,6 +131,7 @@ class Replay:
 
         Raises:
             OSError: If the machine cannot be made.
+
         """
         # Virtual time: one access takes as long as the recording says, so ages
         # in the table are those of the program, at one instruction a nanosecond.
