@@ -5,13 +5,15 @@
 //! allocator and the RCU readers are the thread's own, so that measuring a
 //! protocol does not add contention to it.
 
-use crate::error::Error;
+use crate::error::{Errno, Error, Result};
 use crate::host::Host;
+use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::lock::{QrwLock, QrwReadGuard, QrwWriteGuard};
 use crate::sync::rcu;
 use crate::trace::{Counter, Counters, Event, Record};
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// The per-CPU area of one thread.
 pub struct Cpu {
@@ -29,12 +31,114 @@ pub struct Cpu {
     trace: RefCell<Vec<Record>>,
     error: RefCell<Option<Error>>,
     reclaiming: Cell<bool>,
+    stop: Arc<AtomicBool>,
+    poll: Option<RefCell<Poll>>,
+    until_poll: Cell<u32>,
+}
+
+/// A hook that asks the outside world whether to go on.
+struct Poll {
+    hook: Box<dyn FnMut() -> Result<()>>,
+    last: Instant,
+}
+
+/// Polls between two looks at the clock.
+const POLLS_PER_LOOK: u32 = 64;
+/// Time between two calls of the hook.
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
+
+/// What another thread of the same run needs to make its own [`Cpu`]; the
+/// threads of a run stop together.
+#[derive(Clone)]
+pub struct CpuSeed {
+    host: Arc<Host>,
+    stop: Arc<AtomicBool>,
+}
+
+impl CpuSeed {
+    /// A per-CPU area for the calling thread.
+    pub fn cpu(&self) -> Cpu {
+        Cpu::make(&self.host, Arc::clone(&self.stop), None)
+    }
+
+    /// Ask every thread of the run to stop.
+    pub fn stop(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
 }
 
 impl Cpu {
     /// A per-CPU area for the calling thread.
     pub fn new(host: &Arc<Host>) -> Self {
+        Self::make(host, Arc::default(), None)
+    }
+
+    /// A per-CPU area whose long loops call `hook` every 20 ms or so; its error
+    /// stops them, and the threads made from [`Cpu::seed`] with them.
+    pub fn with_poll(host: &Arc<Host>, hook: Box<dyn FnMut() -> Result<()>>) -> Self {
+        let poll = Poll {
+            hook,
+            last: Instant::now(),
+        };
+        Self::make(host, Arc::default(), Some(RefCell::new(poll)))
+    }
+
+    /// For the other threads of this run.
+    pub fn seed(&self) -> CpuSeed {
+        CpuSeed {
+            host: Arc::clone(&self.host),
+            stop: Arc::clone(&self.stop),
+        }
+    }
+
+    /// Whether to stop. Long loops ask once a page-table page, a batch, or
+    /// about a thousand accesses; what they leave behind must be consistent.
+    #[inline]
+    pub fn poll(&self) -> bool {
+        if self.stop.load(Ordering::Relaxed) {
+            return true;
+        }
+        let left = self.until_poll.get();
+        self.until_poll.set(left.wrapping_sub(1) % POLLS_PER_LOOK);
+        if left == 0 { self.poll_slow() } else { false }
+    }
+
+    #[cold]
+    fn poll_slow(&self) -> bool {
+        let Some(poll) = &self.poll else {
+            return false;
+        };
+        // A hook that itself gets here (a callback that runs a pass) is not asked again.
+        let Ok(mut poll) = poll.try_borrow_mut() else {
+            return false;
+        };
+        if poll.last.elapsed() < POLL_INTERVAL {
+            return false;
+        }
+        poll.last = Instant::now();
+        if let Err(error) = (poll.hook)() {
+            drop(poll);
+            self.raise(error);
+            self.stop.store(true, Ordering::Relaxed);
+            return true;
+        }
+        false
+    }
+
+    /// `Err` with the waiting error, or with `EINTR` if the run was stopped.
+    pub fn finish(&self) -> Result<()> {
+        self.check_error()?;
+        if self.stop.load(Ordering::Relaxed) {
+            return Err(Error::new(Errno::EINTR, "the run was interrupted"));
+        }
+        Ok(())
+    }
+
+    fn make(host: &Arc<Host>, stop: Arc<AtomicBool>, poll: Option<RefCell<Poll>>) -> Self {
         Cpu {
+            stop,
+            poll,
+            until_poll: Cell::new(0),
             counters: Counters::default(),
             rcu: host.rcu.register(),
             srcu: host.srcu.register(),
@@ -101,7 +205,7 @@ impl Cpu {
     }
 
     /// `Err` with the waiting error, if there is one.
-    pub fn check_error(&self) -> crate::error::Result<()> {
+    pub fn check_error(&self) -> Result<()> {
         self.take_error().map_or(Ok(()), Err)
     }
 
@@ -149,5 +253,60 @@ impl Drop for Cpu {
         if !records.is_empty() {
             self.host.take_trace(records);
         }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::host::HostConfig;
+
+    fn host() -> Arc<Host> {
+        let config = HostConfig {
+            nodes: vec![64],
+            swap_pages: 0,
+            virtual_clock: true,
+        };
+        Host::new(&config).expect("a valid host")
+    }
+
+    #[test]
+    fn an_error_of_the_hook_stops_the_run_and_is_kept() {
+        let host = host();
+        let calls = std::rc::Rc::new(Cell::new(0));
+        let seen = std::rc::Rc::clone(&calls);
+        let start = Instant::now();
+        let cpu = Cpu::with_poll(
+            &host,
+            Box::new(move || {
+                seen.set(seen.get() + 1);
+                Err(Error::new(Errno::EINTR, "asked to stop"))
+            }),
+        );
+        let other = cpu.seed().cpu();
+        assert!(!other.poll());
+        while !cpu.poll() {
+            assert!(start.elapsed() < Duration::from_secs(5), "never asked");
+        }
+        assert_eq!(calls.get(), 1);
+        assert!(start.elapsed() >= POLL_INTERVAL);
+        assert!(other.poll(), "threads of a run stop together");
+        assert!(
+            cpu.finish()
+                .expect_err("kept")
+                .to_string()
+                .contains("asked")
+        );
+        assert_eq!(cpu.finish().expect_err("stopped").errno(), Errno::EINTR);
+    }
+
+    #[test]
+    fn counters_reach_the_host_when_the_thread_is_done() {
+        let host = host();
+        let cpu = Cpu::new(&host);
+        cpu.count_n(Counter::PgFault, 3);
+        assert_eq!(host.totals.snapshot().get(Counter::PgFault), 0);
+        drop(cpu);
+        assert_eq!(host.totals.snapshot().get(Counter::PgFault), 3);
     }
 }

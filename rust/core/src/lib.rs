@@ -14,8 +14,11 @@ pub mod host;
 pub mod kvm;
 pub mod lru_gen;
 pub mod mm;
+pub mod mutant;
+pub mod scenario;
 pub mod sync;
 pub mod table;
+pub mod text;
 pub mod trace;
 
 pub use cpu::Cpu;

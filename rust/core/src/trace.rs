@@ -124,6 +124,8 @@ counters! {
     FoliosPromoted = "folios_promoted",
     /// Attempts to change a folio's word that another thread spoiled.
     FolioCasFailed = "folio_cas_failed",
+    /// Folios moved out of the oldest generation by making a new one.
+    FoliosAged = "folios_aged",
     /// PTE tables skipped because their lock was taken.
     PtlTrylockFailed = "ptl_trylock_failed",
     /// mms given up because their mmap_lock was taken.

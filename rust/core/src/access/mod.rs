@@ -5,6 +5,7 @@
 //! than modelling it.
 
 pub mod stream;
+pub mod trace_text;
 
 pub use stream::{Partition, Pattern, Phase, Stream, StreamConfig, partition};
 

@@ -223,6 +223,9 @@ enum Next {
 pub struct Stream {
     next: Next,
     rng: Xoshiro256PlusPlus,
+    /// A sequence of its own, so that the share of writes does not change which
+    /// pages are touched.
+    write_rng: Xoshiro256PlusPlus,
     start: u64,
     pages: u64,
     at: u64,
@@ -258,6 +261,11 @@ impl Stream {
         };
         Ok(Stream {
             next,
+            write_rng: {
+                let mut rng = Xoshiro256PlusPlus::seed_from_u64(config.seed);
+                rng.long_jump();
+                rng
+            },
             rng,
             start: config.start,
             pages,
@@ -277,7 +285,7 @@ impl Stream {
         match self.write_below {
             0 => false,
             all if all >= 1 << 32 => true,
-            below => (self.rng.next_u64() >> 32) < below,
+            below => (self.write_rng.next_u64() >> 32) < below,
         }
     }
 
@@ -456,6 +464,10 @@ mod tests {
             config.write_ratio = 0.3;
             let first = all(&config);
             assert_eq!(first, all(&config));
+            let touched = pages(&config);
+            config.write_ratio = 0.8;
+            assert_eq!(touched, pages(&config));
+            config.write_ratio = 0.3;
             config.seed += 1;
             assert_ne!(first, all(&config));
         }

@@ -1,6 +1,6 @@
 //! Memory cgroups: who owns a page, how much one may own (`mm/memcontrol.c`).
 
-use crate::lru_gen::LruVec;
+use crate::lru_gen::{LruVec, MmList};
 use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// A limit that is never reached.
@@ -19,6 +19,8 @@ pub struct Memcg {
     pub high: AtomicU64,
     /// One per node.
     pub lruvecs: Vec<LruVec>,
+    /// The processes in it, for aging.
+    pub mm_list: MmList,
 }
 
 impl Memcg {
@@ -29,6 +31,7 @@ impl Memcg {
             usage: AtomicU64::new(0),
             max: AtomicU64::new(UNLIMITED),
             high: AtomicU64::new(UNLIMITED),
+            mm_list: MmList::new(lruvecs.len()),
             lruvecs,
         }
     }

@@ -16,8 +16,8 @@ use std::cell::RefCell;
 pub const PAGE_SHIFT: u32 = 12;
 /// The base page size in bytes.
 pub const PAGE_SIZE: u64 = 1 << PAGE_SHIFT;
-/// No page: the end of a list.
-pub const NONE: u32 = u32::MAX;
+/// Frames that a host can have; the numbers from here on are no frames.
+pub const MAX_FRAMES: u32 = u32::MAX - 15;
 /// log2 of the pages in a huge page that a PMD maps (`HPAGE_PMD_ORDER`).
 pub const PMD_ORDER: u32 = crate::table::TABLE_SHIFT;
 /// log2 of the pages in a huge page that a PUD maps.
@@ -70,7 +70,7 @@ impl PhysMem {
         for (n, &pages) in nodes.iter().enumerate() {
             let end = u32::try_from(u64::from(start) + pages)
                 .ok()
-                .filter(|&end| end < NONE && pages > 0)
+                .filter(|&end| end <= MAX_FRAMES && pages > 0)
                 .ok_or_else(|| {
                     Error::invalid(format!(
                         "node {n} of {pages} pages: expected at least 1 page and \
@@ -306,7 +306,12 @@ impl PhysMem {
     /// One more mapping. Guarded against reclaim by the PTE table's lock.
     #[inline]
     pub fn map(&self, pfn: Pfn) {
-        self.mapcount[pfn.0 as usize].fetch_add(1, Ordering::Relaxed);
+        self.map_more(pfn, 1);
+    }
+
+    /// `n` more mappings.
+    pub(crate) fn map_more(&self, pfn: Pfn, n: u32) {
+        self.mapcount[pfn.0 as usize].fetch_add(n, Ordering::Relaxed);
     }
 
     /// One mapping less; returns how many are left.

@@ -326,7 +326,7 @@ impl Mm {
                 && at.level > PTE
                 && (!address.is_multiple_of(size) || next > end)
             {
-                self.split_huge(at)?;
+                self.split_huge(cpu, at)?;
                 continue;
             }
             if !pte.is_none() {
@@ -358,7 +358,7 @@ impl Mm {
 
     /// Replace a huge leaf by a table of smaller ones that map the same pages
     /// (`__split_huge_pmd()`).
-    fn split_huge(&self, at: Entry) -> Result<()> {
+    fn split_huge(&self, cpu: &Cpu, at: Entry) -> Result<()> {
         let table = self
             .tables
             .alloc()
@@ -376,6 +376,9 @@ impl Mm {
             let small = Pte::leaf(Pfn(pte.pfn().0 + n as u32 * step), below, bits);
             entry.store(small.0, Ordering::Relaxed);
         }
+        let memory = &cpu.host().memory;
+        // One mapping becomes one per entry of the new table.
+        memory.map_more(memory.head(pte.pfn()), TABLE_ENTRIES as u32 - 1);
         // Release: publishes the entries just written; pairs with `read`.
         self.word(at).store(Pte::table(table).0, Ordering::Release);
         Ok(())
@@ -482,7 +485,8 @@ impl Mm {
     pub fn fault(self: &Arc<Self>, cpu: &Cpu, address: u64, write: bool) -> Result<()> {
         let vmas = self.mmap_lock.read();
         let vma = vmas.find(address).filter(|vma| {
-            !vma.flags.inaccessible && !vma.flags.special && !(write && vma.flags.read_only)
+            let barred = write && vma.flags.read_only;
+            !(vma.flags.inaccessible || vma.flags.special || barred)
         });
         let Some(vma) = vma else {
             let kind = if write { "write" } else { "read" };
@@ -827,5 +831,3 @@ pub(crate) fn release_if_unused(cpu: &Cpu, head: Pfn) {
         cpu.host().free_folio(head);
     }
 }
-
-const _: () = assert!(TABLE_ENTRIES.is_power_of_two());

@@ -51,6 +51,77 @@ mod spinlock {
 #[cfg(not(loom))]
 pub use spinlock::{SpinGuard, SpinLock};
 
+#[cfg(loom)]
+mod model {
+    //! The same names over loom's locks, whose methods return `Result`s
+    //! because a panicking thread may poison them.
+
+    pub use loom::sync::{Condvar, MutexGuard, RwLockReadGuard, RwLockWriteGuard};
+
+    const POISONED: &str = "a thread of the model panicked while it held the lock";
+
+    /// A sleeping mutual exclusion lock.
+    #[derive(Default)]
+    pub struct Mutex<T>(loom::sync::Mutex<T>);
+
+    impl<T> Mutex<T> {
+        /// An unlocked lock.
+        pub fn new(value: T) -> Self {
+            Mutex(loom::sync::Mutex::new(value))
+        }
+        /// Take it.
+        pub fn lock(&self) -> MutexGuard<'_, T> {
+            self.0.lock().expect(POISONED)
+        }
+        /// Take it if it is free.
+        pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
+            self.0.try_lock().ok()
+        }
+        /// The value, of which there is no other owner.
+        pub fn get_mut(&mut self) -> &mut T {
+            self.0.get_mut().expect(POISONED)
+        }
+    }
+
+    /// `spinlock_t`: loom schedules fairly enough that no ticket is needed.
+    pub type SpinLock<T> = Mutex<T>;
+    /// Proof that a [`SpinLock`] is held.
+    pub type SpinGuard<'a, T> = MutexGuard<'a, T>;
+
+    /// A sleeping reader-writer lock.
+    #[derive(Default)]
+    pub struct RwSem<T>(loom::sync::RwLock<T>);
+
+    impl<T> RwSem<T> {
+        /// An unlocked lock.
+        pub fn new(value: T) -> Self {
+            RwSem(loom::sync::RwLock::new(value))
+        }
+        /// Take it shared.
+        pub fn read(&self) -> RwLockReadGuard<'_, T> {
+            self.0.read().expect(POISONED)
+        }
+        /// Take it shared if no writer is in the way.
+        pub fn try_read(&self) -> Option<RwLockReadGuard<'_, T>> {
+            self.0.try_read().ok()
+        }
+        /// Take it exclusively.
+        pub fn write(&self) -> RwLockWriteGuard<'_, T> {
+            self.0.write().expect(POISONED)
+        }
+        /// Take it exclusively if it is free.
+        pub fn try_write(&self) -> Option<RwLockWriteGuard<'_, T>> {
+            self.0.try_write().ok()
+        }
+        /// The value, of which there is no other owner.
+        pub fn get_mut(&mut self) -> &mut T {
+            self.0.get_mut().expect(POISONED)
+        }
+    }
+}
+#[cfg(loom)]
+pub use model::*;
+
 const WRITER: u32 = 0xff;
 const WRITER_WAITING: u32 = 0x100;
 const READER: u32 = 0x200;

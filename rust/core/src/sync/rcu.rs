@@ -210,5 +210,241 @@ mod imp {
     }
 }
 
-#[cfg(not(loom))]
+#[cfg(loom)]
+mod imp {
+    //! RCU as loom sees it. Bookkeeping is in a `std` mutex, which loom does
+    //! not see: it orders nothing in the model, so that a missing barrier in
+    //! the checked code stays missing. The two words that loom does see give
+    //! exactly what a grace period promises. `left`: what a reader did inside
+    //! its section happens before what was deferred from it. `begun`: a section
+    //! that a grace period does not wait for sees what came before it.
+
+    use crate::sync::atomic::{AtomicUsize, Ordering};
+    use loom::sync::atomic::AtomicPtr;
+    use std::cell::Cell;
+    use std::collections::BTreeSet;
+    use std::sync::{Arc, Mutex};
+
+    type Callback = Box<dyn FnOnce() + Send>;
+
+    #[derive(Default)]
+    struct State {
+        next: u64,
+        inside: BTreeSet<u64>,
+        waiting: Vec<(BTreeSet<u64>, Callback)>,
+        deferred: u64,
+        run: u64,
+    }
+
+    struct Shared {
+        state: Mutex<State>,
+        left: AtomicUsize,
+        begun: AtomicUsize,
+    }
+
+    impl Shared {
+        fn with<R>(&self, f: impl FnOnce(&mut State) -> R) -> R {
+            f(&mut self.state.lock().expect("no thread panics inside"))
+        }
+
+        fn enter(&self) -> u64 {
+            let token = self.with(|state| {
+                state.next += 1;
+                state.inside.insert(state.next);
+                state.next
+            });
+            // Acquire: pairs with the release in `begin`. Either this comes
+            // after it, and sees what the writer unlinked; or before, and the
+            // writer finds the token.
+            self.begun.fetch_add(0, Ordering::Acquire);
+            token
+        }
+
+        /// A grace period begins: the readers it has to wait for.
+        fn begin(&self) -> BTreeSet<u64> {
+            // Release: pairs with the acquire in `enter`.
+            self.begun.fetch_add(1, Ordering::Release);
+            self.with(|state| state.inside.clone())
+        }
+
+        fn leave(&self, token: u64) {
+            // Release: pairs with the acquire in `run_ready`.
+            self.left.fetch_add(1, Ordering::Release);
+            self.with(|state| {
+                state.inside.remove(&token);
+                for (readers, _) in &mut state.waiting {
+                    readers.remove(&token);
+                }
+            });
+            self.run_ready();
+        }
+
+        fn run_ready(&self) {
+            let ready: Vec<Callback> = self.with(|state| {
+                let (ready, waiting) = std::mem::take(&mut state.waiting)
+                    .into_iter()
+                    .partition(|(readers, _)| readers.is_empty());
+                state.waiting = waiting;
+                let ready: Vec<(BTreeSet<u64>, Callback)> = ready;
+                ready.into_iter().map(|(_, callback)| callback).collect()
+            });
+            if ready.is_empty() {
+                return;
+            }
+            // Acquire: pairs with the release of every reader that left.
+            self.left.load(Ordering::Acquire);
+            for callback in ready {
+                callback();
+                self.with(|state| state.run += 1);
+            }
+        }
+    }
+
+    /// One set of readers and what waits for them. A clone is the same domain.
+    #[derive(Clone)]
+    pub struct Domain(Arc<Shared>);
+
+    impl Default for Domain {
+        fn default() -> Self {
+            Self::new()
+        }
+    }
+
+    impl Domain {
+        /// A domain with no readers.
+        pub fn new() -> Self {
+            Domain(Arc::new(Shared {
+                state: Mutex::default(),
+                left: AtomicUsize::new(0),
+                begun: AtomicUsize::new(0),
+            }))
+        }
+
+        /// A reader for the calling thread.
+        pub fn register(&self) -> Reader {
+            Reader {
+                shared: Arc::clone(&self.0),
+                depth: Cell::new(0),
+                token: Cell::new(0),
+            }
+        }
+
+        /// Whether `guard` is a section of this domain.
+        pub fn owns(&self, guard: &Guard<'_>) -> bool {
+            Arc::ptr_eq(&self.0, &guard.0.shared)
+        }
+
+        /// Wait until every section entered before this call is left.
+        pub fn synchronize(&self) {
+            let before = self.0.begin();
+            while self.0.with(|state| !state.inside.is_disjoint(&before)) {
+                loom::thread::yield_now();
+            }
+            // Acquire: pairs with the release of every reader that left.
+            self.0.left.load(Ordering::Acquire);
+        }
+
+        /// Wait for everything deferred before this call to have run.
+        pub fn barrier(&self) {
+            let target = self.0.with(|state| state.deferred);
+            while self.0.with(|state| state.run < target) {
+                loom::thread::yield_now();
+            }
+        }
+
+        /// How many callbacks were deferred, and how many of them have run.
+        pub fn deferred_and_run(&self) -> (u64, u64) {
+            self.0.with(|state| (state.deferred, state.run))
+        }
+    }
+
+    /// One thread's entrance to a [`Domain`].
+    pub struct Reader {
+        shared: Arc<Shared>,
+        depth: Cell<u32>,
+        token: Cell<u64>,
+    }
+
+    impl Reader {
+        /// Enter a read-side section.
+        pub fn lock(&self) -> Guard<'_> {
+            if self.depth.get() == 0 {
+                self.token.set(self.shared.enter());
+            }
+            self.depth.set(self.depth.get() + 1);
+            Guard(self)
+        }
+
+        /// Whether this thread is inside a section.
+        pub fn is_inside(&self) -> bool {
+            self.depth.get() != 0
+        }
+
+        /// Nothing to push: the model runs callbacks as soon as it may.
+        pub fn flush(&self) {}
+    }
+
+    /// A read-side section; dropping it leaves the section.
+    pub struct Guard<'r>(&'r Reader);
+
+    impl Drop for Guard<'_> {
+        fn drop(&mut self) {
+            self.0.depth.set(self.0.depth.get() - 1);
+            if self.0.depth.get() == 0 {
+                self.0.shared.leave(self.0.token.get());
+            }
+        }
+    }
+
+    impl Guard<'_> {
+        /// Run `f` once no reader that could hold what was unlinked is left.
+        pub fn defer(&self, f: impl FnOnce() + Send + 'static) {
+            let readers = self.0.shared.begin();
+            self.0.shared.with(|state| {
+                state.deferred += 1;
+                // Those that have left in the meantime are not waited for.
+                let readers = readers.intersection(&state.inside).copied().collect();
+                state.waiting.push((readers, Box::new(f)));
+            });
+        }
+    }
+
+    /// A pointer that readers follow inside a section and writers replace.
+    pub struct RcuCell<T>(AtomicPtr<T>, Arc<Shared>);
+
+    impl<T: Send + Sync + 'static> RcuCell<T> {
+        /// A cell read in sections of `domain`.
+        pub fn new(domain: &Domain, value: T) -> Self {
+            let pointer = AtomicPtr::new(Box::into_raw(Box::new(value)));
+            RcuCell(pointer, Arc::clone(&domain.0))
+        }
+
+        /// The value now.
+        pub fn load<'g>(&self, guard: &'g Guard<'_>) -> &'g T {
+            assert!(Arc::ptr_eq(&self.1, &guard.0.shared));
+            // SAFETY: never null, and dropped only after this section.
+            unsafe { &*self.0.load(Ordering::Acquire) }
+        }
+
+        /// Publish another value; the old one is dropped after a grace period.
+        pub fn replace(&self, value: T, guard: &Guard<'_>) {
+            assert!(Arc::ptr_eq(&self.1, &guard.0.shared));
+            let new = Box::into_raw(Box::new(value));
+            let old = self.0.swap(new, Ordering::AcqRel);
+            // SAFETY: made by `Box::into_raw`, unlinked just now, and by this
+            // thread alone.
+            let old = unsafe { Box::from_raw(old) };
+            guard.defer(move || drop(old));
+        }
+    }
+
+    impl<T> Drop for RcuCell<T> {
+        fn drop(&mut self) {
+            let pointer = self.0.with_mut(|p| *p);
+            // SAFETY: made by `Box::into_raw`; `&mut self` excludes readers.
+            drop(unsafe { Box::from_raw(pointer) });
+        }
+    }
+}
+
 pub use imp::{Domain, Guard, RcuCell, Reader};

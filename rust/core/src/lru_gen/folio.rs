@@ -1,0 +1,212 @@
+//! Folios between generations: where they enter, how they leave, how walkers
+//! and eviction move them (`include/linux/mm_inline.h`, and
+//! `folio_update_gen()`, `folio_inc_gen()` of `mm/vmscan.c`).
+
+use super::lruvec::{ANON, Lists, LruVec, MAX_NR_GENS, MIN_NR_GENS, gen_from_seq, type_of};
+use crate::cpu::Cpu;
+use crate::mm::folio::{
+    ACTIVE, DIRTY, FolioWord, GEN_MASK, LRU, Pfn, RECLAIM, REFERENCED, REFS_MASK, SWAPCACHE,
+    UNEVICTABLE, WORKINGSET, WRITEBACK, Word,
+};
+use crate::mm::{Memcg, PhysMem};
+use crate::trace::Counter;
+use std::sync::Arc;
+
+/// Referenced and workingset (`LRU_REFS_FLAGS`).
+pub const REFS_FLAGS: u64 = REFERENCED | WORKINGSET;
+
+/// References beyond the first: the field plus workingset
+/// (`folio_lru_refs()`).
+#[inline]
+pub fn lru_refs(word: Word) -> u64 {
+    word.refs() + u64::from(word.has(WORKINGSET))
+}
+
+/// The memory cgroup that a folio is charged to.
+pub(crate) fn memcg_of(cpu: &Cpu, word: Word) -> Arc<Memcg> {
+    cpu.host()
+        .memcg(word.memcg())
+        .expect("a charged folio's memory cgroup exists")
+}
+
+impl LruVec {
+    /// The generation that a folio enters (`lru_gen_add_folio()`):
+    ///
+    /// 1. asked to be active, as one just faulted in: the youngest;
+    /// 2. not evictable at once (anonymous outside the swap cache; under
+    ///    writeback for reclaim): the second youngest;
+    /// 3. being rotated for reclaim, or few generations: the oldest;
+    /// 4. else the second oldest.
+    fn entry_seq(&self, word: Word, reclaiming: bool) -> u64 {
+        let ty = type_of(word);
+        let max_seq = self.max_seq();
+        let min_seq = self.min_seq(ty);
+        if word.has(ACTIVE) {
+            max_seq
+        } else if (ty == ANON && !word.has(SWAPCACHE))
+            || (word.has(RECLAIM) && word.any(DIRTY | WRITEBACK))
+        {
+            max_seq - 1
+        } else if reclaiming || min_seq + MIN_NR_GENS as u64 >= max_seq {
+            min_seq
+        } else {
+            min_seq + 1
+        }
+    }
+
+    /// Put a folio that is on no list on the list of the generation that it
+    /// enters; at the head, or with `reclaiming` at the tail. False, and
+    /// nothing done, for an unevictable one.
+    pub fn add_folio(
+        &self,
+        lists: &mut Lists,
+        memory: &PhysMem,
+        pfn: Pfn,
+        reclaiming: bool,
+    ) -> bool {
+        let mut generation = 0;
+        let (old, added) = memory.word(pfn).modify(|word| {
+            debug_assert!(word.generation().is_none(), "{pfn:?} {word:?}");
+            if word.has(UNEVICTABLE) {
+                return None;
+            }
+            generation = gen_from_seq(self.entry_seq(word, reclaiming));
+            // Workingset stays: pressure accounting of a refault reads it.
+            let clear = if word.has(ACTIVE) {
+                REFS_MASK | REFERENCED | ACTIVE
+            } else {
+                0
+            };
+            Some(Word(word.0 & !clear).with_generation(Some(generation)))
+        });
+        if added {
+            self.update_size(lists, old, None, Some(generation));
+            if reclaiming {
+                lists.add_tail(memory, generation, type_of(old), pfn);
+            } else {
+                lists.add_head(memory, generation, type_of(old), pfn);
+            }
+        }
+        added
+    }
+
+    /// Take a folio off its list (`lru_gen_del_folio()`); false if it is on
+    /// none. One of an active generation that is not being reclaimed keeps
+    /// that as a flag, for when it is added again.
+    pub fn del_folio(
+        &self,
+        lists: &mut Lists,
+        memory: &PhysMem,
+        pfn: Pfn,
+        reclaiming: bool,
+    ) -> bool {
+        let (old, deleted) = memory.word(pfn).modify(|word| {
+            let generation = word.generation()?;
+            let keep = if !reclaiming && self.is_active(generation) {
+                ACTIVE
+            } else {
+                0
+            };
+            Some(Word(word.with_generation(None).0 | keep))
+        });
+        if deleted {
+            self.update_size(lists, old, old.generation(), None);
+            lists.remove(memory, pfn);
+        }
+        deleted
+    }
+
+    /// Let a folio of the oldest generation of its type grow one generation
+    /// younger, unless a walker has promoted it (`folio_inc_gen()`). Returns
+    /// its generation; the caller moves it to that list.
+    pub fn inc_gen(
+        &self,
+        lists: &mut Lists,
+        memory: &PhysMem,
+        pfn: Pfn,
+        reclaiming: bool,
+    ) -> usize {
+        let ty = type_of(memory.word(pfn).get());
+        let old_gen = gen_from_seq(self.min_seq(ty));
+        let new_gen = (old_gen + 1) % MAX_NR_GENS;
+        let flag = if reclaiming { RECLAIM } else { 0 };
+        let (old, moved) = memory.word(pfn).modify(|word| {
+            (word.generation() == Some(old_gen)).then(|| {
+                let word = Word(word.0 & !(REFS_MASK | REFS_FLAGS) | flag);
+                word.with_generation(Some(new_gen))
+            })
+        });
+        if moved {
+            self.update_size(lists, old, Some(old_gen), Some(new_gen));
+            new_gen
+        } else {
+            old.generation()
+                .expect("a folio on a list has a generation")
+        }
+    }
+}
+
+/// Promote a folio that a walk found young (`folio_update_gen()`), by its word
+/// alone. Returns the generation it was in; an isolated one gets *referenced*
+/// instead and `None` is returned.
+#[inline]
+pub fn update_gen(cpu: &Cpu, memory: &PhysMem, pfn: Pfn, generation: usize) -> Option<usize> {
+    let mut tries = 0;
+    let (old, _) = memory.word(pfn).modify(|word| {
+        tries += 1;
+        let new = if word.0 & GEN_MASK == 0 {
+            Word(word.0 | REFERENCED)
+        } else {
+            Word(word.0 & !(REFS_MASK | REFS_FLAGS)).with_generation(Some(generation))
+        };
+        // Nothing to write when the folio is there already, unreferenced.
+        (new != word).then_some(new)
+    });
+    if tries > 1 {
+        cpu.count_n(Counter::FolioCasFailed, tries - 1);
+    }
+    old.generation()
+}
+
+/// Put a new folio on its list (`folio_add_lru()`, without the per-CPU batch).
+pub(crate) fn add_folio(cpu: &Cpu, pfn: Pfn) {
+    let memory = &cpu.host().memory;
+    let word = memory.word(pfn).get();
+    let memcg = memcg_of(cpu, word);
+    let lruvec = &memcg.lruvecs[word.node()];
+    let mut lists = lruvec.lru_lock.lock();
+    // Set under the lock: whoever then clears the flag, and so owns the folio,
+    // finds it on the list once it gets the lock.
+    memory.word(pfn).set(LRU);
+    lruvec.add_folio(&mut lists, memory, pfn, false);
+}
+
+/// Take a folio whose LRU flag this thread has cleared off its list
+/// (`lruvec_del_folio()`).
+pub(crate) fn del_folio(cpu: &Cpu, pfn: Pfn) {
+    let memory = &cpu.host().memory;
+    let word = memory.word(pfn).get();
+    let memcg = memcg_of(cpu, word);
+    let lruvec = &memcg.lruvecs[word.node()];
+    let mut lists = lruvec.lru_lock.lock();
+    lruvec.del_folio(&mut lists, memory, pfn, false);
+}
+
+/// Count a reference through a file descriptor (`folio_mark_accessed()`,
+/// `folio_inc_refs()`): referenced first, then workingset, then the references
+/// field up to its limit.
+pub fn mark_accessed(memory: &PhysMem, pfn: Pfn) {
+    memory.word(pfn).modify(|word| {
+        if word.has(UNEVICTABLE) {
+            None
+        } else if !word.has(REFERENCED) {
+            Some(Word(word.0 | REFERENCED))
+        } else if !word.has(WORKINGSET) {
+            Some(Word(word.0 | WORKINGSET))
+        } else if word.refs() < 3 {
+            Some(word.with_refs(word.refs() + 1))
+        } else {
+            None
+        }
+    });
+}
