@@ -10,7 +10,7 @@ use super::Mm;
 use super::folio::Pfn;
 use super::vma::Vma;
 use crate::sync::atomic::{AtomicU8, zeroed};
-use crate::sync::lock::{Mutex, RwSem};
+use crate::sync::lock::{Mutex, RwLockReadGuard, RwSem};
 use std::sync::{Arc, Weak};
 
 /// What kind of memory an address space is.
@@ -53,6 +53,9 @@ impl Slot {
     }
 }
 
+/// One VMA of one mm that maps an address space.
+pub(crate) type Mapped = (Weak<Mm>, Vma);
+
 /// An anon_vma or an inode's mapping.
 pub struct AddressSpace {
     /// Its number, which folios carry; never 0.
@@ -60,7 +63,7 @@ pub struct AddressSpace {
     /// What it is.
     pub kind: Kind,
     /// Every VMA that maps it (`i_mmap`, or the anon_vma's tree).
-    i_mmap: RwSem<Vec<(Weak<Mm>, Vma)>>,
+    i_mmap: RwSem<Vec<Mapped>>,
     /// The page cache (`i_pages`), by page index; empty for anonymous memory.
     pages: Mutex<Vec<u64>>,
     /// Content of a file on its device, one byte a page.
@@ -118,6 +121,14 @@ impl AddressSpace {
         self.i_mmap
             .write()
             .retain(|(m, vma)| vma.start != start || !std::ptr::eq(m.as_ptr(), mm));
+    }
+
+    pub(crate) fn mapped(&self) -> RwLockReadGuard<'_, Vec<Mapped>> {
+        self.i_mmap.read()
+    }
+
+    pub(crate) fn try_mapped(&self) -> Option<RwLockReadGuard<'_, Vec<Mapped>>> {
+        self.i_mmap.try_read()
     }
 
     /// Call `visit(mm, vma, address)` for every place that page `index` is

@@ -8,6 +8,7 @@
 //! | [`address_space`] | what a page belongs to, and every VMA that maps it | `mm/rmap.c`, `mm/filemap.c` |
 //! | [`filemap`] | the page cache's reads and faults | `mm/filemap.c`, `mm/shmem.c` |
 //! | [`swap`] | swap slots and faults on them | `mm/swapfile.c`, `mm/memory.c` |
+//! | [`rmap`] | from a folio to the entries that map it | `mm/rmap.c` |
 //! | [`vma`] | mappings of an mm | `include/linux/mm_types.h` |
 //! | [`pagetable`] | primary page tables | `arch/x86/include/asm/pgtable.h` |
 //! | [`mm`](struct@Mm) | an address space: map, fault, touch, unmap | `mm/memory.c`, `mm/gup.c`, `mm/mmap.c` |
@@ -22,6 +23,7 @@ pub mod memory;
 mod mm;
 pub mod notifier;
 pub mod pagetable;
+pub mod rmap;
 pub mod swap;
 pub mod vma;
 
