@@ -14,6 +14,7 @@ pub mod lru_gen;
 pub mod mm;
 pub mod sync;
 pub mod table;
+pub mod text;
 pub mod trace;
 
 pub use cpu::Cpu;

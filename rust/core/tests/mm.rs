@@ -37,7 +37,8 @@ fn a_write_fault_maps_a_page_of_its_own_young_and_dirty() {
     assert_eq!(entry.level, PTE);
     assert!(pte.has(RW | ACCESSED | pagetable::DIRTY) && !pte.has(SPECIAL));
     let word = host.memory.word(pte.pfn()).get();
-    assert!(word.has(ANON | ACTIVE), "{word:?}");
+    assert!(word.has(ANON) && !word.has(ACTIVE), "{word:?}");
+    assert_eq!(word.generation(), Some(3), "the youngest: {word:?}");
     assert_eq!(host.memory.mapcount(pte.pfn()), 1);
     assert_eq!(host.memory.content(pte.pfn()).load(Ordering::Relaxed), 7);
     assert_eq!(cpu.counters.get(Counter::PgFault), 1);

@@ -145,31 +145,81 @@ impl AddressSpace {
 }
 
 /// Every address space of a host, by number.
+///
+/// Files and shmem stay until they are removed, as inodes do, for their pages
+/// are cached whether or not something maps them. An anonymous one goes with
+/// its last VMA.
 #[derive(Default)]
 pub struct AddressSpaces {
-    list: RwSem<Vec<Weak<AddressSpace>>>,
+    list: RwSem<Vec<Entry>>,
+}
+
+enum Entry {
+    Anon(Weak<AddressSpace>),
+    Inode(Arc<AddressSpace>),
+    Free,
+}
+
+impl Entry {
+    fn get(&self) -> Option<Arc<AddressSpace>> {
+        match self {
+            Entry::Anon(space) => space.upgrade(),
+            Entry::Inode(space) => Some(Arc::clone(space)),
+            Entry::Free => None,
+        }
+    }
+
+    fn is_free(&self) -> bool {
+        match self {
+            Entry::Anon(space) => space.strong_count() == 0,
+            Entry::Inode(_) => false,
+            Entry::Free => true,
+        }
+    }
 }
 
 impl AddressSpaces {
     /// A new one of `nr_pages` pages (0 for anonymous memory).
     pub fn create(&self, kind: Kind, nr_pages: u64) -> Arc<AddressSpace> {
         let mut list = self.list.write();
-        // A number whose address space is gone is named by no folio: the last
-        // VMA and the last cached page held it.
-        let at = list.iter().position(|space| space.strong_count() == 0);
-        let at = at.unwrap_or(list.len());
+        // A number whose address space is gone is named by no folio that is
+        // mapped: the last VMA held it.
+        let at = list.iter().position(Entry::is_free).unwrap_or(list.len());
         let space = Arc::new(AddressSpace::new(at as u32 + 1, kind, nr_pages as usize));
-        let weak = Arc::downgrade(&space);
+        let entry = match kind {
+            Kind::Anon => Entry::Anon(Arc::downgrade(&space)),
+            Kind::Shmem | Kind::File => Entry::Inode(Arc::clone(&space)),
+        };
         match list.get_mut(at) {
-            Some(free) => *free = weak,
-            None => list.push(weak),
+            Some(free) => *free = entry,
+            None => list.push(entry),
         }
         space
+    }
+
+    /// Forget one whose pages are gone.
+    pub(crate) fn remove(&self, space: &AddressSpace) {
+        let mut list = self.list.write();
+        if let Some(entry) = list.get_mut(space.id as usize - 1) {
+            *entry = Entry::Free;
+        }
+    }
+
+    /// Every file and shmem.
+    pub fn all(&self) -> Vec<Arc<AddressSpace>> {
+        self.list
+            .read()
+            .iter()
+            .filter_map(|entry| match entry {
+                Entry::Inode(space) => Some(Arc::clone(space)),
+                Entry::Anon(_) | Entry::Free => None,
+            })
+            .collect()
     }
 
     /// The one that a folio's mapping field names.
     pub fn get(&self, id: u32) -> Option<Arc<AddressSpace>> {
         let list = self.list.read();
-        list.get((id as usize).checked_sub(1)?)?.upgrade()
+        list.get((id as usize).checked_sub(1)?)?.get()
     }
 }

@@ -13,9 +13,8 @@
 use super::address_space::{AddressSpace, Mapped};
 use super::folio::{DIRTY as FOLIO_DIRTY, FolioWord};
 use super::memory::{PAGE_SIZE, PhysMem};
-use super::mm::Entry;
 use super::pagetable::{DIRTY, PTE, Pte, RW, level_size};
-use super::{Mm, Pfn, Vma};
+use super::{Entry, Mm, Pfn, Vma};
 use crate::cpu::Cpu;
 use crate::sync::atomic::Ordering;
 use crate::sync::lock::RwLockReadGuard;
@@ -87,10 +86,7 @@ pub(crate) fn mapped_walk(
             let _ptl = mm.tables.meta(at.table).ptl.lock();
             // Again, under the lock: only Accessed and Dirty still change.
             let pte = mm.read(at);
-            if pte.is_leaf(at.level)
-                && memory.head(pte.pfn()) == head
-                && !visit(address, at, pte)
-            {
+            if pte.is_leaf(at.level) && memory.head(pte.pfn()) == head && !visit(address, at, pte) {
                 return;
             }
         }

@@ -15,9 +15,8 @@
 
 use super::folio::{ACTIVE, ANON, DIRTY as FOLIO_DIRTY, FolioWord, LOCKED, SWAPBACKED, SWAPCACHE};
 use super::memory::PhysMem;
-use super::mm::{Entry, release_if_unused};
 use super::pagetable::{ACCESSED, DIRTY, PTE, RW};
-use super::{Mm, Pfn, Pte, Vma};
+use super::{Entry, Mm, Pfn, Pte, Vma, release_if_unused};
 use crate::cpu::Cpu;
 use crate::error::{Errno, Error, Result};
 use crate::lru_gen::{self, workingset};
@@ -87,12 +86,10 @@ impl SlotGuard<'_> {
         let mut seen = self.value();
         loop {
             let new = seen & (COUNT | LOCK | USED) | kind | value << VALUE_SHIFT;
-            match self.word().compare_exchange_weak(
-                seen,
-                new,
-                Ordering::AcqRel,
-                Ordering::Relaxed,
-            ) {
+            match self
+                .word()
+                .compare_exchange_weak(seen, new, Ordering::AcqRel, Ordering::Relaxed)
+            {
                 Ok(_) => return,
                 Err(now) => seen = now,
             }

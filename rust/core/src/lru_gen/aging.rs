@@ -1,0 +1,319 @@
+//! Making new generations, and retiring old ones (`try_to_inc_max_seq()`,
+//! `inc_max_seq()`, `inc_min_seq()`, `should_run_aging()` of `mm/vmscan.c`).
+
+use super::lruvec::{
+    ANON, FILE, Lists, LruVec, MAX_LRU_BATCH, MAX_NR_GENS, MAX_NR_TIERS, MIN_NR_GENS, NR_TYPES,
+    gen_from_seq, hist_from_seq,
+};
+use super::walk::MmWalk;
+use crate::cpu::Cpu;
+use crate::error::{Errno, Error, Result};
+use crate::mm::Memcg;
+use crate::mm::PhysMem;
+use crate::sync::atomic::Ordering;
+use crate::trace::{Counter, CounterValues};
+use std::time::{Duration, Instant};
+
+/// What one aging pass did.
+#[derive(Clone, Debug)]
+pub struct PassStats {
+    /// The youngest generation when the pass began.
+    pub seq: u64,
+    /// Whether this pass made the next one; false when another ager did.
+    pub advanced: bool,
+    /// How long it took.
+    pub elapsed: Duration,
+    /// What was counted in the pass.
+    pub counters: CounterValues,
+}
+
+/// One aging pass at the current youngest generation, as the `+` command makes
+/// it.
+///
+/// # Errors
+/// `EINVAL` for a node that is not there, `ERANGE` without `force_scan` when
+/// all generations exist; what a notifier's callback raised; `EINTR`.
+pub fn age(
+    cpu: &Cpu,
+    memcg: &Memcg,
+    node: usize,
+    can_swap: bool,
+    force_scan: bool,
+) -> Result<PassStats> {
+    let lruvec = memcg.lruvecs.get(node).ok_or_else(|| {
+        Error::invalid(format!(
+            "node {node}: the host has {} nodes",
+            memcg.lruvecs.len()
+        ))
+    })?;
+    let before = cpu.counters.snapshot();
+    let start = Instant::now();
+    let seq = lruvec.max_seq();
+    let advanced = run_aging(cpu, memcg, lruvec, seq, can_swap, force_scan)?;
+    Ok(PassStats {
+        seq,
+        advanced,
+        elapsed: start.elapsed(),
+        counters: cpu.counters.snapshot().since(&before),
+    })
+}
+
+/// Age generation `seq` (`run_aging()`): an older one does nothing. Returns
+/// whether this call made the next generation.
+///
+/// # Errors
+/// `EINVAL` for a number above the youngest, `ERANGE` without `force_scan` when
+/// all generations exist; what a notifier's callback raised; `EINTR`.
+pub fn run_aging(
+    cpu: &Cpu,
+    memcg: &Memcg,
+    lruvec: &LruVec,
+    seq: u64,
+    can_swap: bool,
+    force_scan: bool,
+) -> Result<bool> {
+    let max_seq = lruvec.max_seq();
+    if seq < max_seq {
+        return Ok(false);
+    }
+    if seq > max_seq {
+        return Err(Error::invalid(format!(
+            "generation {seq} is younger than the youngest, {max_seq}"
+        )));
+    }
+    let oldest = lruvec.min_seq(usize::from(!can_swap));
+    if !force_scan && oldest + MAX_NR_GENS as u64 - 1 <= max_seq {
+        return Err(Error::new(
+            Errno::ERANGE,
+            format!(
+                "generations {oldest} to {max_seq} exist, which is all {MAX_NR_GENS}: \
+                 another needs force_scan"
+            ),
+        ));
+    }
+    let advanced = try_to_inc_max_seq(cpu, memcg, lruvec, seq, can_swap, force_scan);
+    cpu.check_error()?;
+    Ok(advanced)
+}
+
+/// Take part in the iteration for `seq`, and make the next generation if this
+/// thread ends it (`try_to_inc_max_seq()`).
+pub(crate) fn try_to_inc_max_seq(
+    cpu: &Cpu,
+    memcg: &Memcg,
+    lruvec: &LruVec,
+    seq: u64,
+    can_swap: bool,
+    force_scan: bool,
+) -> bool {
+    // Acquire: pairs with the release where an iteration ends.
+    if seq <= lruvec.mm_state.seq.load(Ordering::Acquire) {
+        return false;
+    }
+    let mine = if cpu.host().lru_gen.walks_mmu() {
+        iterate(cpu, memcg, lruvec, seq, can_swap, force_scan)
+    } else {
+        memcg.mm_list.skip(lruvec, seq)
+    };
+    mine && inc_max_seq(cpu, lruvec, seq, can_swap)
+}
+
+/// Walk mms until the iteration ends; true if this thread ended it.
+fn iterate(
+    cpu: &Cpu,
+    memcg: &Memcg,
+    lruvec: &LruVec,
+    seq: u64,
+    can_swap: bool,
+    force_scan: bool,
+) -> bool {
+    let mut walk = MmWalk::new(cpu, lruvec, seq, can_swap, force_scan);
+    let mut walked = false;
+    loop {
+        let counts = walk.stats;
+        let stats = walked.then_some(&mut walk.stats);
+        let next = memcg.mm_list.next(lruvec, seq, walk.force_scan, stats);
+        count(cpu, &counts, walked);
+        walk.force_scan = next.force_scan;
+        let Some(mm) = next.mm else {
+            return next.last;
+        };
+        walk.walk_mm(cpu, &mm);
+        walked = true;
+        if walk.stopped {
+            // Not the end of the iteration: the next ager goes on after this
+            // mm, or meets the end and makes the generation.
+            count(cpu, &walk.stats, true);
+            return false;
+        }
+    }
+}
+
+fn count(cpu: &Cpu, counts: &[u64; super::lruvec::NR_MM_STATS], walked: bool) {
+    const COUNTERS: [Counter; super::lruvec::NR_MM_STATS] = [
+        Counter::MmLeafTotal,
+        Counter::MmLeafOld,
+        Counter::MmLeafYoung,
+        Counter::MmNonleafTotal,
+        Counter::MmNonleafFound,
+        Counter::MmNonleafAdded,
+    ];
+    if walked {
+        for (counter, &n) in COUNTERS.into_iter().zip(counts) {
+            cpu.count_n(counter, n);
+        }
+    }
+}
+
+/// Make the generation after `seq` (`inc_max_seq()`).
+fn inc_max_seq(cpu: &Cpu, lruvec: &LruVec, seq: u64, can_swap: bool) -> bool {
+    let host = cpu.host();
+    loop {
+        if seq < lruvec.max_seq() {
+            return false;
+        }
+        let mut lists = lruvec.lru_lock.lock();
+        if seq != lruvec.max_seq() {
+            return false;
+        }
+        // The new generation takes the oldest one's slot, which must be free.
+        let emptied = [FILE, ANON].into_iter().all(|ty| {
+            lruvec.nr_gens(ty) != MAX_NR_GENS
+                || inc_min_seq(cpu, lruvec, &mut lists, &host.memory, ty, can_swap)
+        });
+        if !emptied {
+            // A batch was moved: let others have the lock, then go on.
+            continue;
+        }
+        // vmstat: the second youngest becomes inactive. The slot of the new
+        // youngest becomes active with what is in it, for it is not empty when
+        // unswappable anonymous pages wrap round into it.
+        let prev = gen_from_seq(seq - 1);
+        let next = gen_from_seq(seq + 1);
+        for ty in 0..NR_TYPES {
+            let delta = lruvec.nr_pages(prev, ty) - lruvec.nr_pages(next, ty);
+            lruvec.deactivate_pages(&mut lists, ty, delta);
+            lruvec.forget_history(&mut lists, ty, seq + 1);
+        }
+        lruvec.publish_max_seq(&mut lists, host.clock.now_ns());
+        return true;
+    }
+}
+
+/// Empty the oldest generation of a type into the next and retire it
+/// (`inc_min_seq()`); false when a lock hold's worth of folios was moved and
+/// more are left. Anonymous pages that cannot be swapped stay in their slot,
+/// which the generation after the youngest then reuses.
+fn inc_min_seq(
+    cpu: &Cpu,
+    lruvec: &LruVec,
+    lists: &mut Lists,
+    memory: &PhysMem,
+    ty: usize,
+    can_swap: bool,
+) -> bool {
+    if ty == FILE || can_swap {
+        let oldest = gen_from_seq(lruvec.min_seq(ty));
+        let mut moved = 0;
+        while let Some(pfn) = lists.last(oldest, ty) {
+            let generation = lruvec.inc_gen(lists, memory, pfn, false);
+            lists.move_tail(memory, generation, ty, pfn);
+            moved += 1;
+            if moved == MAX_LRU_BATCH {
+                cpu.count_n(Counter::FoliosAged, moved as u64);
+                return false;
+            }
+        }
+        cpu.count_n(Counter::FoliosAged, moved as u64);
+    }
+    lruvec.carry_over(lists, ty);
+    let next = lruvec.min_seq(ty) + 1;
+    lruvec.set_min_seq(lists, ty, next);
+    true
+}
+
+/// Retire empty oldest generations (`try_to_inc_min_seq()`). With swapping
+/// both types advance together, to the smaller of what each could do alone,
+/// except that a file number already ahead stays; without, file alone.
+pub(crate) fn try_to_inc_min_seq(lruvec: &LruVec, lists: &mut Lists, can_swap: bool) -> bool {
+    let max_seq = lruvec.max_seq();
+    let mut min_seq = [lruvec.min_seq(ANON), lruvec.min_seq(FILE)];
+    let first = usize::from(!can_swap);
+    for (ty, seq) in min_seq.iter_mut().enumerate().skip(first) {
+        while *seq + MIN_NR_GENS as u64 <= max_seq && lists.is_empty(gen_from_seq(*seq), ty) {
+            *seq += 1;
+        }
+    }
+    if can_swap {
+        min_seq[ANON] = min_seq[ANON].min(min_seq[FILE]);
+        min_seq[FILE] = min_seq[ANON].max(lruvec.min_seq(FILE));
+    }
+    let mut advanced = false;
+    for (ty, &seq) in min_seq.iter().enumerate().skip(first) {
+        if seq != lruvec.min_seq(ty) {
+            lruvec.carry_over(lists, ty);
+            lruvec.set_min_seq(lists, ty, seq);
+            advanced = true;
+        }
+    }
+    advanced
+}
+
+/// Whether reclaim should age before it evicts, and how many pages it could
+/// scan (`should_run_aging()`).
+pub(crate) fn should_run_aging(lruvec: &LruVec, max_seq: u64, can_swap: bool) -> (bool, u64) {
+    let min_nr_gens = MIN_NR_GENS as u64;
+    let min_seq = [lruvec.min_seq(ANON), lruvec.min_seq(FILE)];
+    let oldest = min_seq[usize::from(!can_swap)];
+    if oldest + min_nr_gens > max_seq {
+        return (true, 0);
+    }
+    let mut total = 0;
+    let mut young = 0;
+    let mut old = 0;
+    for (ty, &first) in min_seq.iter().enumerate().skip(usize::from(!can_swap)) {
+        for seq in first..=max_seq {
+            let size = lruvec.nr_pages(gen_from_seq(seq), ty).max(0) as u64;
+            total += size;
+            if seq == max_seq {
+                young += size;
+            } else if seq + min_nr_gens == max_seq {
+                old += size;
+            }
+        }
+    }
+    // The ideal is one generation more than must be left: more than that and
+    // there is enough to evict, else the pages should be spread evenly.
+    let advice = oldest + min_nr_gens == max_seq
+        && (young * min_nr_gens > total || old * (min_nr_gens + 2) < total);
+    (advice, total)
+}
+
+impl LruVec {
+    /// Fold the oldest generation's history into the averages
+    /// (`reset_ctrl_pos()` with carry-over).
+    pub(crate) fn carry_over(&self, _held: &mut Lists, ty: usize) {
+        let hist = hist_from_seq(self.min_seq(ty));
+        for tier in 0..MAX_NR_TIERS {
+            let get = |n: &crate::sync::atomic::AtomicU64| n.load(Ordering::Relaxed);
+            let refaulted =
+                get(&self.avg_refaulted[ty][tier]) + get(&self.refaulted[hist][ty][tier]);
+            let total = get(&self.avg_total[ty][tier])
+                + get(&self.evicted[hist][ty][tier])
+                + get(&self.protected[hist][ty][tier]);
+            self.avg_refaulted[ty][tier].store(refaulted / 2, Ordering::Relaxed);
+            self.avg_total[ty][tier].store(total / 2, Ordering::Relaxed);
+        }
+    }
+
+    /// Clear the history slot that generation `seq` will use
+    /// (`reset_ctrl_pos()` without carry-over).
+    fn forget_history(&self, _held: &mut Lists, ty: usize, seq: u64) {
+        let hist = hist_from_seq(seq);
+        for tier in 0..MAX_NR_TIERS {
+            for history in [&self.refaulted, &self.evicted, &self.protected] {
+                history[hist][ty][tier].store(0, Ordering::Relaxed);
+            }
+        }
+    }
+}
