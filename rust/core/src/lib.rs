@@ -12,6 +12,7 @@ pub mod error;
 pub mod host;
 pub mod lru_gen;
 pub mod mm;
+pub mod scenario;
 pub mod sync;
 pub mod table;
 pub mod text;

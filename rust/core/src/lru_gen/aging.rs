@@ -2,8 +2,7 @@
 //! `inc_max_seq()`, `inc_min_seq()`, `should_run_aging()` of `mm/vmscan.c`).
 
 use super::lruvec::{
-    ANON, FILE, Lists, LruVec, MAX_LRU_BATCH, MAX_NR_GENS, MAX_NR_TIERS, MIN_NR_GENS, NR_TYPES,
-    gen_from_seq, hist_from_seq,
+    ANON, FILE, Lists, LruVec, MAX_LRU_BATCH, MAX_NR_GENS, MIN_NR_GENS, NR_TYPES, gen_from_seq,
 };
 use super::walk::MmWalk;
 use crate::cpu::Cpu;
@@ -193,7 +192,7 @@ fn inc_max_seq(cpu: &Cpu, lruvec: &LruVec, seq: u64, can_swap: bool) -> bool {
         for ty in 0..NR_TYPES {
             let delta = lruvec.nr_pages(prev, ty) - lruvec.nr_pages(next, ty);
             lruvec.deactivate_pages(&mut lists, ty, delta);
-            lruvec.forget_history(&mut lists, ty, seq + 1);
+            lruvec.reset_ctrl_pos(&mut lists, ty, false);
         }
         lruvec.publish_max_seq(&mut lists, host.clock.now_ns());
         return true;
@@ -226,7 +225,7 @@ fn inc_min_seq(
         }
         cpu.count_n(Counter::FoliosAged, moved as u64);
     }
-    lruvec.carry_over(lists, ty);
+    lruvec.reset_ctrl_pos(lists, ty, true);
     let next = lruvec.min_seq(ty) + 1;
     lruvec.set_min_seq(lists, ty, next);
     true
@@ -251,7 +250,7 @@ pub(crate) fn try_to_inc_min_seq(lruvec: &LruVec, lists: &mut Lists, can_swap: b
     let mut advanced = false;
     for (ty, &seq) in min_seq.iter().enumerate().skip(first) {
         if seq != lruvec.min_seq(ty) {
-            lruvec.carry_over(lists, ty);
+            lruvec.reset_ctrl_pos(lists, ty, true);
             lruvec.set_min_seq(lists, ty, seq);
             advanced = true;
         }
@@ -287,33 +286,4 @@ pub(crate) fn should_run_aging(lruvec: &LruVec, max_seq: u64, can_swap: bool) ->
     let advice = oldest + min_nr_gens == max_seq
         && (young * min_nr_gens > total || old * (min_nr_gens + 2) < total);
     (advice, total)
-}
-
-impl LruVec {
-    /// Fold the oldest generation's history into the averages
-    /// (`reset_ctrl_pos()` with carry-over).
-    pub(crate) fn carry_over(&self, _held: &mut Lists, ty: usize) {
-        let hist = hist_from_seq(self.min_seq(ty));
-        for tier in 0..MAX_NR_TIERS {
-            let get = |n: &crate::sync::atomic::AtomicU64| n.load(Ordering::Relaxed);
-            let refaulted =
-                get(&self.avg_refaulted[ty][tier]) + get(&self.refaulted[hist][ty][tier]);
-            let total = get(&self.avg_total[ty][tier])
-                + get(&self.evicted[hist][ty][tier])
-                + get(&self.protected[hist][ty][tier]);
-            self.avg_refaulted[ty][tier].store(refaulted / 2, Ordering::Relaxed);
-            self.avg_total[ty][tier].store(total / 2, Ordering::Relaxed);
-        }
-    }
-
-    /// Clear the history slot that generation `seq` will use
-    /// (`reset_ctrl_pos()` without carry-over).
-    fn forget_history(&self, _held: &mut Lists, ty: usize, seq: u64) {
-        let hist = hist_from_seq(seq);
-        for tier in 0..MAX_NR_TIERS {
-            for history in [&self.refaulted, &self.evicted, &self.protected] {
-                history[hist][ty][tier].store(0, Ordering::Relaxed);
-            }
-        }
-    }
 }

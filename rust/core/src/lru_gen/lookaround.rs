@@ -14,7 +14,7 @@
 //! | `Accurate` | accurate notifier | accurate notifier |
 //! | `FastOnly` | accurate notifier | fast-only notifier, with capability 0x8 |
 
-use super::bloom::pmd_item;
+use super::filter::pmd_item;
 use super::folio::update_gen;
 use super::lruvec::{FILE, LruVec, MIN_LRU_BATCH, gen_from_seq, type_of};
 use super::settings::{Asking, caps};

@@ -10,7 +10,7 @@
 //! Source: `struct lru_gen_folio` and `struct lruvec` of
 //! `include/linux/mmzone.h`, `lru_gen_init_lruvec()` of `mm/vmscan.c`.
 
-use super::bloom::BloomFilter;
+use super::filter::BloomFilter;
 use crate::mm::folio::{Pfn, Word};
 use crate::mm::memory::{MAX_FRAMES, PhysMem};
 use crate::sync::atomic::{AtomicU64, Ordering};

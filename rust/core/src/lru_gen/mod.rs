@@ -1,10 +1,10 @@
 //! The multi-gen LRU (`mm/vmscan.c`, `include/linux/mm_inline.h`).
 
 pub mod aging;
-pub mod bloom;
 pub mod controller;
 pub mod debugfs;
 pub mod evict;
+pub mod filter;
 pub mod folio;
 pub mod histogram;
 pub mod lookaround;

@@ -7,7 +7,7 @@
 //! no reference is counted and no shared counter written for a page: sizes and
 //! counts are kept in the walk and applied a batch at a time.
 
-use super::bloom::pmd_item;
+use super::filter::pmd_item;
 use super::folio::update_gen;
 use super::lruvec::{
     FILE, LruVec, MAX_LRU_BATCH, MAX_NR_GENS, MmStat, NR_MM_STATS, NR_TYPES, gen_from_seq, type_of,

@@ -13,6 +13,7 @@
 //! | [`pagetable`] | primary page tables | `arch/x86/include/asm/pgtable.h` |
 //! | [`mm`](struct@Mm) | an address space: map, fault, touch, unmap | `mm/memory.c`, `mm/gup.c`, `mm/mmap.c` |
 //! | [`notifier`] | MMU notifiers | `mm/mmu_notifier.c` |
+//! | [`page_idle`] | idle page tracking | `mm/page_idle.c` |
 
 pub mod address_space;
 pub mod filemap;
@@ -22,6 +23,7 @@ pub mod memory;
 #[allow(clippy::module_inception)]
 mod mm;
 pub mod notifier;
+pub mod page_idle;
 pub mod pagetable;
 pub mod rmap;
 pub mod swap;

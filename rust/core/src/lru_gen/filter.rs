@@ -22,10 +22,14 @@ pub fn pmd_item(mm: u32, pmd: u64) -> u64 {
 }
 
 fn keys(item: u64) -> [usize; 2] {
-    // Knuth's multiplicative hash by the golden ratio (`hash_64()`).
-    let hash = item.wrapping_mul(0x61c8_8646_80b5_83eb) >> (64 - 2 * SHIFT);
+    // SplitMix64's finalizer: items are consecutive numbers, which a single
+    // multiplication would spread too regularly for the designed rate.
+    let mut hash = item.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    hash = (hash ^ hash >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    hash = (hash ^ hash >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    hash ^= hash >> 31;
     let mask = (1 << SHIFT) - 1;
-    [(hash & mask) as usize, (hash >> SHIFT) as usize]
+    [hash & mask, hash >> SHIFT & mask].map(|key| key as usize)
 }
 
 impl Default for BloomFilter {
