@@ -2,6 +2,7 @@
 
 pub mod aging;
 
+pub mod check;
 pub mod controller;
 pub mod debugfs;
 pub mod evict;
