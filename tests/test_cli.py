@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -173,7 +172,7 @@ def test_json_goes_to_a_file_whole(tmp_path):
     done = run("access-tracking", "-l", "-b", "4M", "--json", path)
     assert layout(done.stdout) == LRU_STEPS
     assert json.loads(path.read_text())["verdict"] == "pass"
-    assert os.listdir(tmp_path) == ["out.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out.json"]
     run("access-tracking", "-l", "-b", "4M", "--json", tmp_path / "no" / "out.json", code=2)
 
 
@@ -204,7 +203,7 @@ def test_replay_prints_a_table_and_draws(tmp_path):
     assert "precision" in done.stdout
     assert len(done.stdout.splitlines()) == 2 + 7 + 1
     assert done.stderr == ""
-    assert os.listdir(tmp_path) == ["plot.png"]
+    assert [path.name for path in tmp_path.iterdir()] == ["plot.png"]
 
 
 def test_replay_of_other_formats(tmp_path):
@@ -298,6 +297,6 @@ def test_ctrl_c_stops_at_once_and_leaves_no_file(arguments, tmp_path):
         process.kill()
     assert process.returncode == 130
     assert errors.splitlines()[-1] == "youngbit: interrupted"
-    assert os.listdir(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
     # A tenth of a second to stop; the rest is giving back 4 GiB of model.
     assert took < 3.0
