@@ -53,15 +53,26 @@ fn only_touched_pages_stop_being_idle() {
         let cpu = Cpu::new(&host);
         let end = at + 32 * PAGE_SIZE;
         for n in 0..32 {
-            mm.touch(&cpu, at + n * PAGE_SIZE, true, None).expect("touched");
+            mm.touch(&cpu, at + n * PAGE_SIZE, true, None)
+                .expect("touched");
         }
         let not_marked = page_idle::test_range(&cpu, &mm, at, end).expect("tested");
         assert_eq!((not_marked.present, not_marked.idle), (32, 0), "{kind:?}");
-        let all = Idle { present: 32, idle: 32 };
-        assert_eq!(page_idle::mark_range(&cpu, &mm, at, end).expect("marked"), all);
-        assert_eq!(page_idle::test_range(&cpu, &mm, at, end).expect("tested"), all);
+        let all = Idle {
+            present: 32,
+            idle: 32,
+        };
+        assert_eq!(
+            page_idle::mark_range(&cpu, &mm, at, end).expect("marked"),
+            all
+        );
+        assert_eq!(
+            page_idle::test_range(&cpu, &mm, at, end).expect("tested"),
+            all
+        );
         for n in (0..32).step_by(4) {
-            mm.touch(&cpu, at + n * PAGE_SIZE, false, None).expect("touched");
+            mm.touch(&cpu, at + n * PAGE_SIZE, false, None)
+                .expect("touched");
         }
         for n in 0..32 {
             let page = at + n * PAGE_SIZE;
@@ -69,7 +80,10 @@ fn only_touched_pages_stop_being_idle() {
             assert_eq!(found.idle, u64::from(n % 4 != 0), "{kind:?} page {n}");
         }
         let word = host.memory.word(mm.lookup(at).1.pfn()).get();
-        assert!(word.has(YOUNG) && !word.has(IDLE), "reclaim is told: {word:?}");
+        assert!(
+            word.has(YOUNG) && !word.has(IDLE),
+            "reclaim is told: {word:?}"
+        );
     }
 }
 
@@ -78,7 +92,8 @@ fn a_secondary_access_counts_and_is_asked_for_accurately() {
     let (host, mm, at) = machine(64, Kind::Anon, VmFlags::default());
     let cpu = Cpu::new(&host);
     for n in 0..64 {
-        mm.touch(&cpu, at + n * PAGE_SIZE, true, None).expect("touched");
+        mm.touch(&cpu, at + n * PAGE_SIZE, true, None)
+            .expect("touched");
     }
     let secondary = Arc::new(Secondary {
         start: at,
@@ -105,7 +120,8 @@ fn a_huge_page_is_idle_as_a_whole() {
     let end = at + 1024 * PAGE_SIZE;
     let all = page_idle::mark_range(&cpu, &mm, at, end).expect("marked");
     assert_eq!((all.present, all.idle), (512, 512));
-    mm.touch(&cpu, at + 77 * PAGE_SIZE, false, None).expect("touched");
+    mm.touch(&cpu, at + 77 * PAGE_SIZE, false, None)
+        .expect("touched");
     let found = page_idle::test_range(&cpu, &mm, at, end).expect("tested");
     assert_eq!((found.present, found.idle), (512, 0));
 }

@@ -9,7 +9,7 @@ use crate::host::{Host, HostConfig};
 use crate::lru_gen::{self, debugfs, histogram};
 use crate::mm::address_space::Slot;
 use crate::mm::pagetable::Pte;
-use crate::mm::{AddressSpace, Kind, Memcg, Mm, PAGE_SIZE, VmFlags, filemap};
+use crate::mm::{AddressSpace, Kind, Memcg, Mm, PAGE_SIZE, VmFlags, filemap, memcg_files};
 use crate::sync::atomic::Ordering;
 use crate::trace::{Counter, CounterValues, Event};
 use std::collections::BTreeMap;
@@ -39,6 +39,8 @@ pub struct Runner {
     files: BTreeMap<String, Arc<AddressSpace>>,
     /// Pages of the worker's own that it uses in every step.
     own: Vec<u64>,
+    /// Where it reads files into.
+    buffer: u64,
     totals: CounterValues,
     traced: bool,
     steps: usize,
@@ -66,6 +68,7 @@ impl Runner {
             regions: BTreeMap::new(),
             files: BTreeMap::new(),
             own: Vec::new(),
+            buffer: 0,
             totals: CounterValues::default(),
             traced: false,
             steps: 0,
@@ -85,7 +88,8 @@ impl Runner {
     }
 
     /// Give the worker pages of its own: a few in each of some mappings, as
-    /// stack, heap and data are. One is used at the start and never again.
+    /// stack, heap and data are. One is used at the start, and then only by
+    /// reads.
     fn start_worker(&mut self, pages: u64) -> Result<()> {
         let cpu = Cpu::new(&self.host);
         let len = WORKER_MAPPING_PAGES * PAGE_SIZE;
@@ -98,7 +102,9 @@ impl Runner {
         for n in 0..pages {
             let address = starts[(n % WORKER_MAPPINGS) as usize] + n / WORKER_MAPPINGS * PAGE_SIZE;
             self.mm.touch(&cpu, address, true, None)?;
-            if n > 0 {
+            if n == 0 {
+                self.buffer = address;
+            } else {
                 self.own.push(address);
             }
         }
@@ -255,8 +261,8 @@ impl Runner {
         Ok(())
     }
 
-    /// `pread` of whole pages.
-    fn read(&self, cpu: &Cpu, pages: &Pages) -> Result<()> {
+    /// `pread` of whole pages, into a buffer that is used for nothing else.
+    fn read(&mut self, cpu: &Cpu, pages: &Pages) -> Result<()> {
         let region = &self.regions[&pages.region];
         if region.kind == MapKind::Anon {
             return Err(Error::invalid(format!(
@@ -264,9 +270,10 @@ impl Runner {
                 pages.region
             )));
         }
+        let buffer = self.buffer;
         for index in pages.iter() {
-            let (pfn, _) = filemap::get(cpu, &self.memcg, &region.space, index, false)?;
-            lru_gen::mark_accessed(&self.host.memory, pfn);
+            let byte = filemap::read(cpu, &self.memcg, &region.space, index)?;
+            self.mm.touch(cpu, buffer, true, Some(byte))?;
         }
         Ok(())
     }
@@ -315,12 +322,8 @@ impl Runner {
         }
     }
 
-    fn memset(&self, _cpu: &Cpu, file: &str, value: &str) -> Result<()> {
-        let _ = value;
-        Err(Error::new(
-            Errno::EOPNOTSUPP,
-            format!("{file}: the model has no such file"),
-        ))
+    fn memset(&self, cpu: &Cpu, file: &str, value: &str) -> Result<()> {
+        memcg_files::write(cpu, &self.memcg, file, value)
     }
 
     fn generations(&self) -> BTreeMap<u64, [u64; 2]> {
