@@ -7,11 +7,14 @@
 
 #![warn(missing_docs)]
 
+pub mod access;
 pub mod cpu;
 pub mod error;
 pub mod host;
+pub mod kvm;
 pub mod lru_gen;
 pub mod mm;
+pub mod mutant;
 pub mod scenario;
 pub mod sync;
 pub mod table;

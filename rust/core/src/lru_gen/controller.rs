@@ -7,10 +7,12 @@
 //! position is above the setpoint's is protected; the type whose first tier is
 //! below the other's is evicted.
 //!
-//! Source: `read_ctrl_pos()`, `positive_ctrl_err()`, `get_tier_idx()`,
-//! `get_type_to_scan()` of `mm/vmscan.c`.
+//! Source: `read_ctrl_pos()`, `reset_ctrl_pos()`, `positive_ctrl_err()`,
+//! `get_tier_idx()`, `get_type_to_scan()` of `mm/vmscan.c`.
 
-use super::lruvec::{ANON, FILE, LruVec, MAX_NR_TIERS, MIN_LRU_BATCH, hist_from_seq};
+use super::lruvec::{
+    ANON, FILE, Lists, LruVec, MAX_NR_TIERS, MIN_LRU_BATCH, NR_HIST_GENS, hist_from_seq,
+};
 use crate::sync::atomic::Ordering;
 
 /// The largest swappiness; it evicts anonymous pages first.
@@ -57,6 +59,35 @@ impl LruVec {
             refaulted,
             total,
             gain,
+        }
+    }
+
+    /// Fold the oldest generation of a type into the averages (`carryover`,
+    /// before `min_seq` rises), or clear the history slot that the next
+    /// generation will use (before `max_seq` rises) (`reset_ctrl_pos()`).
+    pub(crate) fn reset_ctrl_pos(&self, _held: &mut Lists, ty: usize, carryover: bool) {
+        let clear = if carryover {
+            NR_HIST_GENS == 1
+        } else {
+            NR_HIST_GENS > 1
+        };
+        let seq = if carryover {
+            self.min_seq(ty)
+        } else {
+            self.max_seq() + 1
+        };
+        let hist = hist_from_seq(seq);
+        for tier in 0..MAX_NR_TIERS {
+            if carryover {
+                let now = self.ctrl_pos(ty, tier, 1);
+                self.avg_refaulted[ty][tier].store(now.refaulted / 2, Ordering::Relaxed);
+                self.avg_total[ty][tier].store(now.total / 2, Ordering::Relaxed);
+            }
+            if clear {
+                self.refaulted[hist][ty][tier].store(0, Ordering::Relaxed);
+                self.evicted[hist][ty][tier].store(0, Ordering::Relaxed);
+                self.protected[hist][ty][tier].store(0, Ordering::Relaxed);
+            }
         }
     }
 
@@ -124,16 +155,19 @@ mod tests {
     }
 
     #[test]
-    fn averages_halve_once_a_generation() {
+    fn averages_halve_once_a_generation_and_history_is_cleared() {
         let lruvec = LruVec::new(1, 0, 0);
         lruvec.refaulted[0][FILE][1].store(100, Ordering::Relaxed);
         lruvec.evicted[0][FILE][1].store(300, Ordering::Relaxed);
         lruvec.protected[0][FILE][1].store(100, Ordering::Relaxed);
         assert_eq!(lruvec.ctrl_pos(FILE, 1, 1), at(100, 400, 1));
         let mut lists = lruvec.lru_lock.lock();
-        lruvec.carry_over(&mut lists, FILE);
+        lruvec.reset_ctrl_pos(&mut lists, FILE, true);
         lruvec.set_min_seq(&mut lists, FILE, 1);
         assert_eq!(lruvec.ctrl_pos(FILE, 1, 1), at(50, 200, 1));
+        // The generation after max_seq 3 reuses slot 0.
+        lruvec.reset_ctrl_pos(&mut lists, FILE, false);
+        assert_eq!(lruvec.evicted[0][FILE][1].load(Ordering::Relaxed), 0);
     }
 
     #[test]

@@ -11,6 +11,7 @@ pub mod histogram;
 pub mod lookaround;
 pub mod lruvec;
 pub mod mm_list;
+pub mod pages;
 pub mod policy;
 pub mod reclaim;
 pub mod settings;
@@ -22,6 +23,7 @@ pub use folio::mark_accessed;
 pub(crate) use folio::{add_folio, del_folio};
 pub use lruvec::LruVec;
 pub use mm_list::MmList;
+pub use pages::page_generations;
 pub(crate) use reclaim::{alloc_with_reclaim, charge, default_swappiness};
 pub use settings::{Asking, Settings, caps};
 

@@ -14,6 +14,7 @@
 //! | [`thread`] | kthreads and vCPU threads | `std`, or loom |
 
 pub mod atomic;
+pub mod cell;
 pub mod lock;
 pub mod rcu;
 pub mod spin;

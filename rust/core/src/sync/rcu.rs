@@ -16,7 +16,9 @@ mod imp {
     use crate::sync::spin::Backoff;
     use std::sync::Arc;
 
-    /// One set of readers and what waits for them (`struct srcu_struct`).
+    /// One set of readers and what waits for them (`struct srcu_struct`). A
+    /// clone is the same domain.
+    #[derive(Clone)]
     pub struct Domain {
         collector: crossbeam_epoch::Collector,
         counts: Arc<Counts>,
@@ -49,6 +51,12 @@ mod imp {
                 handle: self.collector.register(),
                 counts: Arc::clone(&self.counts),
             }
+        }
+
+        /// Whether `guard` is a section of this domain.
+        #[inline]
+        pub fn owns(&self, guard: &Guard<'_>) -> bool {
+            guard.guard.collector() == Some(&self.collector)
         }
 
         /// Wait until every section that was entered before this call is left
@@ -206,11 +214,12 @@ mod imp {
 mod imp {
     //! RCU as loom sees it. Bookkeeping is in a `std` mutex, which loom does
     //! not see: it orders nothing in the model, so that a missing barrier in
-    //! the checked code stays missing. The one word that loom does see, the
-    //! gate, gives exactly what a grace period promises: what a reader did
-    //! inside its section happens before what was deferred from it.
+    //! the checked code stays missing. The two words that loom does see give
+    //! exactly what a grace period promises. `left`: what a reader did inside
+    //! its section happens before what was deferred from it. `begun`: a section
+    //! that a grace period does not wait for sees what came before it.
 
-    use crate::sync::atomic::{AtomicUsize, Ordering, fence};
+    use crate::sync::atomic::{AtomicUsize, Ordering};
     use loom::sync::atomic::AtomicPtr;
     use std::cell::Cell;
     use std::collections::BTreeSet;
@@ -229,7 +238,8 @@ mod imp {
 
     struct Shared {
         state: Mutex<State>,
-        gate: AtomicUsize,
+        left: AtomicUsize,
+        begun: AtomicUsize,
     }
 
     impl Shared {
@@ -238,18 +248,28 @@ mod imp {
         }
 
         fn enter(&self) -> u64 {
-            self.gate.load(Ordering::Relaxed);
-            fence(Ordering::SeqCst);
-            self.with(|state| {
+            let token = self.with(|state| {
                 state.next += 1;
                 state.inside.insert(state.next);
                 state.next
-            })
+            });
+            // Acquire: pairs with the release in `begin`. Either this comes
+            // after it, and sees what the writer unlinked; or before, and the
+            // writer finds the token.
+            self.begun.fetch_add(0, Ordering::Acquire);
+            token
+        }
+
+        /// A grace period begins: the readers it has to wait for.
+        fn begin(&self) -> BTreeSet<u64> {
+            // Release: pairs with the acquire in `enter`.
+            self.begun.fetch_add(1, Ordering::Release);
+            self.with(|state| state.inside.clone())
         }
 
         fn leave(&self, token: u64) {
             // Release: pairs with the acquire in `run_ready`.
-            self.gate.fetch_add(1, Ordering::Release);
+            self.left.fetch_add(1, Ordering::Release);
             self.with(|state| {
                 state.inside.remove(&token);
                 for (readers, _) in &mut state.waiting {
@@ -272,7 +292,7 @@ mod imp {
                 return;
             }
             // Acquire: pairs with the release of every reader that left.
-            self.gate.load(Ordering::Acquire);
+            self.left.load(Ordering::Acquire);
             for callback in ready {
                 callback();
                 self.with(|state| state.run += 1);
@@ -280,7 +300,8 @@ mod imp {
         }
     }
 
-    /// One set of readers and what waits for them.
+    /// One set of readers and what waits for them. A clone is the same domain.
+    #[derive(Clone)]
     pub struct Domain(Arc<Shared>);
 
     impl Default for Domain {
@@ -294,7 +315,8 @@ mod imp {
         pub fn new() -> Self {
             Domain(Arc::new(Shared {
                 state: Mutex::default(),
-                gate: AtomicUsize::new(0),
+                left: AtomicUsize::new(0),
+                begun: AtomicUsize::new(0),
             }))
         }
 
@@ -307,15 +329,19 @@ mod imp {
             }
         }
 
+        /// Whether `guard` is a section of this domain.
+        pub fn owns(&self, guard: &Guard<'_>) -> bool {
+            Arc::ptr_eq(&self.0, &guard.0.shared)
+        }
+
         /// Wait until every section entered before this call is left.
         pub fn synchronize(&self) {
-            fence(Ordering::SeqCst);
-            let before = self.0.with(|state| state.inside.clone());
+            let before = self.0.begin();
             while self.0.with(|state| !state.inside.is_disjoint(&before)) {
                 loom::thread::yield_now();
             }
             // Acquire: pairs with the release of every reader that left.
-            self.0.gate.load(Ordering::Acquire);
+            self.0.left.load(Ordering::Acquire);
         }
 
         /// Wait for everything deferred before this call to have run.
@@ -373,9 +399,11 @@ mod imp {
     impl Guard<'_> {
         /// Run `f` once no reader that could hold what was unlinked is left.
         pub fn defer(&self, f: impl FnOnce() + Send + 'static) {
+            let readers = self.0.shared.begin();
             self.0.shared.with(|state| {
                 state.deferred += 1;
-                let readers = state.inside.clone();
+                // Those that have left in the meantime are not waited for.
+                let readers = readers.intersection(&state.inside).copied().collect();
                 state.waiting.push((readers, Box::new(f)));
             });
         }

@@ -1,0 +1,80 @@
+# Everything here works on a fresh clone with python3 (3.10 or newer) and cargo,
+# and from any state: what is built is keyed on the contents of its inputs.
+
+PYTHON ?= python3
+VENV   := .venv
+PY     := $(VENV)/bin/python
+OUT    := out
+CARGO  ?= cargo
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+
+hash = $(shell { echo $(CURDIR); $(1); } 2>&1 | sha256sum | cut -c1-16)
+DEPS  := $(VENV)/deps-$(call hash,$(PYTHON) -VV; cat constraints.txt pyproject.toml)
+CODE  := Cargo.toml Cargo.lock pyproject.toml $(wildcard rust/core/Cargo.toml rust/python/Cargo.toml rust/python/build.rs)
+BUILD := $(VENV)/build-$(call hash,find rust -name '*.rs' | LC_ALL=C sort | xargs sha256sum; cat $(CODE); $(CARGO) --version)
+MODULE := python/youngbit/_core.abi3.so
+
+.DEFAULT_GOAL := help
+.PHONY: help run test soak wheel wheel-check bench lint fmt clean build
+
+help:            ## show this
+	@sed -n 's/^\([a-z-]*\): *[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+$(DEPS):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "youngbit needs Python 3.10 or newer, found: $$($(PYTHON) -VV)" >&2; exit 1; }
+	@$(CARGO) --version >/dev/null || { echo "youngbit needs cargo, see https://rustup.rs" >&2; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+	$(PY) -m pip install --quiet "pip==26.2" 2>/dev/null || $(PY) -m pip install --quiet "pip>=25.1"
+	$(PY) -m pip install --quiet --group dev --group bench numpy click rich
+	@touch $@
+
+build: $(DEPS)   ## build the extension module, optimised
+	@test -e $(BUILD) -a -e $(MODULE) || { \
+		rm -f $(VENV)/build-*; \
+		VIRTUAL_ENV=$(CURDIR)/$(VENV) $(PY) -m maturin develop --release --locked && touch $(BUILD); }
+
+run: build       ## verify aging end to end, measure it, replay the shipped trace
+	@mkdir -p $(OUT)
+	$(PY) -m youngbit access-tracking -l -v 2 -b 128M
+	$(PY) -m youngbit access-tracking -l -p
+	$(PY) -m youngbit replay --plot $(OUT)/generations.png
+
+lint: $(DEPS)    ## formatting, clippy, ruff
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	$(PY) -m ruff format --check
+	$(PY) -m ruff check
+
+test: lint build ## all checks and tests
+	$(CARGO) test --locked -p youngbit-core
+	$(PY) -m mypy
+	$(PY) -m mypy.stubtest youngbit._core
+	$(PY) -m pytest
+
+soak: build      ## long tests
+	$(CARGO) test --locked --release -p youngbit-core -- --ignored
+	$(PY) -m pytest -m soak --timeout 7200
+
+bench: build     ## time the core and the package
+	$(CARGO) bench --locked -p youngbit-core
+	$(PY) -m pytest benches --benchmark-only
+
+wheel: $(DEPS)   ## build a wheel into dist/
+	rm -rf dist
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(PY) -m maturin build --release --locked --out dist
+
+wheel-check: wheel ## install the wheel into an empty environment and run it there
+	$(PYTHON) -m venv --clear $(OUT)/wheel-env
+	$(OUT)/wheel-env/bin/python -m pip install --quiet dist/*.whl
+	cd $(OUT) && env -i wheel-env/bin/youngbit access-tracking -l -b 16M
+	rm -rf $(OUT)/wheel-env
+
+fmt: $(DEPS)     ## format all sources
+	$(CARGO) fmt --all
+	$(PY) -m ruff check --fix-only --quiet
+	$(PY) -m ruff format
+
+clean:           ## remove what was built
+	rm -rf $(VENV) $(OUT) dist target $(MODULE)

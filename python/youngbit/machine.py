@@ -1,0 +1,867 @@
+"""The machine: hosts, processes, guests, and the multi-gen LRU that ages them."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Literal, TypeAlias, cast, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from . import _core, defaults
+from .access import Stream
+from .notifier import MmuNotifier
+from .sizes import PAGE_SIZE, Size, format_size, parse_pages, parse_size
+
+__all__ = [
+    "AgeStats",
+    "DebugFs",
+    "Generation",
+    "Generations",
+    "Host",
+    "IdleStats",
+    "LruGen",
+    "Memcg",
+    "Mm",
+    "Registration",
+    "RunStats",
+    "TextFile",
+    "TraceRecords",
+    "Vm",
+]
+
+Kind: TypeAlias = Literal["anon", "shmem", "file"]
+Mode: TypeAlias = Literal["inline", "live"]
+Counters: TypeAlias = Mapping[str, int]
+
+
+def _address(value: object, what: str) -> int:
+    if isinstance(value, bool):
+        raise TypeError(f"{what}: expected a whole number, not bool")
+    try:
+        number = operator.index(cast("Any", value))
+    except TypeError:
+        raise TypeError(f"{what}: expected a whole number, not {type(value).__name__}") from None
+    if not 0 <= number < 1 << 63:
+        raise ValueError(f"{what}: {number} is not an address")
+    return number
+
+
+def _nonzero(counters: Counters) -> str:
+    return ", ".join(f"{key}={value:,}" for key, value in counters.items() if value)
+
+
+def _choice(value: object, choices: Sequence[str], what: str) -> str:
+    if value not in choices:
+        raise ValueError(f"{what}: {value!r} is none of {', '.join(map(repr, choices))}")
+    return cast("str", value)
+
+
+def _tlb_ways(entries: int) -> int:
+    """Return the associativity nearest to the default that divides into 2**n sets."""
+    fitting = [
+        ways
+        for ways in range(1, defaults.TLB_MAX_WAYS + 1)
+        if entries % ways == 0 and (entries // ways).bit_count() <= 1
+    ]
+    if not fitting:
+        raise ValueError(
+            f"tlb_entries: {entries} is not a power of two times an associativity of at most"
+            f" {defaults.TLB_MAX_WAYS}"
+        )
+    return min(fitting, key=lambda ways: abs(ways - defaults.TLB_WAYS))
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One generation of an lruvec."""
+
+    #: Sequence number; larger is younger.
+    seq: int
+    #: Milliseconds since it was made.
+    age_ms: int
+    #: Anonymous pages in it.
+    anon: int
+    #: File pages in it.
+    file: int
+
+    @property
+    def nr_pages(self) -> int:
+        """Pages of both types."""
+        return self.anon + self.file
+
+    def to_dict(self) -> dict[str, int]:
+        """Return a plain dict."""
+        return {"seq": self.seq, "age_ms": self.age_ms, "anon": self.anon, "file": self.file}
+
+
+class Generations(Sequence[Generation]):
+    """The generations of an lruvec at one time, oldest first."""
+
+    def __init__(self, generations: Sequence[Generation]) -> None:
+        self._all = tuple(generations)
+
+    @overload
+    def __getitem__(self, index: int) -> Generation: ...
+    @overload
+    def __getitem__(self, index: slice) -> Generations: ...
+    def __getitem__(self, index: int | slice) -> Generation | Generations:
+        if isinstance(index, slice):
+            return Generations(self._all[index])
+        return self._all[index]
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Generations) and self._all == other._all
+
+    def __hash__(self) -> int:
+        return hash(self._all)
+
+    @property
+    def min_seq(self) -> int:
+        """Number of the oldest."""
+        return self._all[0].seq
+
+    @property
+    def max_seq(self) -> int:
+        """Number of the youngest."""
+        return self._all[-1].seq
+
+    @property
+    def nr_pages(self) -> int:
+        """Pages in all of them."""
+        return sum(generation.nr_pages for generation in self._all)
+
+    def to_dict(self) -> list[dict[str, int]]:
+        """Return a list of plain dicts."""
+        return [generation.to_dict() for generation in self._all]
+
+    def to_arrays(self) -> dict[str, npt.NDArray[np.int64]]:
+        """Return one array a column."""
+        return {
+            key: np.array([getattr(generation, key) for generation in self._all], dtype=np.int64)
+            for key in ("seq", "age_ms", "anon", "file")
+        }
+
+    def __str__(self) -> str:
+        lines = [f"{'seq':>8} {'age ms':>10} {'anon':>12} {'file':>12}"]
+        lines += [f"{g.seq:>8} {g.age_ms:>10} {g.anon:>12} {g.file:>12}" for g in self._all]
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        inside = ", ".join(f"{g.seq}: {g.anon}+{g.file}" for g in self._all)
+        return f"Generations({{{inside}}})"
+
+
+@dataclass(frozen=True)
+class RunStats:
+    """What a run of vCPUs did."""
+
+    #: Wall time of the run.
+    seconds: float
+    #: Wall time of each vCPU.
+    vcpu_seconds: tuple[float, ...]
+    #: What was counted meanwhile, by the vCPUs and by whoever aged beside them.
+    counters: Counters
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a plain dict."""
+        return {
+            "seconds": self.seconds,
+            "vcpu_seconds": list(self.vcpu_seconds),
+            "counters": dict(self.counters),
+        }
+
+    def __str__(self) -> str:
+        return f"run of {len(self.vcpu_seconds)} vCPUs: {self.seconds:.6f} s; " + _nonzero(
+            self.counters
+        )
+
+
+@dataclass(frozen=True)
+class AgeStats:
+    """What one aging pass did and what it cost."""
+
+    #: The youngest generation before the pass.
+    seq: int
+    #: The youngest generation after it.
+    max_seq: int
+    #: Wall time of the pass.
+    seconds: float
+    #: What was counted.
+    counters: Counters
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a plain dict."""
+        return {
+            "seq": self.seq,
+            "max_seq": self.max_seq,
+            "seconds": self.seconds,
+            "counters": dict(self.counters),
+        }
+
+    def __str__(self) -> str:
+        return (
+            f"aging pass {self.seq} -> {self.max_seq}: {self.seconds:.6f} s;"
+            f" {_nonzero(self.counters)}"
+        )
+
+
+@dataclass(frozen=True)
+class IdleStats:
+    """What marking pages idle found."""
+
+    #: Pages that were not idle and now are.
+    marked: int
+    #: Pages that were idle still: not accessed, as far as anyone knows.
+    still_idle: int
+    #: Pages without memory behind them.
+    absent: int
+
+    def to_dict(self) -> dict[str, int]:
+        """Return a plain dict."""
+        return {"marked": self.marked, "still_idle": self.still_idle, "absent": self.absent}
+
+
+@dataclass(frozen=True, eq=False)
+class TraceRecords:
+    """What one tracepoint recorded."""
+
+    #: Names of the columns of `args`.
+    names: tuple[str, ...]
+    #: Nanoseconds on the host's clock, one a record.
+    time_ns: npt.NDArray[np.uint64]
+    #: One row a record.
+    args: npt.NDArray[np.uint64]
+
+    def __len__(self) -> int:
+        return len(self.time_ns)
+
+    def to_dict(self) -> dict[str, npt.NDArray[np.uint64]]:
+        """Return one array a column, ``time_ns`` first."""
+        columns = {name: self.args[:, i] for i, name in enumerate(self.names)}
+        return {"time_ns": self.time_ns, **columns}
+
+
+@dataclass(frozen=True)
+class Memcg:
+    """A memory cgroup."""
+
+    #: Its number; 0 is the root.
+    id: int
+    #: Its path.
+    name: str
+
+
+class Host:
+    """A machine: physical memory, memory cgroups, processes, a clock.
+
+    Args:
+        memory: Its size, or the sizes of its nodes.
+        swap: Size of the swap device; 0 for none.
+        clock: ``"real"``, or ``"virtual"``: time then passes only in `advance`,
+            so that inline runs repeat to the last bit.
+        capabilities: Mask of ``lru_gen/enabled``: 0x1 core, 0x2 mm walk, 0x4
+            non-leaf young, 0x8 secondary MMU walk.
+
+    Raises:
+        ValueError: For a size or a clock that is none.
+        OSError: If there cannot be such a host.
+
+    """
+
+    def __init__(
+        self,
+        memory: Size | Sequence[Size],
+        *,
+        swap: Size | Literal[0] = 0,
+        clock: Literal["real", "virtual"] = "real",
+        capabilities: int = defaults.CAPABILITIES,
+    ) -> None:
+        sizes = [memory] if isinstance(memory, str) or not isinstance(memory, Sequence) else memory
+        nodes = [parse_pages(size, what="memory") for size in sizes]
+        if not nodes:
+            raise ValueError("memory: expected at least one node")
+        _choice(clock, ("real", "virtual"), "clock")
+        none = not isinstance(swap, (str, bool)) and swap == 0
+        swap_pages = 0 if none else parse_pages(swap, what="swap")
+        self._native = _core.Host(nodes, swap_pages, clock == "virtual")
+        self._capabilities_set(capabilities)
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(format_size(total * PAGE_SIZE) for total, _ in self._native.nodes())
+        return f"Host(memory={sizes}, capabilities={self.capabilities:#06x})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the host's state as a plain dict."""
+        return {
+            "nodes": [{"pages": pages, "free": free} for pages, free in self._native.nodes()],
+            "capabilities": self.capabilities,
+            "memcgs": [
+                {"id": number, "name": name, "pages": pages}
+                for number, name, pages in self._native.memcgs()
+            ],
+        }
+
+    @property
+    def root(self) -> Memcg:
+        """The root memory cgroup."""
+        number, name, _ = self._native.memcgs()[0]
+        return Memcg(number, name)
+
+    @property
+    def capabilities(self) -> int:
+        """Mask of what is on in ``lru_gen/enabled``; unknown bits are ignored."""
+        return self._native.capabilities
+
+    @capabilities.setter
+    def capabilities(self, mask: int) -> None:
+        self._capabilities_set(mask)
+
+    def _capabilities_set(self, mask: int) -> None:
+        self._native.set_capabilities(_address(mask, "capabilities"))
+
+    @property
+    def time_ns(self) -> int:
+        """Nanoseconds on the host's clock."""
+        return self._native.now_ns()
+
+    def advance(self, seconds: float) -> None:
+        """Let virtual time pass; a real clock takes no notice."""
+        if not 0 <= seconds < 1e9:
+            raise ValueError(f"seconds: {seconds} is negative or beyond 30 years")
+        self._native.advance_ns(round(seconds * 1e9))
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """Sums of what was counted, over all calls that have returned."""
+        return self._native.counters()
+
+    @property
+    def aging_asks(self) -> str:
+        """What MGLRU's aging asks secondary MMUs: none, accurate or fast_only.
+
+        Only kernels that ask ``"fast_only"`` have capability 0x8; it is dropped
+        for the others.
+        """
+        return self._native.aging_asks
+
+    @aging_asks.setter
+    def aging_asks(self, asks: str) -> None:
+        self._native.set_aging_asks(_choice(asks, defaults.AGING_ASKS, "aging_asks"))
+
+    @property
+    def debugfs(self) -> DebugFs:
+        """The text files of MGLRU, by name."""
+        return DebugFs(self)
+
+    def create_memcg(self, name: str) -> Memcg:
+        """Make a memory cgroup.
+
+        Raises:
+            OSError: ``EEXIST`` if the name is taken.
+
+        """
+        return Memcg(self._native.create_memcg(name), name)
+
+    def create_mm(self, memcg: Memcg | None = None) -> Mm:
+        """Make a process in a memory cgroup, otherwise in the root.
+
+        Raises:
+            OSError: ``ENOENT`` if the host has no such memory cgroup.
+
+        """
+        return Mm(self, self._native.create_mm(memcg.id if memcg else 0))
+
+    def create_vm(
+        self,
+        memory: Size,
+        *,
+        vcpus: int = defaults.VCPUS,
+        mmu: str = defaults.MMU,
+        protocol: str = defaults.PROTOCOL,
+        aging_asks: str | None = None,
+        ad: bool = True,
+        format: str = defaults.FORMAT,  # noqa: A002
+        levels: int = defaults.LEVELS,
+        backing: str = defaults.BACKING,
+        tlb_entries: int = defaults.TLB_ENTRIES,
+        tlb_ways: int | None = None,
+        memcg: Memcg | None = None,
+    ) -> Vm:
+        """Make a virtual machine in a process and a memory cgroup of its own.
+
+        Args:
+            memory: Guest memory.
+            vcpus: How many vCPUs.
+            mmu: Which MMU maps guest memory, one of `defaults.MMUS`.
+            protocol: How it is aged: ``"baseline"``, ``"v7"`` or ``"v9"``.
+            aging_asks: What MGLRU's aging asks on this host from now on:
+                ``"none"``, ``"accurate"`` or ``"fast_only"``; otherwise what the
+                protocol's kernel asks.
+            ad: Whether the page tables have accessed and dirty bits.
+            format: Of the page-table entries: ``"ept"`` or ``"npt"``.
+            levels: Of the page tables: 4 or 5.
+            backing: Size of the host's pages behind guest memory: ``"4k"``,
+                ``"2m"`` or ``"1g"``.
+            tlb_entries: Of each vCPU's modelled TLB; 0 for none.
+            tlb_ways: Its associativity: the entries are this times a power of
+                two. Otherwise about 12, whatever fits.
+            memcg: Which memory cgroup; otherwise a new one.
+
+        Raises:
+            ValueError: For a parameter that is none of the choices.
+            OSError: If there cannot be such a VM.
+
+        """
+        pages = parse_pages(memory, what="memory")
+        _choice(mmu, defaults.MMUS, "mmu")
+        _choice(protocol, defaults.PROTOCOLS, "protocol")
+        _choice(format, defaults.FORMATS, "format")
+        _choice(backing, tuple(defaults.BACKINGS), "backing")
+        if aging_asks is None:
+            aging_asks = defaults.PROTOCOL_ASKS[protocol]
+        _choice(aging_asks, defaults.AGING_ASKS, "aging_asks")
+        for value, what in ((vcpus, "vcpus"), (levels, "levels"), (tlb_entries, "tlb_entries")):
+            _address(value, what)
+        ways = _tlb_ways(tlb_entries) if tlb_ways is None else _address(tlb_ways, "tlb_ways")
+        if not 1 <= vcpus <= defaults.MAX_VCPUS:
+            raise ValueError(f"vcpus: {vcpus} is not between 1 and {defaults.MAX_VCPUS}")
+        if pages * PAGE_SIZE % defaults.BACKINGS[backing]:
+            raise ValueError(f"memory: {memory!r} is not a multiple of the backing, {backing}")
+        if memcg is None:
+            taken = {name for _, name, _ in self._native.memcgs()}
+            number = next(n for n in range(1 << 16) if f"/vm{n}" not in taken)
+            memcg = self.create_memcg(f"/vm{number}")
+        parameters = {
+            "memory": pages * PAGE_SIZE,
+            "vcpus": vcpus,
+            "mmu": mmu,
+            "protocol": protocol,
+            "aging_asks": aging_asks,
+            "ad": bool(ad),
+            "format": format,
+            "levels": levels,
+            "backing": backing,
+            "tlb_entries": tlb_entries,
+            "tlb_ways": ways,
+        }
+        native = self._native.create_vm(
+            memcg.id,
+            pages,
+            vcpus,
+            mmu,
+            protocol,
+            bool(ad),
+            format,
+            levels,
+            tuple(defaults.BACKINGS).index(backing) + 1,
+            tlb_entries,
+            ways,
+        )
+        self._native.set_aging_asks(aging_asks)
+        return Vm(self, native, parameters)
+
+    def lru_gen(self, memcg: Memcg | None = None, node: int = 0) -> LruGen:
+        """Return the multi-gen LRU of a memory cgroup, otherwise the root's."""
+        if not 0 <= _address(node, "node") < len(self._native.nodes()):
+            raise ValueError(f"node: the host has no node {node}")
+        return LruGen(self, memcg or self.root, node)
+
+    def trace(self, *names: str) -> None:
+        """Switch these tracepoints on and all others off."""
+        self._native.set_tracepoints(list(names))
+
+    @property
+    def tracepoints(self) -> list[str]:
+        """Names of the tracepoints that are on."""
+        return self._native.tracepoints()
+
+    def drain_trace(self) -> dict[str, TraceRecords]:
+        """Take what was traced by calls that have returned, by tracepoint."""
+        return {
+            event: TraceRecords(tuple(names), times, rows)
+            for event, (names, times, rows) in self._native.drain_trace().items()
+        }
+
+
+class DebugFs(Mapping[str, "TextFile"]):
+    """The text files of MGLRU, in the kernel's layout."""
+
+    NAMES = ("enabled", "min_ttl_ms", "lru_gen", "lru_gen_full")
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+
+    def __getitem__(self, name: str) -> TextFile:
+        if name not in self.NAMES:
+            raise KeyError(name)
+        return TextFile(self._host, name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.NAMES)
+
+    def __len__(self) -> int:
+        return len(self.NAMES)
+
+
+class TextFile:
+    """One text file; made by `Host.debugfs`."""
+
+    def __init__(self, host: Host, name: str) -> None:
+        self._host = host
+        #: Its name.
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"TextFile({self.name!r})"
+
+    def read(self) -> str:
+        """Return what it reads as."""
+        return self._host._native.read_file(self.name)
+
+    def write(self, text: str | bytes) -> None:
+        """Write to it; ``lru_gen`` takes commands.
+
+        Raises:
+            OSError: With the kernel's ``errno``.
+
+        """
+        data = text.encode() if isinstance(text, str) else bytes(text)
+        self._host._native.write_file(self.name, data)
+
+
+class Mm:
+    """A process: an address space of its own; made by `Host.create_mm`."""
+
+    def __init__(self, host: Host, native: _core.Mm) -> None:
+        self._host = host
+        self._native = native
+
+    def __repr__(self) -> str:
+        return f"Mm(id={self.id}, memcg={self.memcg.name!r})"
+
+    @property
+    def id(self) -> int:
+        """Its number on the host."""
+        return self._native.id
+
+    @property
+    def memcg(self) -> Memcg:
+        """The memory cgroup that its faults are charged to."""
+        number = self._native.memcg
+        return Memcg(number, self._host._native.memcgs()[number][1])
+
+    def mmap(
+        self,
+        length: Size,
+        *,
+        kind: Kind = "anon",
+        address: int | None = None,
+        backing: str = defaults.BACKING,
+        locked: bool = False,
+        read_only: bool = False,
+        no_recency: bool = False,
+    ) -> int:
+        """Map fresh memory; return its address.
+
+        Args:
+            length: How much.
+            kind: ``"anon"``, ``"shmem"`` or ``"file"``.
+            address: Where; otherwise anywhere.
+            backing: ``"4k"``; ``"2m"`` for transparent huge pages; ``"1g"`` for
+                hugetlb pages.
+            locked: As by ``mlock``.
+            read_only: Not writable.
+            no_recency: Accesses say nothing about recency (``MADV_RANDOM``).
+
+        Raises:
+            OSError: ``EINVAL``, ``EEXIST`` or ``ENOMEM``, as ``mmap``.
+
+        """
+        _choice(kind, ("anon", "shmem", "file"), "kind")
+        _choice(backing, tuple(defaults.BACKINGS), "backing")
+        return self._native.mmap(
+            parse_size(length, what="length"),
+            kind,
+            None if address is None else _address(address, "address"),
+            backing == "2m",
+            18 if backing == "1g" else 0,
+            locked,
+            read_only,
+            no_recency,
+        )
+
+    def munmap(self, start: int, length: Size) -> None:
+        """Unmap a range: notifiers first, then the pages."""
+        self._native.munmap(_address(start, "start"), parse_size(length, what="length"))
+
+    def touch(self, start: int, length: Size, *, write: bool = False) -> None:
+        """Access every page of a range once, in order, as the process itself.
+
+        Raises:
+            OSError: ``EFAULT`` outside its memory, ``ENOMEM``.
+
+        """
+        start = _address(start, "start")
+        self._native.touch(start, start + parse_size(length, what="length"), write)
+
+    def resident(self, start: int, length: Size) -> tuple[int, int]:
+        """Return how many pages of a range are mapped, and how many are young.
+
+        Young by the process's own page tables; secondary MMUs are not asked.
+        """
+        start = _address(start, "start")
+        return self._native.resident(start, start + parse_size(length, what="length"))
+
+    def page_generations(self, start: int, length: Size) -> npt.NDArray[np.int64]:
+        """Return for each page of a range the number of its generation.
+
+        -1 stands for a page that is not there or on no list.
+        """
+        return self._native.page_generations(
+            _address(start, "start"), parse_pages(length, what="length")
+        )
+
+    def register(self, notifier: MmuNotifier) -> Registration:
+        """Subscribe a notifier of your own to this process.
+
+        Raises:
+            TypeError: If it is no `MmuNotifier`, or an operation is no method.
+
+        """
+        if not isinstance(notifier, MmuNotifier):
+            raise TypeError(f"notifier: expected an MmuNotifier, not {type(notifier).__name__}")
+        return Registration(self._native.register(notifier))
+
+    def clear_young(self, start: int, length: Size, *, fast_only: bool = False) -> bool:
+        """Ask all notifiers whether a range was accessed, and clear; no TLB flush."""
+        start = _address(start, "start")
+        return self._native.clear_young(start, start + parse_size(length, what="length"), fast_only)
+
+    def clear_flush_young(self, start: int, length: Size) -> bool:
+        """Ask all notifiers whether a range was accessed, clear, and flush."""
+        start = _address(start, "start")
+        return self._native.clear_flush_young(start, start + parse_size(length, what="length"))
+
+    def test_young(self, address: int, *, fast_only: bool = False) -> bool:
+        """Ask notifiers until one says that a page was accessed; change nothing."""
+        return self._native.test_young(_address(address, "address"), fast_only)
+
+    @property
+    def has_fast_young_notifiers(self) -> bool:
+        """Whether any subscriber is fast."""
+        return self._native.has_fast_young_notifiers()
+
+    def exit(self) -> None:
+        """End the process: notifiers are released, its memory is freed."""
+        self._host._native.exit_mm(self._native)
+
+
+class Registration:
+    """A notifier's subscription; ends with `unregister` or a ``with`` block."""
+
+    def __init__(self, native: _core.Registration) -> None:
+        self._native = native
+
+    @property
+    def has_fast_aging(self) -> bool:
+        """Whether it takes part in ``fast_only`` calls."""
+        return self._native.has_fast_aging
+
+    def unregister(self) -> None:
+        """End it: ``release`` is called, and no callback runs after this returned.
+
+        Raises:
+            OSError: ``EINVAL`` if it ended before.
+
+        """
+        self._native.unregister()
+
+    def __enter__(self) -> Registration:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.unregister()
+
+
+class Vm:
+    """A virtual machine and its guest memory; made by `Host.create_vm`."""
+
+    def __init__(self, host: Host, native: _core.Vm, parameters: dict[str, Any]) -> None:
+        self._host = host
+        self._native = native
+        self._mm = Mm(host, native.mm)
+        self._parameters = parameters
+
+    def __repr__(self) -> str:
+        inside = ", ".join(f"{key}={value!r}" for key, value in self._parameters.items())
+        return f"Vm({inside})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what the VM was made as."""
+        return dict(self._parameters)
+
+    @property
+    def mm(self) -> Mm:
+        """The process whose memory the guest sees."""
+        return self._mm
+
+    @property
+    def memcg(self) -> Memcg:
+        """The memory cgroup that guest memory is charged to."""
+        return self._mm.memcg
+
+    @property
+    def nr_pages(self) -> int:
+        """Guest memory in pages of 4 KiB."""
+        return self._native.nr_pages
+
+    @property
+    def nr_vcpus(self) -> int:
+        """How many vCPUs."""
+        return self._native.nr_vcpus
+
+    @property
+    def address(self) -> int:
+        """Where in the process guest memory begins."""
+        return self._native.address
+
+    @property
+    def guest_physical(self) -> tuple[int, int]:
+        """First byte of guest memory, and one past the last, as the guest counts."""
+        return self._native.guest_physical
+
+    def run(
+        self,
+        stream: Stream | Sequence[Stream],
+        *,
+        mode: Mode = "inline",
+        overlap: bool = False,
+    ) -> RunStats:
+        """Run the vCPUs until each has made its accesses.
+
+        Args:
+            stream: What each vCPU does, or one stream a vCPU.
+            mode: ``"inline"``: one vCPU after another in this thread, the same to
+                the last bit each time. ``"live"``: one thread a vCPU.
+            overlap: Give each vCPU all of guest memory; otherwise each has its
+                share, unless its stream names a region.
+
+        Raises:
+            OSError: If a stream leaves guest memory, or memory runs out.
+            KeyboardInterrupt: Within a tenth of a second of Ctrl-C; what was
+                accessed stays accessed.
+
+        """
+        _choice(mode, ("inline", "live"), "mode")
+        return RunStats(*self._native.run(self._streams(stream), mode == "live", overlap))
+
+    def run_while_aging(
+        self,
+        stream: Stream | Sequence[Stream],
+        lru: LruGen,
+        *,
+        overlap: bool = False,
+        can_swap: bool = True,
+        force_scan: bool = True,
+    ) -> tuple[RunStats, list[float]]:
+        """Run one thread a vCPU, and age in a loop in this thread until all are done.
+
+        Returns:
+            What the run did, and the wall time of each aging pass.
+
+        Raises:
+            OSError: As `run` and `LruGen.age`.
+
+        """
+        seconds, vcpus, passes, counters = self._native.run_while_aging(
+            self._streams(stream),
+            overlap,
+            lru.memcg.id,
+            lru.node,
+            can_swap,
+            force_scan,
+        )
+        return RunStats(seconds, vcpus, counters), passes
+
+    def _streams(self, stream: Stream | Sequence[Stream]) -> list[Stream]:
+        streams = [stream] * self.nr_vcpus if isinstance(stream, Stream) else list(stream)
+        for i, each in enumerate(streams):
+            if not isinstance(each, Stream):
+                raise TypeError(f"stream[{i}]: expected a Stream, not {type(each).__name__}")
+        if len(streams) != self.nr_vcpus:
+            raise ValueError(f"stream: {len(streams)} streams for {self.nr_vcpus} vCPUs")
+        return streams
+
+    def page_generations(self) -> npt.NDArray[np.int64]:
+        """Return for each guest page the number of its generation.
+
+        -1 stands for a page that is not there or on no list.
+        """
+        return self._native.page_generations()
+
+    def mark_idle(self, first_page: int = 0, nr_pages: int | None = None) -> IdleStats:
+        """Mark pages idle through ``page_idle``; those that are idle still stay so.
+
+        Args:
+            first_page: First guest page.
+            nr_pages: How many; otherwise all that follow.
+
+        """
+        return IdleStats(*self._native.mark_idle(*self._range(first_page, nr_pages)))
+
+    def test_idle(self, first_page: int = 0, nr_pages: int | None = None) -> npt.NDArray[np.bool_]:
+        """Return for each guest page whether ``page_idle`` says that it is idle."""
+        return self._native.test_idle(*self._range(first_page, nr_pages))
+
+    def _range(self, first_page: int, nr_pages: int | None) -> tuple[int, int]:
+        first = _address(first_page, "first_page")
+        count = self.nr_pages - first if nr_pages is None else _address(nr_pages, "nr_pages")
+        if count <= 0 or first + count > self.nr_pages:
+            raise ValueError(
+                f"pages {first} to {first + count}: expected some of the guest's {self.nr_pages}"
+            )
+        return first, count
+
+
+class LruGen:
+    """The multi-gen LRU of one memory cgroup on one node; made by `Host.lru_gen`."""
+
+    def __init__(self, host: Host, memcg: Memcg, node: int) -> None:
+        self._host = host
+        self.memcg = memcg
+        self.node = node
+
+    def __repr__(self) -> str:
+        return f"LruGen(memcg={self.memcg.name!r}, node={self.node}, {self.generations()!r})"
+
+    def generations(self) -> Generations:
+        """Return the generations as they are now, oldest first."""
+        rows = self._host._native.generations(self.memcg.id, self.node)
+        return Generations([Generation(*row) for row in rows])
+
+    def age(self, *, can_swap: bool = True, force_scan: bool = True) -> AgeStats:
+        """Make one aging pass: walk the page tables, then make a new generation.
+
+        Args:
+            can_swap: Whether anonymous memory is aged.
+            force_scan: Visit every process and every page table, whether or not
+                it ran or looks worth it.
+
+        Raises:
+            OSError: ``ERANGE`` without ``force_scan`` when all generations exist.
+            Exception: What a notifier raised, after the pass.
+
+        """
+        return AgeStats(*self._host._native.age(self.memcg.id, self.node, can_swap, force_scan))

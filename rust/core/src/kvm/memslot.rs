@@ -1,0 +1,632 @@
+//! Memslots: which guest frames are which host addresses
+//! (`virt/kvm/kvm_main.c`, `__kvm_set_memory_region()`).
+//!
+//! Each address space has two sets of slots, of which one is active. An update
+//! edits the inactive set, publishes it by one release store, waits until no
+//! reader can be in the other, and brings that one up to date. So readers never
+//! block and never see a half-made set.
+
+use crate::cpu::Cpu;
+use crate::error::{Errno, Error, Result};
+use crate::mm::memory::{PAGE_SHIFT, PAGE_SIZE};
+use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering, zeroed};
+use crate::sync::lock::{Condvar, Mutex};
+use crate::sync::rcu::{Domain, Guard};
+use std::cell::UnsafeCell;
+use std::sync::{Arc, OnceLock};
+
+use super::mmu::spte::{LEVEL_4K, NR_PAGE_SIZES, gfn_shift};
+
+/// The slot records which pages are written (`KVM_MEM_LOG_DIRTY_PAGES`).
+pub const LOG_DIRTY_PAGES: u32 = 1 << 0;
+/// The guest cannot write to the slot (`KVM_MEM_READONLY`).
+pub const READONLY: u32 = 1 << 1;
+/// The slot is being deleted or moved (`KVM_MEMSLOT_INVALID`).
+pub const INVALID: u32 = 1 << 16;
+/// Slots per address space (`KVM_USER_MEM_SLOTS`).
+pub const MAX_SLOTS: u32 = 32764;
+/// Pages in one slot (`KVM_MEM_MAX_NR_PAGES`).
+pub const MAX_PAGES: u64 = (1 << 31) - 1;
+/// Address spaces of a VM (`KVM_MAX_NR_ADDRESS_SPACES`).
+pub const MAX_ADDRESS_SPACES: usize = 2;
+/// One past the highest guest frame: 52 address bits.
+pub const MAX_GFN: u64 = 1 << (52 - PAGE_SHIFT);
+
+/// What the MMU keeps with a slot (`struct kvm_arch_memory_slot`). Copies of a
+/// slot share it; a moved slot gets a new one.
+#[derive(Default)]
+pub struct ArchMemslot {
+    rmap: [OnceLock<Box<[AtomicU64]>>; NR_PAGE_SIZES],
+}
+
+/// One slot (`struct kvm_memory_slot`). It never changes: an update replaces
+/// it by a changed copy.
+#[derive(Clone)]
+pub struct Memslot {
+    /// Its number.
+    pub id: u32,
+    /// Its address space.
+    pub as_id: usize,
+    /// First guest frame.
+    pub base_gfn: u64,
+    /// Pages.
+    pub npages: u64,
+    /// Where its first page is in the mm.
+    pub userspace_addr: u64,
+    /// [`LOG_DIRTY_PAGES`], [`READONLY`], [`INVALID`].
+    pub flags: u32,
+    /// One bit a page, while dirty pages are logged.
+    pub dirty_bitmap: Option<Arc<[AtomicU64]>>,
+    /// The MMU's part.
+    pub arch: Arc<ArchMemslot>,
+}
+
+impl Memslot {
+    /// One past the last guest frame.
+    #[inline]
+    pub fn end_gfn(&self) -> u64 {
+        self.base_gfn + self.npages
+    }
+
+    /// One past the last host address.
+    #[inline]
+    pub fn end_hva(&self) -> u64 {
+        self.userspace_addr + (self.npages << PAGE_SHIFT)
+    }
+
+    /// Whether it contains the guest frame.
+    #[inline]
+    pub fn contains(&self, gfn: u64) -> bool {
+        gfn.wrapping_sub(self.base_gfn) < self.npages
+    }
+
+    /// Whether it is on its way out.
+    #[inline]
+    pub fn is_invalid(&self) -> bool {
+        self.flags & INVALID != 0
+    }
+
+    /// Whether the guest may not write to it.
+    #[inline]
+    pub fn is_readonly(&self) -> bool {
+        self.flags & READONLY != 0
+    }
+
+    /// Whether written pages are logged (`kvm_slot_dirty_track_enabled()`).
+    #[inline]
+    pub fn logs_dirty(&self) -> bool {
+        self.flags & LOG_DIRTY_PAGES != 0
+    }
+
+    /// Host address of a guest frame of this slot (`__gfn_to_hva_memslot()`).
+    #[inline]
+    pub fn gfn_to_hva(&self, gfn: u64) -> u64 {
+        self.userspace_addr + ((gfn - self.base_gfn) << PAGE_SHIFT)
+    }
+
+    /// Guest frame that shows a host address of this slot
+    /// (`hva_to_gfn_memslot()`).
+    #[inline]
+    pub fn hva_to_gfn(&self, hva: u64) -> u64 {
+        self.base_gfn + ((hva - self.userspace_addr) >> PAGE_SHIFT)
+    }
+
+    /// Log a written page (`mark_page_dirty_in_slot()`).
+    #[inline]
+    pub fn mark_dirty(&self, gfn: u64) {
+        if let Some(bitmap) = &self.dirty_bitmap {
+            let page = gfn - self.base_gfn;
+            let bit = 1 << (page % 64);
+            let word = &bitmap[(page / 64) as usize];
+            // A load first: most writes are to pages logged already.
+            if word.load(Ordering::Relaxed) & bit == 0 {
+                // Release: pairs with the acquire of the exchange that harvests
+                // the log, after which the page is read.
+                word.fetch_or(bit, Ordering::Release);
+            }
+        }
+    }
+
+    /// Whether a huge page of `level` that contains `gfn` lies wholly inside
+    /// the slot, and frame and address are aligned alike
+    /// (`kvm_lpage_info`, `disallow_lpage`).
+    #[inline]
+    pub fn allows_level(&self, gfn: u64, level: u32) -> bool {
+        let pages = 1u64 << gfn_shift(level);
+        let first = gfn & !(pages - 1);
+        first >= self.base_gfn
+            && first + pages <= self.end_gfn()
+            && (self.base_gfn ^ (self.userspace_addr >> PAGE_SHIFT)) & (pages - 1) == 0
+    }
+
+    /// The rmap heads of a level, one word for each page of that size that the
+    /// slot touches (`gfn_to_rmap()`); made on first use.
+    pub fn rmap(&self, level: u32) -> &[AtomicU64] {
+        let shift = gfn_shift(level);
+        self.arch.rmap[(level - LEVEL_4K) as usize].get_or_init(|| {
+            let first = self.base_gfn >> shift;
+            let last = (self.end_gfn() - 1) >> shift;
+            zeroed((last - first + 1) as usize)
+        })
+    }
+
+    /// The rmap heads of a level, if they were ever made.
+    pub fn rmap_if_any(&self, level: u32) -> Option<&[AtomicU64]> {
+        self.arch.rmap[(level - LEVEL_4K) as usize]
+            .get()
+            .map(|heads| &**heads)
+    }
+
+    /// Index in [`rmap`](Self::rmap) of the page of `level` with `gfn`
+    /// (`gfn_to_index()`).
+    #[inline]
+    pub fn rmap_index(&self, gfn: u64, level: u32) -> usize {
+        ((gfn >> gfn_shift(level)) - (self.base_gfn >> gfn_shift(level))) as usize
+    }
+
+    fn with_dirty_bitmap(mut self) -> Self {
+        self.dirty_bitmap = (self.logs_dirty()).then(|| {
+            let words = self.npages.div_ceil(64) as usize;
+            zeroed::<AtomicU64>(words).into()
+        });
+        self
+    }
+}
+
+impl std::fmt::Debug for Memslot {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "slot {}:{} gfn [{:#x}, {:#x}) at {:#x} flags {:#x}",
+            self.as_id,
+            self.id,
+            self.base_gfn,
+            self.end_gfn(),
+            self.userspace_addr,
+            self.flags
+        )
+    }
+}
+
+/// A range of guest frames of one slot, as a handler gets it
+/// (`struct kvm_gfn_range`).
+#[derive(Clone, Copy)]
+pub struct GfnRange<'a> {
+    /// The slot.
+    pub slot: &'a Arc<Memslot>,
+    /// First guest frame.
+    pub start: u64,
+    /// One past the last.
+    pub end: u64,
+    /// Whether the handler may block.
+    pub may_block: bool,
+    /// Whether the walk holds no lock.
+    pub lockless: bool,
+    /// The argument of the young callbacks.
+    pub fast_only: bool,
+}
+
+struct HvaNode {
+    start: u64,
+    end: u64,
+    /// Highest end of this node and all before it.
+    max_end: u64,
+    slot: u32,
+}
+
+/// One set of slots (`struct kvm_memslots`), with its three indices.
+#[derive(Default)]
+pub struct Memslots {
+    generation: u64,
+    /// By first guest frame; they do not overlap.
+    by_gfn: Vec<Arc<Memslot>>,
+    /// By first host address; they may overlap. With the running maximum of
+    /// ends this is an interval tree laid out flat.
+    by_hva: Vec<HvaNode>,
+    /// Number and place in `by_gfn`, by number.
+    by_id: Vec<(u32, u32)>,
+    last_used: AtomicUsize,
+}
+
+impl Memslots {
+    /// How many updates this set has seen.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Every slot, by guest frame.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Memslot>> {
+        self.by_gfn.iter()
+    }
+
+    /// The slot with a number (`id_to_memslot()`).
+    pub fn by_id(&self, id: u32) -> Option<&Arc<Memslot>> {
+        let at = self.by_id.binary_search_by_key(&id, |&(id, _)| id).ok()?;
+        Some(&self.by_gfn[self.by_id[at].1 as usize])
+    }
+
+    /// The slot that contains a guest frame (`gfn_to_memslot()`).
+    #[inline]
+    pub fn by_gfn(&self, gfn: u64) -> Option<&Arc<Memslot>> {
+        // Relaxed: a hint, checked below.
+        let hint = self.last_used.load(Ordering::Relaxed);
+        if let Some(slot) = self.by_gfn.get(hint)
+            && slot.contains(gfn)
+        {
+            return Some(slot);
+        }
+        let at = self
+            .by_gfn
+            .partition_point(|slot| slot.base_gfn <= gfn)
+            .checked_sub(1)?;
+        let slot = &self.by_gfn[at];
+        if !slot.contains(gfn) {
+            return None;
+        }
+        self.last_used.store(at, Ordering::Relaxed);
+        Some(slot)
+    }
+
+    /// Slots that overlap host addresses `[start, end)`, by start
+    /// (`kvm_for_each_memslot_in_hva_range()`).
+    #[inline]
+    pub fn in_hva_range(&self, start: u64, end: u64) -> impl Iterator<Item = &Arc<Memslot>> {
+        let first = match self.by_hva.as_slice() {
+            [only] => usize::from(only.max_end <= start),
+            nodes => nodes.partition_point(|node| node.max_end <= start),
+        };
+        self.by_hva[first..]
+            .iter()
+            .take_while(move |node| node.start < end)
+            .filter(move |node| node.end > start)
+            .map(|node| &self.by_gfn[node.slot as usize])
+    }
+
+    /// Put `slot` in the place of the one with its number, or add it.
+    fn replace(&mut self, id: u32, slot: Option<&Arc<Memslot>>) {
+        self.generation += 1;
+        self.by_gfn.retain(|other| other.id != id);
+        if let Some(slot) = slot {
+            let at = self
+                .by_gfn
+                .partition_point(|other| other.base_gfn < slot.base_gfn);
+            self.by_gfn.insert(at, Arc::clone(slot));
+        }
+        self.last_used.store(0, Ordering::Relaxed);
+        self.by_id.clear();
+        self.by_hva.clear();
+        for (at, slot) in self.by_gfn.iter().enumerate() {
+            self.by_id.push((slot.id, at as u32));
+            self.by_hva.push(HvaNode {
+                start: slot.userspace_addr,
+                end: slot.end_hva(),
+                max_end: 0,
+                slot: at as u32,
+            });
+        }
+        self.by_id.sort_unstable();
+        self.by_hva.sort_by_key(|node| (node.start, node.end));
+        let mut max_end = 0;
+        for node in &mut self.by_hva {
+            max_end = max_end.max(node.end);
+            node.max_end = max_end;
+        }
+    }
+
+    fn overlaps(&self, base_gfn: u64, npages: u64, except: u32) -> Option<&Arc<Memslot>> {
+        self.by_gfn.iter().find(|slot| {
+            slot.id != except && slot.base_gfn < base_gfn + npages && base_gfn < slot.end_gfn()
+        })
+    }
+}
+
+/// The two sets of one address space.
+struct AddressSpaceSlots {
+    sets: [UnsafeCell<Memslots>; 2],
+    active: AtomicUsize,
+}
+
+// SAFETY: a set is only mutated by `Spaces::swap`, under the slots lock, while
+// it is inactive and, by the grace period waited for when it became so, without
+// readers. Everyone else has `&Memslots`, which is `Sync`.
+unsafe impl Sync for AddressSpaceSlots {}
+// SAFETY: `Memslots` is `Send`.
+unsafe impl Send for AddressSpaceSlots {}
+
+/// How many invalidations run, and who waits for them
+/// (`mn_active_invalidate_count`, `mn_memslots_update_rcuwait`).
+#[derive(Default)]
+struct ActiveInvalidations {
+    count: Mutex<u64>,
+    none: Condvar,
+}
+
+/// What changes in an update, for whoever acts on it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Change {
+    /// A new slot (`KVM_MR_CREATE`).
+    Create,
+    /// A slot goes (`KVM_MR_DELETE`).
+    Delete,
+    /// A slot changes its guest frames (`KVM_MR_MOVE`).
+    Move,
+    /// A slot changes its flags (`KVM_MR_FLAGS_ONLY`).
+    FlagsOnly,
+}
+
+/// A request to create, change, move or delete a slot
+/// (`struct kvm_userspace_memory_region`), in bytes as there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MemoryRegion {
+    /// Address space.
+    pub as_id: usize,
+    /// Slot number in it.
+    pub slot: u32,
+    /// [`LOG_DIRTY_PAGES`], [`READONLY`].
+    pub flags: u32,
+    /// Where the guest sees it.
+    pub guest_phys_addr: u64,
+    /// Its size; 0 deletes the slot.
+    pub memory_size: u64,
+    /// Where the mm has it.
+    pub userspace_addr: u64,
+}
+
+/// A checked update ([`Spaces::prepare`]).
+pub(super) struct Update {
+    pub(super) change: Change,
+    pub(super) old: Option<Arc<Memslot>>,
+    pub(super) new: Option<Arc<Memslot>>,
+}
+
+/// The slots of a VM: all address spaces.
+pub struct Spaces {
+    rcu: Domain,
+    spaces: Vec<AddressSpaceSlots>,
+    /// `slots_lock`: one update at a time.
+    pub(super) slots_lock: Mutex<()>,
+    invalidations: ActiveInvalidations,
+}
+
+impl Spaces {
+    pub(super) fn new(rcu: &Domain, address_spaces: usize) -> Self {
+        Spaces {
+            rcu: rcu.clone(),
+            spaces: (0..address_spaces)
+                .map(|_| AddressSpaceSlots {
+                    sets: Default::default(),
+                    active: AtomicUsize::new(0),
+                })
+                .collect(),
+            slots_lock: Mutex::new(()),
+            invalidations: ActiveInvalidations::default(),
+        }
+    }
+
+    /// How many address spaces there are.
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.spaces.len()
+    }
+
+    /// A VM has at least one address space.
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+
+    /// The active set of an address space (`__kvm_memslots()`); it stays as it
+    /// is for as long as the section.
+    ///
+    /// # Panics
+    /// If `guard` is a section of another host's domain.
+    #[inline]
+    pub fn load<'g>(&'g self, as_id: usize, guard: &'g Guard<'_>) -> &'g Memslots {
+        assert!(
+            self.rcu.owns(guard),
+            "memslots were read in a section of another host"
+        );
+        let space = &self.spaces[as_id];
+        // Acquire: pairs with the release store in `swap`.
+        let active = space.active.load(Ordering::Acquire);
+        // SAFETY: the set was active inside this section, which is one of the
+        // domain that `swap` waits for after it made the set inactive and
+        // before it edits it.
+        unsafe { &*space.sets[active].get() }
+    }
+
+    /// An invalidation of memory begins: until it ends, both see one set.
+    pub(super) fn invalidation_begins(&self) {
+        *self.invalidations.count.lock() += 1;
+    }
+
+    /// The invalidation has ended.
+    pub(super) fn invalidation_ends(&self) {
+        let mut count = self.invalidations.count.lock();
+        debug_assert!(*count > 0, "an invalidation ended that never began");
+        *count -= 1;
+        if *count == 0 {
+            self.invalidations.none.notify_all();
+        }
+    }
+
+    /// Make the slot with number `id` be `slot`, or be gone
+    /// (`kvm_replace_memslot()`, `kvm_swap_active_memslots()`). The caller
+    /// holds `slots_lock` and is in no RCU section.
+    pub(super) fn swap(&self, as_id: usize, id: u32, slot: Option<&Arc<Memslot>>) {
+        let space = &self.spaces[as_id];
+        let active = space.active.load(Ordering::Relaxed);
+        let inactive = 1 - active;
+        // SAFETY: `slots_lock` is held, so this is the only writer; the set is
+        // inactive, and the update that made it so waited for its readers
+        // before it edited it.
+        unsafe { &mut *space.sets[inactive].get() }.replace(id, slot);
+        {
+            // An invalidation that began on the old set must end on it.
+            let mut count = self.invalidations.count.lock();
+            while *count != 0 {
+                self.invalidations.none.wait(&mut count);
+            }
+            // Release: publishes the set edited above; pairs with `load`.
+            space.active.store(inactive, Ordering::Release);
+        }
+        self.rcu.synchronize();
+        // SAFETY: as above; the grace period just waited for began after the
+        // set became inactive, so no reader is in it.
+        unsafe { &mut *space.sets[active].get() }.replace(id, slot);
+    }
+
+    /// Check a request (`__kvm_set_memory_region()`, `kvm_set_memory_region()`);
+    /// `None` when it changes nothing. The caller holds `slots_lock`.
+    ///
+    /// # Errors
+    /// `EINVAL` for a malformed or contradictory request, `EEXIST` when it
+    /// overlaps another slot.
+    pub(super) fn prepare(&self, cpu: &Cpu, region: &MemoryRegion) -> Result<Option<Update>> {
+        let MemoryRegion {
+            as_id,
+            slot: id,
+            flags,
+            guest_phys_addr,
+            memory_size,
+            userspace_addr,
+        } = *region;
+        let invalid = |what: String| Err(Error::invalid(format!("memslot {as_id}:{id}: {what}")));
+        if as_id >= self.spaces.len() {
+            return invalid(format!(
+                "this VM has {} address space(s), 0 to {}",
+                self.spaces.len(),
+                self.spaces.len() - 1
+            ));
+        }
+        if id >= MAX_SLOTS {
+            return invalid(format!("slot numbers go from 0 to {}", MAX_SLOTS - 1));
+        }
+        if flags & !(LOG_DIRTY_PAGES | READONLY) != 0 {
+            return invalid(format!(
+                "flags {flags:#x} unknown: expected a sum of {LOG_DIRTY_PAGES} (log dirty pages) \
+                 and {READONLY} (read-only)"
+            ));
+        }
+        for (name, value) in [
+            ("guest_phys_addr", guest_phys_addr),
+            ("memory_size", memory_size),
+            ("userspace_addr", userspace_addr),
+        ] {
+            if value % PAGE_SIZE != 0 {
+                return invalid(format!(
+                    "{name} {value:#x} is not a multiple of {PAGE_SIZE:#x}"
+                ));
+            }
+        }
+        let base_gfn = guest_phys_addr >> PAGE_SHIFT;
+        let npages = memory_size >> PAGE_SHIFT;
+        if npages > MAX_PAGES {
+            return invalid(format!(
+                "{npages} pages: at most {MAX_PAGES} fit in one slot"
+            ));
+        }
+        if base_gfn + npages > MAX_GFN {
+            return invalid(format!(
+                "guest frames [{base_gfn:#x}, {:#x}) end beyond {MAX_GFN:#x}",
+                base_gfn + npages
+            ));
+        }
+        if userspace_addr
+            .checked_add(memory_size)
+            .is_none_or(|end| end > crate::mm::pagetable::TASK_SIZE)
+        {
+            return invalid(format!(
+                "host addresses from {userspace_addr:#x}, {memory_size:#x} bytes, end beyond {:#x}",
+                crate::mm::pagetable::TASK_SIZE
+            ));
+        }
+        let guard = cpu.rcu.lock();
+        let slots = self.load(as_id, &guard);
+        let old = slots.by_id(id).cloned();
+        if npages == 0 {
+            return match old {
+                Some(old) => Ok(Some(Update {
+                    change: Change::Delete,
+                    old: Some(old),
+                    new: None,
+                })),
+                None => invalid("deleted (memory_size 0), but it does not exist".into()),
+            };
+        }
+        let change = match &old {
+            None => Change::Create,
+            Some(old) => {
+                if old.userspace_addr != userspace_addr {
+                    return invalid(format!(
+                        "userspace_addr cannot change from {:#x} to {userspace_addr:#x}; \
+                         delete the slot first",
+                        old.userspace_addr
+                    ));
+                }
+                if old.npages != npages {
+                    return invalid(format!(
+                        "size cannot change from {} to {npages} pages; delete the slot first",
+                        old.npages
+                    ));
+                }
+                if (old.flags ^ flags) & READONLY != 0 {
+                    return invalid("read-only cannot change; delete the slot first".into());
+                }
+                if old.base_gfn != base_gfn {
+                    Change::Move
+                } else if old.flags != flags {
+                    Change::FlagsOnly
+                } else {
+                    return Ok(None);
+                }
+            }
+        };
+        if matches!(change, Change::Create | Change::Move)
+            && let Some(other) = slots.overlaps(base_gfn, npages, id)
+        {
+            return Err(Error::new(
+                Errno::EEXIST,
+                format!(
+                    "memslot {as_id}:{id}: guest frames [{base_gfn:#x}, {:#x}) overlap {other:?}",
+                    base_gfn + npages
+                ),
+            ));
+        }
+        let arch = match &old {
+            Some(old) if change == Change::FlagsOnly => Arc::clone(&old.arch),
+            _ => Arc::default(),
+        };
+        let new = Memslot {
+            id,
+            as_id,
+            base_gfn,
+            npages,
+            userspace_addr,
+            flags,
+            dirty_bitmap: None,
+            arch,
+        };
+        // A bitmap lives as long as logging is on (`kvm_prepare_memory_region()`).
+        let new = match &old {
+            Some(old) if old.dirty_bitmap.is_some() && new.logs_dirty() => Memslot {
+                dirty_bitmap: old.dirty_bitmap.clone(),
+                ..new
+            },
+            _ => new.with_dirty_bitmap(),
+        };
+        Ok(Some(Update {
+            change,
+            old,
+            new: Some(Arc::new(new)),
+        }))
+    }
+
+    /// A copy of every slot, by address space and guest frame.
+    pub fn all(&self, cpu: &Cpu) -> Vec<Memslot> {
+        let guard = cpu.rcu.lock();
+        (0..self.len())
+            .flat_map(|as_id| self.load(as_id, &guard).iter())
+            .map(|slot| Memslot::clone(slot))
+            .collect()
+    }
+}

@@ -1,0 +1,161 @@
+//! Secondary MMU faults: from a guest frame to a host frame
+//! (`kvm_faultin_pfn()`, `hva_to_pfn()`, `is_page_fault_stale()`).
+
+use super::spte::{LEVEL_1G, LEVEL_4K};
+use crate::cpu::Cpu;
+use crate::error::{Errno, Error, Result};
+use crate::kvm::memslot::Memslot;
+use crate::kvm::vm::Vm;
+use crate::lru_gen;
+use crate::mm::{Pfn, PhysMem};
+use crate::sync::rcu::Guard;
+use std::sync::Arc;
+
+/// A fault whose host frame is known (`struct kvm_page_fault`).
+#[derive(Clone, Debug)]
+pub struct PageFault {
+    /// The guest frame.
+    pub gfn: u64,
+    /// Whether the access was a write.
+    pub write: bool,
+    /// The slot, as it was when the frame was looked up.
+    pub slot: Arc<Memslot>,
+    /// The host frame of `gfn`.
+    pub pfn: Pfn,
+    /// Whether the host maps it writable.
+    pub map_writable: bool,
+    /// The highest level it may be mapped at.
+    pub level: u32,
+    /// `mmu_invalidate_seq` when the lookup began.
+    pub mmu_seq: u64,
+}
+
+impl Vm {
+    /// Find the host frame behind a guest frame, faulting it in if need be.
+    /// `None`: an invalidation or a slot update is in the way; try again.
+    ///
+    /// # Errors
+    /// `EFAULT` where the guest has no memory, or may not write to it (KVM
+    /// would leave to user space for MMIO); `EIO` when the VM is gone; what
+    /// the primary MMU's fault returns.
+    pub fn faultin_pfn(
+        &self,
+        cpu: &Cpu,
+        as_id: usize,
+        gfn: u64,
+        write: bool,
+    ) -> Result<Option<PageFault>> {
+        if self.is_dead() {
+            return Err(Error::new(
+                Errno::EIO,
+                format!("guest access to gfn {gfn:#x}: the VM was destroyed"),
+            ));
+        }
+        // Before the slot and the primary page tables are looked at: what
+        // changes them afterwards moves the sequence.
+        let mmu_seq = self.invalidate.sequence();
+        let slot = {
+            let guard = cpu.rcu.lock();
+            self.memslots.load(as_id, &guard).by_gfn(gfn).cloned()
+        };
+        let Some(slot) = slot else {
+            return Err(Error::new(
+                Errno::EFAULT,
+                format!("guest access to gfn {gfn:#x}: no memslot of address space {as_id} has it"),
+            ));
+        };
+        if slot.is_invalid() {
+            return Ok(None);
+        }
+        if write && slot.is_readonly() {
+            return Err(Error::new(
+                Errno::EFAULT,
+                format!("guest write to gfn {gfn:#x}: {slot:?} is read-only"),
+            ));
+        }
+        // A fault that would be stale already need not take `mmu_lock` to know.
+        if self.invalidate.retry_unsafe(mmu_seq, gfn) {
+            return Ok(None);
+        }
+        let hva = slot.gfn_to_hva(gfn);
+        let readonly = slot.is_readonly();
+        let fast = (!readonly)
+            .then(|| self.mm.gup_fast(cpu, hva, true))
+            .flatten();
+        let page = match fast {
+            Some(page) => page,
+            None => {
+                let page = self.mm.gup(cpu, hva, write)?;
+                // Map a read fault writable too, if that is free.
+                let again = (!write && !readonly)
+                    .then(|| self.mm.gup_fast(cpu, hva, true))
+                    .flatten();
+                again.unwrap_or(crate::mm::UserPage {
+                    writable: write,
+                    ..page
+                })
+            }
+        };
+        let mut level = if slot.logs_dirty() {
+            LEVEL_4K
+        } else {
+            page.level.min(LEVEL_1G).min(self.config.max_level)
+        };
+        while level > LEVEL_4K && !slot.allows_level(gfn, level) {
+            level -= 1;
+        }
+        Ok(Some(PageFault {
+            gfn,
+            write,
+            pfn: page.pfn,
+            map_writable: page.writable && !readonly,
+            level,
+            mmu_seq,
+            slot,
+        }))
+    }
+
+    /// Whether a fault must be tried again: memory was invalidated since it
+    /// sampled the sequence, or its slot is no longer current. The caller
+    /// holds `mmu_lock`, and `guard` from before this call until the SPTE is
+    /// set: a slot update waits for that section before it acts on SPTEs. (KVM
+    /// stays in its SRCU section for the whole fault; here the slot is
+    /// compared instead, so that reclaim inside a fault holds up nobody.)
+    pub fn is_fault_stale(&self, fault: &PageFault, guard: &Guard<'_>) -> bool {
+        if self.is_dead() || self.invalidate.retry(fault.mmu_seq, fault.gfn) {
+            return true;
+        }
+        let slots = self.memslots.load(fault.slot.as_id, guard);
+        slots
+            .by_gfn(fault.gfn)
+            .is_none_or(|slot| !Arc::ptr_eq(slot, &fault.slot))
+    }
+
+    /// The fault is done with the frame (`kvm_release_pfn_clean()`). Called
+    /// under `mmu_lock`, while no invalidation can let the frame go.
+    pub fn release_pfn_clean(&self, cpu: &Cpu, pfn: Pfn) {
+        if pfn != PhysMem::ZERO_PAGE {
+            let memory = &cpu.host().memory;
+            lru_gen::mark_accessed(memory, memory.head(pfn));
+        }
+    }
+
+    /// A young SPTE goes (`kvm_set_pfn_accessed()`).
+    pub fn set_pfn_accessed(&self, cpu: &Cpu, pfn: Pfn) {
+        self.release_pfn_clean(cpu, pfn);
+    }
+
+    /// A dirty SPTE goes, or a writable one becomes access-tracked
+    /// (`kvm_set_pfn_dirty()`).
+    pub fn set_pfn_dirty(&self, cpu: &Cpu, pfn: Pfn) {
+        use crate::mm::FolioWord;
+        if pfn != PhysMem::ZERO_PAGE {
+            let memory = &cpu.host().memory;
+            let word = memory.word(memory.head(pfn));
+            // A load first: the flag is set far more often than clear.
+            if !word.get().has(crate::mm::folio::DIRTY) {
+                word.set(crate::mm::folio::DIRTY);
+            }
+        }
+    }
+}

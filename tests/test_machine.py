@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+import errno
+import json
+
+import numpy as np
+import pytest
+
+import youngbit as yb
+
+
+class Counting(yb.MmuNotifier):
+    """Remembers how it was called and answers as told."""
+
+    def __init__(self, young: object = False):
+        self.young = young
+        self.calls: list[tuple] = []
+
+    def clear_flush_young(self, start, end):
+        self.calls.append(("clear_flush_young", start, end))
+        return self.young
+
+    def clear_young(self, start, end, fast_only):
+        self.calls.append(("clear_young", start, end, fast_only))
+        return self.young
+
+    def test_young(self, address, fast_only):
+        self.calls.append(("test_young", address, fast_only))
+        return self.young
+
+    def invalidate_range_start(self, start, end):
+        self.calls.append(("invalidate_range_start", start, end))
+
+    def invalidate_range_end(self, start, end):
+        self.calls.append(("invalidate_range_end", start, end))
+
+    def release(self):
+        self.calls.append(("release",))
+
+
+@pytest.fixture
+def host() -> yb.Host:
+    return yb.Host(memory="16M", clock="virtual")
+
+
+@pytest.fixture
+def mm(host) -> yb.Mm:
+    return host.create_mm(host.create_memcg("/test"))
+
+
+def test_host_describes_itself(host):
+    assert repr(host) == "Host(memory=16M, capabilities=0x000f)"
+    assert host.to_dict()["nodes"][0]["pages"] == 4096
+    json.dumps(host.to_dict())
+    assert yb.Host(["16M", yb.Pages(1024)]).to_dict()["nodes"][1]["pages"] == 1024
+
+
+def test_capabilities_ignore_unknown_bits(host):
+    host.capabilities = 0xFFF7
+    assert host.capabilities == 0x7
+
+
+def test_virtual_time(host):
+    assert host.time_ns == 0
+    host.advance(1.5)
+    assert host.time_ns == 1_500_000_000
+
+
+def test_memory_is_mapped_touched_and_unmapped(host, mm):
+    address = mm.mmap("1M")
+    assert mm.resident(address, "1M") == (0, 0)
+    mm.touch(address, "64k", write=True)
+    assert mm.resident(address, "1M") == (16, 16)
+    free = host.to_dict()["nodes"][0]["free"]
+    mm.munmap(address, "1M")
+    assert mm.resident(address, "1M") == (0, 0)
+    assert host.to_dict()["nodes"][0]["free"] == free + 16
+    assert host.counters["pgfault"] == 16
+    assert mm.memcg == yb.Memcg(1, "/test")
+
+
+def test_huge_pages(mm):
+    address = mm.mmap("4M", backing="2m")
+    mm.touch(address, "4k", write=True)
+    assert mm.resident(address, "4M") == (512, 512)
+
+
+def test_a_notifier_is_asked_and_told(mm):
+    address = mm.mmap("1M")
+    mm.touch(address, "8k", write=True)
+    notifier = Counting(young=True)
+    with mm.register(notifier):
+        assert mm.clear_young(address, "4k") is True
+        assert mm.clear_flush_young(address, "8k") is True
+        assert mm.test_young(address) is True
+        mm.munmap(address, "4k")
+    assert notifier.calls == [
+        ("clear_young", address, address + 4096, False),
+        ("clear_flush_young", address, address + 8192),
+        ("test_young", address, False),
+        ("invalidate_range_start", address, address + 4096),
+        ("invalidate_range_end", address, address + 4096),
+        ("release",),
+    ]
+    assert mm.clear_young(address, "4k") is False
+    assert len(notifier.calls) == 6
+
+
+def test_missing_operations_are_skipped(mm):
+    class OnlyTest(yb.MmuNotifier):
+        def test_young(self, address, fast_only):
+            return True
+
+    address = mm.mmap("1M")
+    with mm.register(OnlyTest()) as registration:
+        assert mm.clear_young(address, "4k") is False
+        assert mm.test_young(address) is True
+        assert not registration.has_fast_aging
+    assert repr(OnlyTest()) == "OnlyTest(operations=['test_young'], has_fast_aging=False)"
+
+
+def test_fast_only_skips_those_that_are_not_fast(mm):
+    class Fast(Counting):
+        has_fast_aging = True
+
+    address = mm.mmap("1M")
+    slow, fast = Counting(young=True), Fast()
+    with mm.register(slow):
+        assert not mm.has_fast_young_notifiers
+        with mm.register(fast) as registration:
+            assert registration.has_fast_aging
+            assert mm.has_fast_young_notifiers
+            assert mm.clear_young(address, "4k", fast_only=True) is False
+            assert mm.clear_young(address, "4k") is True
+        assert not mm.has_fast_young_notifiers
+    assert fast.calls[0] == ("clear_young", address, address + 4096, True)
+    assert len(slow.calls) == 2
+
+
+def test_what_a_notifier_raises_is_raised_by_the_call(mm):
+    class Failing(yb.MmuNotifier):
+        def clear_young(self, start, end, fast_only):
+            raise LookupError("no such page here")
+
+    address = mm.mmap("1M")
+    with mm.register(Failing()):
+        with pytest.raises(LookupError, match="no such page here") as caught:
+            mm.clear_young(address, "4k")
+        assert caught.traceback[-1].name == "clear_young"
+        assert mm.clear_flush_young(address, "4k") is False
+
+
+@pytest.mark.parametrize("nonsense", [None, 1, "yes", np.bool_(True)])
+def test_an_answer_that_is_no_bool_is_an_error(mm, nonsense):
+    address = mm.mmap("1M")
+    with (
+        mm.register(Counting(young=nonsense)),
+        pytest.raises(TypeError, match=r"clear_young\(\) returned .*, expected a bool"),
+    ):
+        mm.clear_young(address, "4k")
+
+
+def test_a_callback_cannot_call_into_the_machine(mm):
+    class Curious(yb.MmuNotifier):
+        def clear_young(self, start, end, fast_only):
+            mm.munmap(start, "4k")
+            return True
+
+    address = mm.mmap("1M")
+    with mm.register(Curious()), pytest.raises(OSError, match="locks") as caught:
+        mm.clear_young(address, "4k")
+    assert caught.value.errno == errno.EBUSY
+
+
+def test_exit_releases_notifiers_and_memory(host, mm):
+    address = mm.mmap("1M")
+    mm.touch(address, "1M", write=True)
+    notifier = Counting()
+    mm.register(notifier)
+    mm.exit()
+    assert notifier.calls[-1] == ("release",)
+    assert host.to_dict()["memcgs"][1]["pages"] == 0
+
+
+def test_errors_of_the_machine_are_oserrors(host, mm):
+    address = mm.mmap("1M", address=1 << 30)
+    with pytest.raises(FileExistsError) as caught:
+        mm.mmap("1M", address=address)
+    assert caught.value.errno == errno.EEXIST
+    with pytest.raises(OSError, match="overlaps"):
+        mm.mmap("1M", address=address)
+    with pytest.raises(FileExistsError):
+        host.create_memcg("/test")
+    with pytest.raises(OSError) as caught:
+        mm.touch(1 << 40, "4k")
+    assert caught.value.errno == errno.EFAULT
+    big = mm.mmap("64M")
+    with pytest.raises(OSError) as caught:
+        mm.touch(big, "64M", write=True)
+    assert caught.value.errno == errno.ENOMEM
+
+
+def test_build_info():
+    info = yb.build_info()
+    assert info["version"] == yb.__version__
+    assert info["rustc"].startswith("rustc ")
