@@ -1,6 +1,7 @@
 //! The multi-gen LRU (`mm/vmscan.c`, `include/linux/mm_inline.h`).
 
 pub mod aging;
+pub mod check;
 pub mod controller;
 pub mod debugfs;
 pub mod evict;

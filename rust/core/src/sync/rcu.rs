@@ -300,7 +300,8 @@ mod imp {
         }
     }
 
-    /// One set of readers and what waits for them.
+    /// One set of readers and what waits for them. A clone is the same domain.
+    #[derive(Clone)]
     pub struct Domain(Arc<Shared>);
 
     impl Default for Domain {
@@ -326,6 +327,11 @@ mod imp {
                 depth: Cell::new(0),
                 token: Cell::new(0),
             }
+        }
+
+        /// Whether `guard` is a section of this domain.
+        pub fn owns(&self, guard: &Guard<'_>) -> bool {
+            Arc::ptr_eq(&self.0, &guard.0.shared)
         }
 
         /// Wait until every section entered before this call is left.
