@@ -72,10 +72,11 @@ impl Pte {
         Pte(u64::from(pfn.0) << FRAME_SHIFT | PRESENT | pse | bits)
     }
 
-    /// An entry that points to a table.
+    /// An entry that points to a table. It is made young, as by
+    /// `pmd_populate()`: not only hardware fills what is below it.
     #[inline]
     pub fn table(id: TableId) -> Self {
-        Pte(u64::from(id.0) << FRAME_SHIFT | PRESENT | RW)
+        Pte(u64::from(id.0) << FRAME_SHIFT | PRESENT | RW | ACCESSED)
     }
 
     /// A swap slot.
