@@ -4,7 +4,7 @@
 //! counting shares no cache line; they are added to the host's totals when the
 //! `Cpu` goes. What one call did is therefore its `Cpu`'s counters.
 
-use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::atomic::{Ordering, Tally};
 use std::cell::Cell;
 
 macro_rules! counters {
@@ -234,11 +234,11 @@ impl CounterValues {
 }
 
 /// The sums over all threads that have finished.
-pub struct CounterTotals([AtomicU64; NR_COUNTERS]);
+pub struct CounterTotals([Tally; NR_COUNTERS]);
 
 impl Default for CounterTotals {
     fn default() -> Self {
-        CounterTotals(std::array::from_fn(|_| AtomicU64::new(0)))
+        CounterTotals(std::array::from_fn(|_| Tally::new(0)))
     }
 }
 
