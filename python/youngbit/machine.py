@@ -539,9 +539,11 @@ class TextFile:
 class Mm:
     """A process: an address space of its own; made by `Host.create_mm`."""
 
-    def __init__(self, host: Host, native: _core.Mm) -> None:
+    def __init__(self, host: Host, native: _core.Mm, owner: Vm | None = None) -> None:
         self._host = host
         self._native = native
+        # A VM's process ends with the VM: whoever holds the one keeps the other.
+        self._owner = owner
 
     def __repr__(self) -> str:
         return f"Mm(id={self.id}, memcg={self.memcg.name!r})"
@@ -701,7 +703,6 @@ class Vm:
     def __init__(self, host: Host, native: _core.Vm, parameters: dict[str, Any]) -> None:
         self._host = host
         self._native = native
-        self._mm = Mm(host, native.mm)
         self._parameters = parameters
 
     def __repr__(self) -> str:
@@ -715,12 +716,12 @@ class Vm:
     @property
     def mm(self) -> Mm:
         """The process whose memory the guest sees."""
-        return self._mm
+        return Mm(self._host, self._native.mm, self)
 
     @property
     def memcg(self) -> Memcg:
         """The memory cgroup that guest memory is charged to."""
-        return self._mm.memcg
+        return self.mm.memcg
 
     @property
     def nr_pages(self) -> int:
@@ -765,7 +766,10 @@ class Vm:
 
         """
         _choice(mode, ("inline", "live"), "mode")
-        return RunStats(*self._native.run(self._streams(stream), mode == "live", overlap))
+        seconds, vcpus, counters = self._native.run(
+            self._streams(stream), mode == "live", overlap
+        )
+        return RunStats(seconds, tuple(vcpus), counters)
 
     def run_while_aging(
         self,
@@ -793,7 +797,7 @@ class Vm:
             can_swap,
             force_scan,
         )
-        return RunStats(seconds, vcpus, counters), passes
+        return RunStats(seconds, tuple(vcpus), counters), passes
 
     def _streams(self, stream: Stream | Sequence[Stream]) -> list[Stream]:
         streams = [stream] * self.nr_vcpus if isinstance(stream, Stream) else list(stream)

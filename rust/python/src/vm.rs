@@ -2,13 +2,13 @@
 
 use crate::mm::Mm;
 use crate::native::{counters, run};
-use crate::stream::stream;
+use crate::stream::{Description, streams};
 use numpy::PyArray1;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use youngbit_core::access::{Accesses, Stream};
+use youngbit_core::access::Stream;
 use youngbit_core::kvm::memslot::MemoryRegion;
 use youngbit_core::kvm::mmu::spte::SpteFormat;
 use youngbit_core::kvm::protocol::Protocol;
@@ -121,30 +121,13 @@ impl Vm {
         })
     }
 
-    /// The accesses of each vCPU.
-    fn start(&self, streams: &[Stream], overlap: bool) -> Result<Vec<Accesses>> {
-        let vcpus = streams.len() as u64;
-        (0..vcpus)
-            .zip(streams)
-            .map(|(vcpu, stream)| {
-                let share = if overlap {
-                    (0, self.nr_pages)
-                } else {
-                    let first = self.nr_pages * vcpu / vcpus;
-                    (first, self.nr_pages * (vcpu + 1) / vcpus - first)
-                };
-                stream.start(share, self.nr_pages, vcpu as u32)
-            })
-            .collect()
-    }
-
     /// Run one thread a vCPU while the calling thread does `meanwhile` again
     /// and again; stop the vCPUs when the calling thread was asked to stop, or
     /// `meanwhile` failed.
     fn live(
         &self,
         cpu: &Cpu,
-        mut accesses: Vec<Accesses>,
+        mut accesses: Vec<Stream>,
         mut meanwhile: impl FnMut(&Cpu, &dyn Fn()) -> Result<()>,
     ) -> Result<RunStats> {
         let stop = AtomicBool::new(false);
@@ -182,6 +165,10 @@ impl Vm {
             failure.and(stats)
         })
     }
+}
+
+fn descriptions(given: &[Bound<'_, PyAny>]) -> PyResult<Vec<Description>> {
+    given.iter().map(Description::new).collect()
 }
 
 fn seconds(stats: &RunStats) -> Vec<f64> {
@@ -235,13 +222,13 @@ impl Vm {
     fn run<'py>(
         &self,
         py: Python<'py>,
-        streams: Vec<Bound<'py, PyAny>>,
+        given: Vec<Bound<'py, PyAny>>,
         live: bool,
         overlap: bool,
     ) -> PyResult<RunResult<'py>> {
-        let streams = streams.iter().map(stream).collect::<PyResult<Vec<_>>>()?;
+        let given = descriptions(&given)?;
         let ((elapsed, stats), mut counted) = run(py, &self.host, |cpu| {
-            let mut accesses = self.start(&streams, overlap)?;
+            let mut accesses = streams(&given, self.nr_pages, overlap)?;
             let start = Instant::now();
             let stats = if live {
                 self.live(cpu, accesses, |_, wait| {
@@ -268,16 +255,16 @@ impl Vm {
     fn run_while_aging<'py>(
         &self,
         py: Python<'py>,
-        streams: Vec<Bound<'py, PyAny>>,
+        given: Vec<Bound<'py, PyAny>>,
         overlap: bool,
         memcg: u16,
         node: usize,
         can_swap: bool,
         force_scan: bool,
     ) -> PyResult<RunWhileAgingResult<'py>> {
-        let streams = streams.iter().map(stream).collect::<PyResult<Vec<_>>>()?;
+        let given = descriptions(&given)?;
         let ((elapsed, stats, passes), mut counted) = run(py, &self.host, |cpu| {
-            let accesses = self.start(&streams, overlap)?;
+            let accesses = streams(&given, self.nr_pages, overlap)?;
             let memcg = crate::host::Host::memcg_of(&self.host, memcg)?;
             let mut passes = Vec::new();
             let start = Instant::now();
@@ -299,7 +286,12 @@ impl Vm {
     fn page_generations<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<i64>>> {
         let (found, _) = run(py, &self.host, |cpu| {
             let mm = &self.core.mm;
-            Ok(lru_gen::page_generations(cpu, mm, self.address, self.nr_pages))
+            Ok(lru_gen::page_generations(
+                cpu,
+                mm,
+                self.address,
+                self.nr_pages,
+            ))
         })?;
         Ok(PyArray1::from_vec(py, found))
     }
