@@ -1,6 +1,7 @@
 //! KVM's MMU (`arch/x86/kvm/mmu/`).
 
 pub mod fault;
+pub mod rmap;
 pub mod spte;
 pub mod tdp;
 
