@@ -41,6 +41,7 @@ class Host:
         format: str,
         levels: int,
         backing: int,
+        kind: str,
         tlb_entries: int,
         tlb_ways: int,
     ) -> Vm: ...

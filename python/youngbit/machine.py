@@ -390,6 +390,7 @@ class Host:
         format: str = defaults.FORMAT,  # noqa: A002
         levels: int = defaults.LEVELS,
         backing: str = defaults.BACKING,
+        kind: Kind = "anon",
         tlb_entries: int = defaults.TLB_ENTRIES,
         tlb_ways: int | None = None,
         memcg: Memcg | None = None,
@@ -409,6 +410,10 @@ class Host:
             levels: Of the page tables: 4 or 5.
             backing: Size of the host's pages behind guest memory: ``"4k"``,
                 ``"2m"`` or ``"1g"``.
+            kind: Of the memory behind the guest's: ``"anon"``, ``"shmem"`` or
+                ``"file"``. A read of anonymous memory that was never written
+                finds the zero page, which is nobody's and does not age; the
+                others have a page for it.
             tlb_entries: Of each vCPU's modelled TLB; 0 for none.
             tlb_ways: Its associativity: the entries are this times a power of
                 two. Otherwise about 12, whatever fits.
@@ -424,6 +429,7 @@ class Host:
         _choice(protocol, defaults.PROTOCOLS, "protocol")
         _choice(format, defaults.FORMATS, "format")
         _choice(backing, tuple(defaults.BACKINGS), "backing")
+        _choice(kind, defaults.KINDS, "kind")
         if aging_asks is None:
             aging_asks = defaults.PROTOCOL_ASKS[protocol]
         _choice(aging_asks, defaults.AGING_ASKS, "aging_asks")
@@ -448,6 +454,7 @@ class Host:
             "format": format,
             "levels": levels,
             "backing": backing,
+            "kind": kind,
             "tlb_entries": tlb_entries,
             "tlb_ways": ways,
         }
@@ -461,6 +468,7 @@ class Host:
             format,
             levels,
             tuple(defaults.BACKINGS).index(backing) + 1,
+            kind,
             tlb_entries,
             ways,
         )
@@ -586,7 +594,7 @@ class Mm:
             OSError: ``EINVAL``, ``EEXIST`` or ``ENOMEM``, as ``mmap``.
 
         """
-        _choice(kind, ("anon", "shmem", "file"), "kind")
+        _choice(kind, defaults.KINDS, "kind")
         _choice(backing, tuple(defaults.BACKINGS), "backing")
         return self._native.mmap(
             parse_size(length, what="length"),
@@ -766,9 +774,7 @@ class Vm:
 
         """
         _choice(mode, ("inline", "live"), "mode")
-        seconds, vcpus, counters = self._native.run(
-            self._streams(stream), mode == "live", overlap
-        )
+        seconds, vcpus, counters = self._native.run(self._streams(stream), mode == "live", overlap)
         return RunStats(seconds, tuple(vcpus), counters)
 
     def run_while_aging(

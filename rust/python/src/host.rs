@@ -87,6 +87,7 @@ impl Host {
         format: String,
         levels: u32,
         backing: u32,
+        kind: &str,
         tlb_entries: u32,
         tlb_ways: u32,
     ) -> PyResult<Vm> {
@@ -99,6 +100,7 @@ impl Host {
             format,
             levels,
             backing,
+            kind: crate::mm::kind(kind)?,
             tlb: TlbConfig {
                 entries: tlb_entries,
                 ways: tlb_ways,

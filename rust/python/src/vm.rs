@@ -16,7 +16,7 @@ use youngbit_core::kvm::tlb::TlbConfig;
 use youngbit_core::kvm::vcpu::{RunOptions, RunStats};
 use youngbit_core::kvm::vm::{self, MmuKind, VmConfig};
 use youngbit_core::lru_gen;
-use youngbit_core::mm::{Kind, PAGE_SIZE, VmFlags};
+use youngbit_core::mm::{Kind, PAGE_SIZE, VmFlags, page_idle};
 use youngbit_core::sync::atomic::{AtomicBool, Ordering};
 use youngbit_core::sync::thread;
 use youngbit_core::{Cpu, Error, Host, Result};
@@ -45,7 +45,18 @@ pub struct VmParameters {
     pub levels: u32,
     /// Level of the host's pages: 1, 2 or 3.
     pub backing: u32,
+    /// Kind of the memory behind the guest's.
+    pub kind: Kind,
     pub tlb: TlbConfig,
+}
+
+/// Pages of the page cache that back the guest.
+fn cached_pages(parameters: &VmParameters) -> u64 {
+    if parameters.kind == Kind::Anon {
+        0
+    } else {
+        parameters.nr_pages
+    }
 }
 
 fn config(parameters: &VmParameters) -> Result<VmConfig> {
@@ -92,7 +103,7 @@ impl Vm {
                     hugetlb_order: if parameters.backing == 3 { 18 } else { 0 },
                     ..VmFlags::default()
                 };
-                let space = host.create_space(Kind::Anon, 0);
+                let space = host.create_space(parameters.kind, cached_pages(parameters));
                 let address = mm.mmap(None, size, &space, 0, flags)?;
                 let core = vm::Vm::create(cpu, &mm, config)?;
                 core.set_memory_region(
@@ -119,6 +130,12 @@ impl Vm {
             address,
             nr_pages: parameters.nr_pages,
         })
+    }
+
+    /// Where in the process a range of guest pages is.
+    fn range(&self, first: u64, pages: u64) -> (u64, u64) {
+        let start = self.address + first * PAGE_SIZE;
+        (start, start + pages * PAGE_SIZE)
     }
 
     /// Run one thread a vCPU while the calling thread does `meanwhile` again
@@ -268,9 +285,14 @@ impl Vm {
             let memcg = crate::host::Host::memcg_of(&self.host, memcg)?;
             let mut passes = Vec::new();
             let start = Instant::now();
+            // Threads take time to start. Passes over a guest that does not
+            // run yet are not counted: there would be thousands.
+            let before = self.core.mm.memcg.usage();
             let stats = self.live(cpu, accesses, |cpu, _| {
                 let pass = lru_gen::age(cpu, &memcg, node, can_swap, force_scan)?;
-                passes.push(pass.elapsed.as_secs_f64());
+                if !passes.is_empty() || self.core.mm.memcg.usage() != before {
+                    passes.push(pass.elapsed.as_secs_f64());
+                }
                 Ok(())
             })?;
             Ok((start.elapsed().as_secs_f64(), stats, passes))
@@ -280,6 +302,43 @@ impl Vm {
         }
         let counted = counters(py, &counted)?;
         Ok((elapsed, seconds(&stats), passes, counted))
+    }
+
+    /// Mark pages idle; returns how many were not and now are, how many were
+    /// still, and how many are not there.
+    fn mark_idle(&self, py: Python<'_>, first: u64, pages: u64) -> PyResult<(u64, u64, u64)> {
+        let ((still, marked), _) = run(py, &self.host, |cpu| {
+            let (start, end) = self.range(first, pages);
+            let still = page_idle::test_range(cpu, &self.core.mm, start, end)?;
+            let marked = page_idle::mark_range(cpu, &self.core.mm, start, end)?;
+            Ok((still, marked))
+        })?;
+        let newly = marked.idle.saturating_sub(still.idle);
+        Ok((newly, still.idle, pages.saturating_sub(marked.present)))
+    }
+
+    /// For each page whether it is idle.
+    fn test_idle<'py>(
+        &self,
+        py: Python<'py>,
+        first: u64,
+        pages: u64,
+    ) -> PyResult<Bound<'py, PyArray1<bool>>> {
+        let (found, _) = run(py, &self.host, |cpu| {
+            let mm = &self.core.mm;
+            let (start, _) = self.range(first, pages);
+            let mut idle = vec![false; pages as usize];
+            for (page, idle) in (0..pages).zip(&mut idle) {
+                let address = start + page * PAGE_SIZE;
+                let one = page_idle::test_range(cpu, mm, address, address + PAGE_SIZE)?;
+                *idle = one.idle != 0;
+                if page % 512 == 0 && cpu.poll() {
+                    break;
+                }
+            }
+            Ok(idle)
+        })?;
+        Ok(PyArray1::from_vec(py, found))
     }
 
     /// For each guest page the number of its generation, or -1.
