@@ -72,7 +72,7 @@ def selftest(command: str) -> str:
     """What the series' own selftest printed for a command, on a real kernel."""
     blocks = (DATA / "selftest-v7.txt").read_text().split("=== [")
     [found] = [block for block in blocks if f" {command}\n" in block and "enabled=0x000f" in block]
-    return found.split("\n", 1)[1]
+    return found.split("\n", 1)[1].split("=== rc=")[0]
 
 
 def shape(text: str) -> list[str]:
@@ -137,6 +137,13 @@ def test_without_the_capability_pages_do_not_get_younger(options, mode):
     assert found["reason"] == "pages did not get younger"
     before, _, after = found["majority_generations"]
     assert f"generation {before}, and are in {after}" in found["detail"]
+
+
+def test_memory_that_fits_the_tlb_seems_to_stay_old():
+    found = result("access-tracking", "-l", "-b", "4M", "--tlb", "1536", code=1)
+    assert found["reason"] == "pages did not get younger"
+    assert found["counters"]["tlb_hits"] > 0
+    result("access-tracking", "-l", "-b", "64M", "--tlb", "1536")
 
 
 def test_baseline_that_asks_nothing_fails_as_before_the_series():
