@@ -23,7 +23,7 @@ def test_streams_are_plain_descriptions(stream):
     described = stream.to_dict()
     assert described["kind"] == stream.kind
     assert json.loads(json.dumps(described))["seed"] == stream.seed
-    assert stream == stream.__class__(**{k: v for k, v in stream.__dict__.items()})
+    assert stream == stream.__class__(**stream.__dict__)
 
 
 def test_regions_are_in_pages():

@@ -74,10 +74,9 @@ def _region(region: Region) -> tuple[int, int] | None:
     """Return the region as first page and number of pages."""
     if region is None:
         return None
-    try:
-        start, length = region
-    except (TypeError, ValueError):
-        raise TypeError("region: expected a pair (start, length)") from None
+    if not isinstance(region, tuple) or len(region) != 2:
+        raise TypeError("region: expected a pair (start, length)")
+    start, length = region
     at = 0 if isinstance(start, int) and start == 0 else parse_size(start, what="region start")
     size = parse_size(length, what="region length")
     for value, what in ((at, "region start"), (size, "region length")):
@@ -203,6 +202,7 @@ def sequential(
         passes: How many times over the region.
         seed: Decides which accesses write when ``write`` is a share.
         region: Part of guest memory, ``(start, length)``.
+
     """
     return Sequential(
         _write_fraction(write),
@@ -230,6 +230,7 @@ def strided(
         passes: How many times over the region.
         seed: Decides which accesses write when ``write`` is a share.
         region: Part of guest memory, ``(start, length)``.
+
     """
     return Strided(
         _whole(stride, "stride", at_least=1),
@@ -251,6 +252,7 @@ def uniform(
         seed: Seed of the random numbers.
         write: Whether the accesses write; a number is the share that does.
         region: Part of guest memory, ``(start, length)``.
+
     """
     return Uniform(
         _whole(accesses, "accesses", at_least=1),
@@ -278,6 +280,7 @@ def zipf(
         write: Whether the accesses write; a number is the share that does.
         shuffle: Spread the ranks over the region; otherwise page 0 is the hottest.
         region: Part of guest memory, ``(start, length)``.
+
     """
     if isinstance(exponent, bool) or not isinstance(exponent, (int, float, np.floating)):
         raise TypeError(f"exponent: expected a number, not {type(exponent).__name__}")
@@ -318,6 +321,7 @@ def hot_cold(
         seed: Seed of the random numbers.
         write: Whether the accesses write; a number is the share that does.
         region: Part of guest memory, ``(start, length)``.
+
     """
     if (phases is None) == (accesses is None):
         raise TypeError("hot_cold: give either phases or accesses")
@@ -357,6 +361,7 @@ def arrays(pages: npt.ArrayLike, writes: npt.ArrayLike | bool = False) -> Record
     Args:
         pages: Guest page numbers, below 2**32.
         writes: For each access whether it writes, or one answer for all.
+
     """
     numbers = np.asarray(pages)
     if numbers.ndim != 1:
@@ -380,5 +385,6 @@ def trace(recorded: Trace) -> Recorded:
 
     Args:
         recorded: A trace, from `youngbit.traces`.
+
     """
     return Recorded(recorded.frames, recorded.write)

@@ -11,17 +11,21 @@ MMUS: Final = ("tdp",)
 MMU: Final = "tdp"
 FORMATS: Final = ("ept", "npt")
 FORMAT: Final = "ept"
-#: What the aging walk of MGLRU asks secondary MMUs in `baseline`.
-AGING_ASKS: Final = ("none", "accurate")
-AGING_ASK: Final = "accurate"
+#: What the aging walk of MGLRU may ask secondary MMUs, and what it does ask in
+#: the kernel of each protocol. Kernels before 6.12-rc6 asked nothing: baseline
+#: can be run with "none" too.
+AGING_ASKS: Final = ("none", "accurate", "fast_only")
+PROTOCOL_ASKS: Final = {"baseline": "accurate", "v7": "fast_only", "v9": "accurate"}
 #: Sizes of the pages that back guest memory, and what they are in bytes.
 BACKINGS: Final = {"4k": 1 << 12, "2m": 1 << 21, "1g": 1 << 30}
 BACKING: Final = "4k"
 VCPUS: Final = 1
 MAX_VCPUS: Final = 512
-#: Entries and ways of each vCPU's modelled TLB; 0 entries: none.
+#: Entries of each vCPU's modelled TLB, a common server's second level; 0: none.
 TLB_ENTRIES: Final = 1536
+#: Its associativity where that fits the entries, else the nearest that does.
 TLB_WAYS: Final = 12
+TLB_MAX_WAYS: Final = 64
 #: Levels of the secondary page tables.
 LEVELS: Final = 4
 #: Capabilities of the multi-gen LRU: core, mm walk, non-leaf young, secondary MMU walk.

@@ -20,6 +20,7 @@ class TraceError(ValueError):
         where: The line, byte offset, array or event that is wrong.
         found: What is there.
         expected: What belongs there.
+
     """
 
     path: str

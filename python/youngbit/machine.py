@@ -18,14 +18,17 @@ from .sizes import PAGE_SIZE, Size, format_size, parse_pages, parse_size
 
 __all__ = [
     "AgeStats",
+    "DebugFs",
     "Generation",
     "Generations",
     "Host",
+    "IdleStats",
     "LruGen",
     "Memcg",
     "Mm",
     "Registration",
     "RunStats",
+    "TextFile",
     "TraceRecords",
     "Vm",
 ]
@@ -55,6 +58,21 @@ def _choice(value: object, choices: Sequence[str], what: str) -> str:
     if value not in choices:
         raise ValueError(f"{what}: {value!r} is none of {', '.join(map(repr, choices))}")
     return cast("str", value)
+
+
+def _tlb_ways(entries: int) -> int:
+    """Return the associativity nearest to the default that divides into 2**n sets."""
+    fitting = [
+        ways
+        for ways in range(1, defaults.TLB_MAX_WAYS + 1)
+        if entries % ways == 0 and (entries // ways).bit_count() <= 1
+    ]
+    if not fitting:
+        raise ValueError(
+            f"tlb_entries: {entries} is not a power of two times an associativity of at most"
+            f" {defaults.TLB_MAX_WAYS}"
+        )
+    return min(fitting, key=lambda ways: abs(ways - defaults.TLB_WAYS))
 
 
 @dataclass(frozen=True)
@@ -194,6 +212,22 @@ class AgeStats:
         )
 
 
+@dataclass(frozen=True)
+class IdleStats:
+    """What marking pages idle found."""
+
+    #: Pages that were not idle and now are.
+    marked: int
+    #: Pages that were idle still: not accessed, as far as anyone knows.
+    still_idle: int
+    #: Pages without memory behind them.
+    absent: int
+
+    def to_dict(self) -> dict[str, int]:
+        """Return a plain dict."""
+        return {"marked": self.marked, "still_idle": self.still_idle, "absent": self.absent}
+
+
 @dataclass(frozen=True, eq=False)
 class TraceRecords:
     """What one tracepoint recorded."""
@@ -238,6 +272,7 @@ class Host:
     Raises:
         ValueError: For a size or a clock that is none.
         OSError: If there cannot be such a host.
+
     """
 
     def __init__(
@@ -307,11 +342,30 @@ class Host:
         """Sums of what was counted, over all calls that have returned."""
         return self._native.counters()
 
+    @property
+    def aging_asks(self) -> str:
+        """What MGLRU's aging asks secondary MMUs: none, accurate or fast_only.
+
+        Only kernels that ask ``"fast_only"`` have capability 0x8; it is dropped
+        for the others.
+        """
+        return self._native.aging_asks
+
+    @aging_asks.setter
+    def aging_asks(self, asks: str) -> None:
+        self._native.set_aging_asks(_choice(asks, defaults.AGING_ASKS, "aging_asks"))
+
+    @property
+    def debugfs(self) -> DebugFs:
+        """The text files of MGLRU, by name."""
+        return DebugFs(self)
+
     def create_memcg(self, name: str) -> Memcg:
         """Make a memory cgroup.
 
         Raises:
             OSError: ``EEXIST`` if the name is taken.
+
         """
         return Memcg(self._native.create_memcg(name), name)
 
@@ -320,8 +374,104 @@ class Host:
 
         Raises:
             OSError: ``ENOENT`` if the host has no such memory cgroup.
+
         """
         return Mm(self, self._native.create_mm(memcg.id if memcg else 0))
+
+    def create_vm(
+        self,
+        memory: Size,
+        *,
+        vcpus: int = defaults.VCPUS,
+        mmu: str = defaults.MMU,
+        protocol: str = defaults.PROTOCOL,
+        aging_asks: str | None = None,
+        ad: bool = True,
+        format: str = defaults.FORMAT,  # noqa: A002
+        levels: int = defaults.LEVELS,
+        backing: str = defaults.BACKING,
+        tlb_entries: int = defaults.TLB_ENTRIES,
+        tlb_ways: int | None = None,
+        memcg: Memcg | None = None,
+    ) -> Vm:
+        """Make a virtual machine in a process and a memory cgroup of its own.
+
+        Args:
+            memory: Guest memory.
+            vcpus: How many vCPUs.
+            mmu: Which MMU maps guest memory, one of `defaults.MMUS`.
+            protocol: How it is aged: ``"baseline"``, ``"v7"`` or ``"v9"``.
+            aging_asks: What MGLRU's aging asks on this host from now on:
+                ``"none"``, ``"accurate"`` or ``"fast_only"``; otherwise what the
+                protocol's kernel asks.
+            ad: Whether the page tables have accessed and dirty bits.
+            format: Of the page-table entries: ``"ept"`` or ``"npt"``.
+            levels: Of the page tables: 4 or 5.
+            backing: Size of the host's pages behind guest memory: ``"4k"``,
+                ``"2m"`` or ``"1g"``.
+            tlb_entries: Of each vCPU's modelled TLB; 0 for none.
+            tlb_ways: Its associativity: the entries are this times a power of
+                two. Otherwise about 12, whatever fits.
+            memcg: Which memory cgroup; otherwise a new one.
+
+        Raises:
+            ValueError: For a parameter that is none of the choices.
+            OSError: If there cannot be such a VM.
+
+        """
+        pages = parse_pages(memory, what="memory")
+        _choice(mmu, defaults.MMUS, "mmu")
+        _choice(protocol, defaults.PROTOCOLS, "protocol")
+        _choice(format, defaults.FORMATS, "format")
+        _choice(backing, tuple(defaults.BACKINGS), "backing")
+        if aging_asks is None:
+            aging_asks = defaults.PROTOCOL_ASKS[protocol]
+        _choice(aging_asks, defaults.AGING_ASKS, "aging_asks")
+        for value, what in ((vcpus, "vcpus"), (levels, "levels"), (tlb_entries, "tlb_entries")):
+            _address(value, what)
+        ways = _tlb_ways(tlb_entries) if tlb_ways is None else _address(tlb_ways, "tlb_ways")
+        if not 1 <= vcpus <= defaults.MAX_VCPUS:
+            raise ValueError(f"vcpus: {vcpus} is not between 1 and {defaults.MAX_VCPUS}")
+        if pages * PAGE_SIZE % defaults.BACKINGS[backing]:
+            raise ValueError(f"memory: {memory!r} is not a multiple of the backing, {backing}")
+        if memcg is None:
+            taken = {name for _, name, _ in self._native.memcgs()}
+            number = next(n for n in range(1 << 16) if f"/vm{n}" not in taken)
+            memcg = self.create_memcg(f"/vm{number}")
+        parameters = {
+            "memory": pages * PAGE_SIZE,
+            "vcpus": vcpus,
+            "mmu": mmu,
+            "protocol": protocol,
+            "aging_asks": aging_asks,
+            "ad": bool(ad),
+            "format": format,
+            "levels": levels,
+            "backing": backing,
+            "tlb_entries": tlb_entries,
+            "tlb_ways": ways,
+        }
+        native = self._native.create_vm(
+            memcg.id,
+            pages,
+            vcpus,
+            mmu,
+            protocol,
+            bool(ad),
+            format,
+            levels,
+            tuple(defaults.BACKINGS).index(backing) + 1,
+            tlb_entries,
+            ways,
+        )
+        self._native.set_aging_asks(aging_asks)
+        return Vm(self, native, parameters)
+
+    def lru_gen(self, memcg: Memcg | None = None, node: int = 0) -> LruGen:
+        """Return the multi-gen LRU of a memory cgroup, otherwise the root's."""
+        if not 0 <= _address(node, "node") < len(self._native.nodes()):
+            raise ValueError(f"node: the host has no node {node}")
+        return LruGen(self, memcg or self.root, node)
 
     def trace(self, *names: str) -> None:
         """Switch these tracepoints on and all others off."""
@@ -338,6 +488,52 @@ class Host:
             event: TraceRecords(tuple(names), times, rows)
             for event, (names, times, rows) in self._native.drain_trace().items()
         }
+
+
+class DebugFs(Mapping[str, "TextFile"]):
+    """The text files of MGLRU, in the kernel's layout."""
+
+    NAMES = ("enabled", "min_ttl_ms", "lru_gen", "lru_gen_full")
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+
+    def __getitem__(self, name: str) -> TextFile:
+        if name not in self.NAMES:
+            raise KeyError(name)
+        return TextFile(self._host, name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.NAMES)
+
+    def __len__(self) -> int:
+        return len(self.NAMES)
+
+
+class TextFile:
+    """One text file; made by `Host.debugfs`."""
+
+    def __init__(self, host: Host, name: str) -> None:
+        self._host = host
+        #: Its name.
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"TextFile({self.name!r})"
+
+    def read(self) -> str:
+        """Return what it reads as."""
+        return self._host._native.read_file(self.name)
+
+    def write(self, text: str | bytes) -> None:
+        """Write to it; ``lru_gen`` takes commands.
+
+        Raises:
+            OSError: With the kernel's ``errno``.
+
+        """
+        data = text.encode() if isinstance(text, str) else bytes(text)
+        self._host._native.write_file(self.name, data)
 
 
 class Mm:
@@ -386,7 +582,9 @@ class Mm:
 
         Raises:
             OSError: ``EINVAL``, ``EEXIST`` or ``ENOMEM``, as ``mmap``.
+
         """
+        _choice(kind, ("anon", "shmem", "file"), "kind")
         _choice(backing, tuple(defaults.BACKINGS), "backing")
         return self._native.mmap(
             parse_size(length, what="length"),
@@ -408,6 +606,7 @@ class Mm:
 
         Raises:
             OSError: ``EFAULT`` outside its memory, ``ENOMEM``.
+
         """
         start = _address(start, "start")
         self._native.touch(start, start + parse_size(length, what="length"), write)
@@ -420,11 +619,21 @@ class Mm:
         start = _address(start, "start")
         return self._native.resident(start, start + parse_size(length, what="length"))
 
+    def page_generations(self, start: int, length: Size) -> npt.NDArray[np.int64]:
+        """Return for each page of a range the number of its generation.
+
+        -1 stands for a page that is not there or on no list.
+        """
+        return self._native.page_generations(
+            _address(start, "start"), parse_pages(length, what="length")
+        )
+
     def register(self, notifier: MmuNotifier) -> Registration:
         """Subscribe a notifier of your own to this process.
 
         Raises:
             TypeError: If it is no `MmuNotifier`, or an operation is no method.
+
         """
         if not isinstance(notifier, MmuNotifier):
             raise TypeError(f"notifier: expected an MmuNotifier, not {type(notifier).__name__}")
@@ -470,6 +679,7 @@ class Registration:
 
         Raises:
             OSError: ``EINVAL`` if it ended before.
+
         """
         self._native.unregister()
 
@@ -485,7 +695,173 @@ class Registration:
         self.unregister()
 
 
-class Vm: ...
+class Vm:
+    """A virtual machine and its guest memory; made by `Host.create_vm`."""
+
+    def __init__(self, host: Host, native: _core.Vm, parameters: dict[str, Any]) -> None:
+        self._host = host
+        self._native = native
+        self._mm = Mm(host, native.mm)
+        self._parameters = parameters
+
+    def __repr__(self) -> str:
+        inside = ", ".join(f"{key}={value!r}" for key, value in self._parameters.items())
+        return f"Vm({inside})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what the VM was made as."""
+        return dict(self._parameters)
+
+    @property
+    def mm(self) -> Mm:
+        """The process whose memory the guest sees."""
+        return self._mm
+
+    @property
+    def memcg(self) -> Memcg:
+        """The memory cgroup that guest memory is charged to."""
+        return self._mm.memcg
+
+    @property
+    def nr_pages(self) -> int:
+        """Guest memory in pages of 4 KiB."""
+        return self._native.nr_pages
+
+    @property
+    def nr_vcpus(self) -> int:
+        """How many vCPUs."""
+        return self._native.nr_vcpus
+
+    @property
+    def address(self) -> int:
+        """Where in the process guest memory begins."""
+        return self._native.address
+
+    @property
+    def guest_physical(self) -> tuple[int, int]:
+        """First byte of guest memory, and one past the last, as the guest counts."""
+        return self._native.guest_physical
+
+    def run(
+        self,
+        stream: Stream | Sequence[Stream],
+        *,
+        mode: Mode = "inline",
+        overlap: bool = False,
+    ) -> RunStats:
+        """Run the vCPUs until each has made its accesses.
+
+        Args:
+            stream: What each vCPU does, or one stream a vCPU.
+            mode: ``"inline"``: one vCPU after another in this thread, the same to
+                the last bit each time. ``"live"``: one thread a vCPU.
+            overlap: Give each vCPU all of guest memory; otherwise each has its
+                share, unless its stream names a region.
+
+        Raises:
+            OSError: If a stream leaves guest memory, or memory runs out.
+            KeyboardInterrupt: Within a tenth of a second of Ctrl-C; what was
+                accessed stays accessed.
+
+        """
+        _choice(mode, ("inline", "live"), "mode")
+        return RunStats(*self._native.run(self._streams(stream), mode == "live", overlap))
+
+    def run_while_aging(
+        self,
+        stream: Stream | Sequence[Stream],
+        lru: LruGen,
+        *,
+        overlap: bool = False,
+        can_swap: bool = True,
+        force_scan: bool = True,
+    ) -> tuple[RunStats, list[float]]:
+        """Run one thread a vCPU, and age in a loop in this thread until all are done.
+
+        Returns:
+            What the run did, and the wall time of each aging pass.
+
+        Raises:
+            OSError: As `run` and `LruGen.age`.
+
+        """
+        seconds, vcpus, passes, counters = self._native.run_while_aging(
+            self._streams(stream),
+            overlap,
+            lru.memcg.id,
+            lru.node,
+            can_swap,
+            force_scan,
+        )
+        return RunStats(seconds, vcpus, counters), passes
+
+    def _streams(self, stream: Stream | Sequence[Stream]) -> list[Stream]:
+        streams = [stream] * self.nr_vcpus if isinstance(stream, Stream) else list(stream)
+        for i, each in enumerate(streams):
+            if not isinstance(each, Stream):
+                raise TypeError(f"stream[{i}]: expected a Stream, not {type(each).__name__}")
+        if len(streams) != self.nr_vcpus:
+            raise ValueError(f"stream: {len(streams)} streams for {self.nr_vcpus} vCPUs")
+        return streams
+
+    def page_generations(self) -> npt.NDArray[np.int64]:
+        """Return for each guest page the number of its generation.
+
+        -1 stands for a page that is not there or on no list.
+        """
+        return self._native.page_generations()
+
+    def mark_idle(self, first_page: int = 0, nr_pages: int | None = None) -> IdleStats:
+        """Mark pages idle through ``page_idle``; those that are idle still stay so.
+
+        Args:
+            first_page: First guest page.
+            nr_pages: How many; otherwise all that follow.
+
+        """
+        return IdleStats(*self._native.mark_idle(*self._range(first_page, nr_pages)))
+
+    def test_idle(self, first_page: int = 0, nr_pages: int | None = None) -> npt.NDArray[np.bool_]:
+        """Return for each guest page whether ``page_idle`` says that it is idle."""
+        return self._native.test_idle(*self._range(first_page, nr_pages))
+
+    def _range(self, first_page: int, nr_pages: int | None) -> tuple[int, int]:
+        first = _address(first_page, "first_page")
+        count = self.nr_pages - first if nr_pages is None else _address(nr_pages, "nr_pages")
+        if count <= 0 or first + count > self.nr_pages:
+            raise ValueError(
+                f"pages {first} to {first + count}: expected some of the guest's {self.nr_pages}"
+            )
+        return first, count
 
 
-class LruGen: ...
+class LruGen:
+    """The multi-gen LRU of one memory cgroup on one node; made by `Host.lru_gen`."""
+
+    def __init__(self, host: Host, memcg: Memcg, node: int) -> None:
+        self._host = host
+        self.memcg = memcg
+        self.node = node
+
+    def __repr__(self) -> str:
+        return f"LruGen(memcg={self.memcg.name!r}, node={self.node}, {self.generations()!r})"
+
+    def generations(self) -> Generations:
+        """Return the generations as they are now, oldest first."""
+        rows = self._host._native.generations(self.memcg.id, self.node)
+        return Generations([Generation(*row) for row in rows])
+
+    def age(self, *, can_swap: bool = True, force_scan: bool = True) -> AgeStats:
+        """Make one aging pass: walk the page tables, then make a new generation.
+
+        Args:
+            can_swap: Whether anonymous memory is aged.
+            force_scan: Visit every process and every page table, whether or not
+                it ran or looks worth it.
+
+        Raises:
+            OSError: ``ERANGE`` without ``force_scan`` when all generations exist.
+            Exception: What a notifier raised, after the pass.
+
+        """
+        return AgeStats(*self._host._native.age(self.memcg.id, self.node, can_swap, force_scan))

@@ -35,9 +35,10 @@ class MmuNotifier:
     Attributes:
         has_fast_aging: Whether ``fast_only`` calls are made to it at all. Set it
             on the class or before registering.
+
     """
 
-    has_fast_aging: ClassVar[bool] | bool = False
+    has_fast_aging: bool = False
 
     #: Operations that a subclass may define.
     OPERATIONS: ClassVar[tuple[str, ...]] = (

@@ -51,6 +51,7 @@ def parse_size(size: Size, *, what: str = "size") -> int:
     Raises:
         ValueError: If it is not a size, negative, zero, or beyond 2**57 bytes.
         TypeError: If it is neither text nor a whole number.
+
     """
     if isinstance(size, str):
         match = _TEXT.fullmatch(size.strip())
@@ -86,6 +87,7 @@ def parse_pages(size: Size, *, what: str = "size") -> int:
     Raises:
         ValueError: As `parse_size`, and if it is not a multiple of a page.
         TypeError: As `parse_size`.
+
     """
     value = parse_size(size, what=what)
     if value % PAGE_SIZE:

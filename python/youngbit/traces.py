@@ -54,6 +54,7 @@ class Trace:
         write: Whether the page was written.
         window: Within this much time a page appears once; 0 if that is not so.
         source: Where the trace comes from.
+
     """
 
     time: npt.NDArray[np.uint64] = field(repr=False)
@@ -129,6 +130,7 @@ def read_npz(path: str | os.PathLike[str]) -> Trace:
     Raises:
         TraceError: If the file is not such a trace; it says what is wrong and where.
         OSError: If the file cannot be read.
+
     """
     name = os.fspath(path)
     columns: dict[str, npt.NDArray[Any]] = {}
@@ -189,6 +191,7 @@ def read_csv(path: str | os.PathLike[str]) -> Trace:
     Raises:
         TraceError: If the file is not such a trace; it says what is wrong and where.
         OSError: If the file cannot be read.
+
     """
     name = os.fspath(path)
     time, page, write, window, _ = _core.read_csv(name)
@@ -209,6 +212,7 @@ def read_lackey(
     Raises:
         TraceError: If the file is not such a text; it says what is wrong and where.
         OSError: If the file cannot be read.
+
     """
     for value, what in ((window, "window"), (max_instructions, "max_instructions")):
         if isinstance(value, bool) or not isinstance(value, int):
@@ -232,6 +236,7 @@ def read(path: str | os.PathLike[str], format: str | None = None) -> Trace:  # n
         TraceError: If the file is not such a trace; it says what is wrong and where.
         OSError: If the file cannot be read.
         ValueError: If there is no such format.
+
     """
     name = os.fspath(path)
     if format is None:
@@ -248,7 +253,7 @@ def read(path: str | os.PathLike[str], format: str | None = None) -> Trace:  # n
 
 def write_npz(trace: Trace, path: str | os.PathLike[str]) -> None:
     """Write a trace as ``.npz``, whole or not at all."""
-    from ._files import atomic_write  # noqa: PLC0415
+    from ._files import atomic_write
 
     with atomic_write(path, "wb") as file:
         np.savez_compressed(
@@ -266,7 +271,7 @@ def shipped(name: str = SHIPPED) -> Trace:
     >>> shipped().nr_pages > 1000
     True
     """
-    resource = resources.files(__package__).joinpath("data", f"{name}.npz")
+    resource = resources.files(__package__).joinpath("data").joinpath(f"{name}.npz")
     with resources.as_file(resource) as path:
         if not path.is_file():
             raise ValueError(f"name: no trace {name!r} comes with the package")

@@ -15,6 +15,7 @@ pub mod kvm;
 pub mod lru_gen;
 pub mod mm;
 pub mod mutant;
+pub mod scenario;
 pub mod sync;
 pub mod table;
 pub mod text;

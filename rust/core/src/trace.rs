@@ -156,6 +156,16 @@ counters! {
     RestoreAnon = "workingset_restore_anon",
     /// Refaulted file pages restored to the working set.
     RestoreFile = "workingset_restore_file",
+    /// File pages written back.
+    FileWritten = "file_written",
+    /// Rounds of direct reclaim, for a memory cgroup or a node (allocstall).
+    DirectReclaim = "allocstall",
+    /// Times that kswapd was woken (pageoutrun).
+    KswapdRuns = "pageoutrun",
+    /// Nanoseconds that tasks over memory.high would have been put to sleep.
+    HighThrottleNs = "memory_high_throttle_ns",
+    /// Out-of-memory events: no memory could be had, or min_ttl_ms was missed.
+    OomEvents = "oom",
 }
 
 /// How many counters there are.
@@ -243,6 +253,19 @@ impl CounterTotals {
                 total.fetch_add(n, Ordering::Relaxed);
             }
         }
+    }
+
+    /// Add to one of them.
+    #[inline]
+    pub fn add(&self, counter: Counter, n: u64) {
+        if n != 0 {
+            self.0[counter as usize].fetch_add(n, Ordering::Relaxed);
+        }
+    }
+
+    /// One of the sums now.
+    pub fn get(&self, counter: Counter) -> u64 {
+        self.0[counter as usize].load(Ordering::Relaxed)
     }
 
     /// The sums now.

@@ -1,13 +1,14 @@
 //! The host, its memory cgroups and its counters.
 
+use crate::error::to_python;
 use crate::mm::Mm;
 use crate::native::{counters, run};
 use numpy::{PyArray1, PyArray2, PyArrayMethods, ToPyArray};
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyKeyError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use std::sync::Arc;
-use youngbit_core::lru_gen::caps;
+use youngbit_core::lru_gen::{self, Asking, caps, debugfs};
 use youngbit_core::mm::Memcg;
 use youngbit_core::trace::Event;
 use youngbit_core::{Errno, Error, HostConfig, Result};
@@ -43,14 +44,14 @@ impl Host {
         };
         let core = py
             .detach(|| youngbit_core::Host::new(&config))
-            .map_err(crate::error::to_python)?;
+            .map_err(to_python)?;
         Ok(Host { core })
     }
 
     /// Make a memory cgroup; returns its number.
     fn create_memcg(&self, py: Python<'_>, name: &str) -> PyResult<u16> {
         let made = py.detach(|| self.core.create_memcg(name));
-        Ok(made.map_err(crate::error::to_python)?.id)
+        Ok(made.map_err(to_python)?.id)
     }
 
     /// Number, name and pages charged of every memory cgroup.
@@ -66,7 +67,7 @@ impl Host {
         let mm = self.core.create_mm(memcg);
         Ok(Mm {
             host: Arc::clone(&self.core),
-            core: mm.map_err(crate::error::to_python)?,
+            core: mm.map_err(to_python)?,
         })
     }
 
@@ -116,6 +117,91 @@ impl Host {
         self.core
             .lru_gen
             .set_caps((mask & u64::from(caps::ALL)) as u32);
+    }
+
+    /// What aging asks secondary MMUs.
+    #[getter]
+    fn aging_asks(&self) -> &'static str {
+        match self.core.lru_gen.asking() {
+            Asking::None => "none",
+            Asking::Accurate => "accurate",
+            Asking::FastOnly => "fast_only",
+        }
+    }
+
+    /// Choose what aging asks.
+    fn set_aging_asks(&self, asks: &str) -> PyResult<()> {
+        self.core.lru_gen.set_asking(match asks {
+            "none" => Asking::None,
+            "accurate" => Asking::Accurate,
+            "fast_only" => Asking::FastOnly,
+            other => {
+                return Err(PyValueError::new_err(format!(
+                    "aging_asks: {other:?} is none of 'none', 'accurate', 'fast_only'"
+                )));
+            }
+        });
+        Ok(())
+    }
+
+    /// The generations of a memory cgroup on a node, oldest first: number, age
+    /// in ms, anonymous and file pages.
+    fn generations(&self, memcg: u16, node: usize) -> PyResult<Vec<(u64, u64, u64, u64)>> {
+        let memcg = Self::memcg_of(&self.core, memcg).map_err(to_python)?;
+        let lruvec = memcg
+            .lruvecs
+            .get(node)
+            .ok_or_else(|| to_python(Error::invalid(format!("the host has no node {node}"))))?;
+        let all = lruvec.generations(self.core.clock.now_ns(), None);
+        let rows = all
+            .iter()
+            .map(|g| (g.seq, g.age_ms, g.pages[0], g.pages[1]));
+        Ok(rows.collect())
+    }
+
+    /// One aging pass: youngest generation before and after, seconds, counters.
+    fn age<'py>(
+        &self,
+        py: Python<'py>,
+        memcg: u16,
+        node: usize,
+        can_swap: bool,
+        force_scan: bool,
+    ) -> PyResult<(u64, u64, f64, Bound<'py, PyDict>)> {
+        let (pass, _) = run(py, &self.core, |cpu| {
+            let memcg = Self::memcg_of(&self.core, memcg)?;
+            let pass = lru_gen::age(cpu, &memcg, node, can_swap, force_scan)?;
+            Ok((pass, memcg.lruvecs[node].max_seq()))
+        })?;
+        let (pass, max_seq) = pass;
+        let counted = counters(py, &pass.counters)?;
+        Ok((pass.seq, max_seq, pass.elapsed.as_secs_f64(), counted))
+    }
+
+    /// What one of the text files of MGLRU reads as.
+    fn read_file(&self, py: Python<'_>, name: &str) -> PyResult<String> {
+        let show = match name {
+            "enabled" => debugfs::show_enabled,
+            "min_ttl_ms" => debugfs::show_min_ttl_ms,
+            "lru_gen" => debugfs::show,
+            "lru_gen_full" => debugfs::show_full,
+            other => return Err(PyKeyError::new_err(other.to_owned())),
+        };
+        Ok(py.detach(|| show(&self.core)))
+    }
+
+    /// Write one of the text files of MGLRU.
+    fn write_file(&self, py: Python<'_>, name: &str, text: &[u8]) -> PyResult<()> {
+        if !["enabled", "min_ttl_ms", "lru_gen", "lru_gen_full"].contains(&name) {
+            return Err(PyKeyError::new_err(name.to_owned()));
+        }
+        run(py, &self.core, |cpu| match name {
+            "enabled" => debugfs::write_enabled(&self.core, text),
+            "min_ttl_ms" => debugfs::write_min_ttl_ms(&self.core, text),
+            "lru_gen" => debugfs::write(cpu, text),
+            _ => Err(Error::new(Errno::EINVAL, "lru_gen_full is read only")),
+        })?;
+        Ok(())
     }
 
     /// Switch tracepoints on by name, and all others off.

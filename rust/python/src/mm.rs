@@ -2,9 +2,12 @@
 
 use crate::native::run;
 use crate::notifier::PyNotifier;
+use numpy::PyArray1;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use std::sync::Arc;
+use youngbit_core::lru_gen;
+use youngbit_core::mm::pagetable::TASK_SIZE;
 use youngbit_core::mm::{self, Kind, PAGE_SIZE, Pte, VmFlags};
 use youngbit_core::{Errno, Error, Host};
 
@@ -127,6 +130,27 @@ impl Mm {
             Ok((present, young))
         })?;
         Ok(found)
+    }
+
+    /// For each page of a range the number of its generation, or -1.
+    fn page_generations<'py>(
+        &self,
+        py: Python<'py>,
+        start: u64,
+        pages: u64,
+    ) -> PyResult<Bound<'py, PyArray1<i64>>> {
+        let (found, _) = run(py, &self.host, |cpu| {
+            let end = pages
+                .checked_mul(PAGE_SIZE)
+                .and_then(|len| start.checked_add(len));
+            if end.is_none_or(|end| end > TASK_SIZE) || !start.is_multiple_of(PAGE_SIZE) {
+                return Err(Error::invalid(format!(
+                    "{pages} pages at {start:#x}: expected whole pages below {TASK_SIZE:#x}"
+                )));
+            }
+            Ok(lru_gen::page_generations(cpu, &self.core, start, pages))
+        })?;
+        Ok(PyArray1::from_vec(py, found))
     }
 
     /// Ask all notifiers, or only the fast ones, and clear.

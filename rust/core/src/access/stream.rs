@@ -1,546 +1,669 @@
-//! Guest access streams: what a vCPU touches, in which order.
-//!
-//! A [`Stream`] is a description; [`Stream::start`] makes the iterator that a
-//! vCPU runs. The same description, memory and vCPU number give the same
-//! accesses. Random numbers come from xoshiro256++, one sequence a vCPU, 2^128
-//! draws apart; which accesses write is drawn from a sequence of its own, so
-//! that the share of writes does not change which pages are touched.
+//! Patterns of access.
 
+use super::Access;
 use crate::error::{Error, Result};
-use rand::{Rng, SeedableRng};
+use rand::{RngCore, SeedableRng};
 use rand_distr::{Distribution, Zipf};
 use rand_xoshiro::Xoshiro256PlusPlus;
 use std::sync::Arc;
 
-/// One access of a guest.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Access {
-    /// Which page of the VM's memory, counted from its start.
-    pub page: u64,
-    /// Whether it writes.
-    pub write: bool,
-}
+/// The most pages a stream can range over.
+pub const MAX_PAGES: u64 = 1 << 32;
 
-/// A time during which one part of the region is hot.
+/// A time in which one part of the footprint is hot.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Phase {
     /// How many accesses it lasts.
     pub accesses: u64,
-    /// Where the hot part starts, as a fraction of the region.
-    pub start: f64,
-    /// Size of the hot part, as a fraction of the region.
-    pub fraction: f64,
-    /// Share of the accesses that goes to the hot part; the others go anywhere.
-    pub probability: f64,
+    /// First hot page, relative to the footprint.
+    pub hot_start: u64,
+    /// Hot pages.
+    pub hot_pages: u64,
+    /// Share of accesses that go to hot pages, 0 to 1.
+    pub hot_share: f64,
 }
 
-/// Which pages, in which order.
+/// Which page comes next.
 #[derive(Clone, Debug)]
 pub enum Pattern {
-    /// Every page in order, `passes` times.
-    Sequential {
-        /// How many times.
-        passes: u64,
-    },
-    /// Every `stride`-th page from `offset` on, `passes` times.
+    /// Every page in turn, and round again.
+    Sequential,
+    /// Every `stride`-th page, and round again; a stride that divides the
+    /// footprint moves on by one page each round, so that all are reached.
     Strided {
         /// Pages from one access to the next.
         stride: u64,
-        /// First page, in the region.
-        offset: u64,
-        /// How many times.
-        passes: u64,
     },
-    /// Pages drawn uniformly.
-    Uniform {
-        /// How many.
-        accesses: u64,
-    },
-    /// The page of rank k drawn in proportion to k to the power of -`exponent`.
-    Zipf {
-        /// Positive.
-        exponent: f64,
-        /// How many.
-        accesses: u64,
-        /// Spread the ranks over the region; else page 0 has rank 1.
-        shuffle: bool,
-    },
-    /// Mostly a hot part, phase by phase.
-    HotCold {
-        /// One after another.
-        phases: Vec<Phase>,
-    },
-    /// Given one by one: pages of the VM's memory, and whether each is written.
-    Recorded {
-        /// Pages.
-        pages: Arc<[u32]>,
-        /// As many flags.
-        writes: Arc<[bool]>,
-        /// The part to run.
-        part: std::ops::Range<usize>,
-    },
-}
-
-/// A description of guest accesses.
-#[derive(Clone, Debug)]
-pub struct Stream {
-    /// Which pages.
-    pub pattern: Pattern,
-    /// Share of accesses that write, 0 to 1. Recorded accesses know it themselves.
-    pub write: f64,
-    /// Of everything random.
-    pub seed: u64,
-    /// First page and length; otherwise the region given to [`Stream::start`].
-    pub region: Option<(u64, u64)>,
-}
-
-enum Writes {
-    Never,
-    Always,
-    Share(f64, Box<Xoshiro256PlusPlus>),
-}
-
-enum State {
-    Steps {
-        first: u64,
-        next: u64,
-        stride: u64,
-    },
+    /// Any page, all alike.
     Uniform,
+    /// Page of rank r with a probability proportional to 1 / r^exponent.
     Zipf {
-        ranks: Zipf<f64>,
-        multiplier: u64,
-        offset: u64,
+        /// The exponent, 0 (uniform) or more.
+        exponent: f64,
+        /// Ranks are scattered over the footprint by the seed; else rank is
+        /// page order.
+        scatter: bool,
     },
+    /// Hot pages and the rest, phase after phase, and round again.
     HotCold {
-        phases: std::vec::IntoIter<Phase>,
-        left: u64,
-        start: u64,
-        len: u64,
-        probability: f64,
+        /// The phases, in order.
+        phases: Arc<[Phase]>,
     },
-    Recorded {
-        pages: Arc<[u32]>,
-        writes: Arc<[bool]>,
-        next: usize,
+    /// Given pages in given order, relative to the footprint, and round again:
+    /// a recorded trace.
+    Explicit {
+        /// The pages.
+        pages: Arc<[u64]>,
+        /// Whether each is written; without, the write ratio decides.
+        writes: Option<Arc<[bool]>>,
     },
 }
 
-/// The accesses of one vCPU.
-pub struct Accesses {
-    state: State,
-    rng: Xoshiro256PlusPlus,
-    writes: Writes,
-    /// First page and length of the region.
-    region: (u64, u64),
-    left: u64,
+/// What a stream is made of.
+#[derive(Clone, Debug)]
+pub struct StreamConfig {
+    /// Which page comes next.
+    pub pattern: Pattern,
+    /// First page of the footprint, in the guest's memory.
+    pub start: u64,
+    /// One past its last page.
+    pub end: u64,
+    /// How many accesses.
+    pub accesses: u64,
+    /// Share of them that write, 0 to 1.
+    pub write_ratio: f64,
+    /// Seed of everything random in it.
+    pub seed: u64,
 }
 
-fn gcd(a: u64, b: u64) -> u64 {
-    if b == 0 { a } else { gcd(b, a % b) }
-}
-
-fn rng(seed: u64, vcpu: u32) -> Xoshiro256PlusPlus {
-    let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed);
-    for _ in 0..vcpu {
-        rng.jump();
+impl StreamConfig {
+    /// # Errors
+    /// `EINVAL` names the first field that is out of range.
+    pub fn check(&self) -> Result<()> {
+        let pages = self.end.saturating_sub(self.start);
+        if pages == 0 || pages > MAX_PAGES {
+            return Err(Error::invalid(format!(
+                "footprint [{}, {}): expected 1 to {MAX_PAGES} pages",
+                self.start, self.end
+            )));
+        }
+        share("write_ratio", self.write_ratio)?;
+        match &self.pattern {
+            Pattern::Sequential | Pattern::Uniform => {}
+            Pattern::Strided { stride } => {
+                if *stride == 0 || *stride > MAX_PAGES {
+                    return Err(Error::invalid(format!(
+                        "stride {stride}: expected 1 to {MAX_PAGES} pages"
+                    )));
+                }
+            }
+            Pattern::Zipf { exponent, .. } => {
+                if !exponent.is_finite() || *exponent < 0.0 {
+                    return Err(Error::invalid(format!(
+                        "zipf exponent {exponent}: expected 0 or more"
+                    )));
+                }
+            }
+            Pattern::HotCold { phases } => {
+                if phases.is_empty() {
+                    return Err(Error::invalid("hot_cold without phases"));
+                }
+                for (n, phase) in phases.iter().enumerate() {
+                    share(&format!("hot_share of phase {n}"), phase.hot_share)?;
+                    let hot_end = phase.hot_start.checked_add(phase.hot_pages);
+                    if phase.accesses == 0
+                        || phase.hot_pages == 0
+                        || hot_end.is_none_or(|end| end > pages)
+                    {
+                        return Err(Error::invalid(format!(
+                            "phase {n} of {} accesses, hot pages from {} on, {} of them: expected \
+                             at least one access and hot pages inside the footprint of {pages}",
+                            phase.accesses, phase.hot_start, phase.hot_pages
+                        )));
+                    }
+                }
+            }
+            Pattern::Explicit {
+                pages: given,
+                writes,
+            } => {
+                if let Some((n, page)) = given.iter().enumerate().find(|&(_, &p)| p >= pages) {
+                    return Err(Error::invalid(format!(
+                        "access {n} is to page {page}, outside the footprint of {pages} pages"
+                    )));
+                }
+                if given.is_empty() && self.accesses > 0 {
+                    return Err(Error::invalid(
+                        "accesses wanted from an empty list of pages",
+                    ));
+                }
+                if let Some(writes) = writes
+                    && writes.len() != given.len()
+                {
+                    return Err(Error::invalid(format!(
+                        "{} pages but {} write flags",
+                        given.len(),
+                        writes.len()
+                    )));
+                }
+            }
+        }
+        Ok(())
     }
-    rng
 }
 
-fn is_share(value: f64) -> bool {
-    (0.0..=1.0).contains(&value)
+fn share(what: &str, value: f64) -> Result<()> {
+    if (0.0..=1.0).contains(&value) {
+        return Ok(());
+    }
+    Err(Error::invalid(format!("{what} {value}: expected 0 to 1")))
+}
+
+/// A number below `n`, from 32 random bits (multiply and shift).
+#[inline]
+fn below(rng: &mut Xoshiro256PlusPlus, n: u64) -> u64 {
+    ((u128::from(rng.next_u64()) * u128::from(n)) >> 64) as u64
+}
+
+/// A share as a threshold for 32 random bits; all of them for 1.
+fn threshold(share: f64) -> u64 {
+    (share * (1u64 << 32) as f64) as u64
+}
+
+/// Ranks scattered over pages: a one-to-one map, `rank * step + shift` modulo
+/// the number of pages.
+struct Scatter {
+    step: u64,
+    shift: u64,
+}
+
+impl Scatter {
+    fn new(rng: &mut Xoshiro256PlusPlus, pages: u64) -> Self {
+        let shift = below(rng, pages);
+        let step = loop {
+            let step = below(rng, pages).max(1);
+            if gcd(step, pages) == 1 {
+                break step;
+            }
+        };
+        Scatter { step, shift }
+    }
+
+    #[inline]
+    fn page(&self, rank: u64, pages: u64) -> u64 {
+        ((u128::from(rank) * u128::from(self.step) + u128::from(self.shift)) % u128::from(pages))
+            as u64
+    }
+}
+
+fn gcd(mut a: u64, mut b: u64) -> u64 {
+    while b != 0 {
+        (a, b) = (b, a % b);
+    }
+    a
+}
+
+enum Next {
+    Sequential,
+    Strided(u64),
+    Uniform,
+    Zipf(Zipf<f64>, Option<Scatter>),
+    HotCold {
+        phases: Arc<[Phase]>,
+        phase: usize,
+        left: u64,
+    },
+    Explicit {
+        pages: Arc<[u64]>,
+        writes: Option<Arc<[bool]>>,
+    },
+}
+
+/// A stream of accesses. It can be run in parts: it goes on where it stopped.
+pub struct Stream {
+    next: Next,
+    rng: Xoshiro256PlusPlus,
+    /// A sequence of its own, so that the share of writes does not change which
+    /// pages are touched.
+    write_rng: Xoshiro256PlusPlus,
+    start: u64,
+    pages: u64,
+    at: u64,
+    left: u64,
+    write_below: u64,
 }
 
 impl Stream {
-    /// Start the stream for one vCPU of a VM with `guest_pages` pages. `share`
-    /// is its region (first page, length) where the stream names none.
-    ///
     /// # Errors
-    /// `EINVAL` when the region or a recorded page is not in the VM's memory,
-    /// or a parameter makes no sense.
-    pub fn start(&self, share: (u64, u64), guest_pages: u64, vcpu: u32) -> Result<Accesses> {
-        let region = self.region.unwrap_or(share);
-        let (first, len) = region;
-        let end = first.checked_add(len).filter(|&end| end <= guest_pages);
-        if len == 0 || end.is_none() || len > u64::from(u32::MAX) {
-            return Err(Error::invalid(format!(
-                "the stream's region of {len} pages at page {first} is not within the guest's \
-                 {guest_pages} pages"
-            )));
-        }
-        if !is_share(self.write) {
-            return Err(Error::invalid(format!(
-                "the share of writes, {}, is not between 0 and 1",
-                self.write
-            )));
-        }
-        let mut pages = rng(self.seed, vcpu);
-        let (state, left) = match &self.pattern {
-            Pattern::Sequential { passes } => Self::steps(0, 1, *passes, len)?,
-            Pattern::Strided {
-                stride,
-                offset,
-                passes,
-            } => Self::steps(*offset, *stride, *passes, len)?,
-            Pattern::Uniform { accesses } => (State::Uniform, *accesses),
-            Pattern::Zipf {
-                exponent,
-                accesses,
-                shuffle,
-            } => {
-                let ranks = Zipf::new(len as f64, *exponent)
-                    .ok()
-                    .filter(|_| *exponent > 0.0)
-                    .ok_or_else(|| {
-                        Error::invalid(format!("Zipf exponent {exponent} is not positive"))
-                    })?;
-                // An affine permutation; the same for every vCPU, so that they
-                // agree on which page is hot.
-                let mut choice = rng(!self.seed, 0);
-                let (multiplier, offset) = if *shuffle {
-                    let mut multiplier = choice.random_range(1..=len);
-                    while gcd(multiplier, len) != 1 {
-                        multiplier = choice.random_range(1..=len);
-                    }
-                    (multiplier, choice.random_range(0..len))
-                } else {
-                    (1, 0)
-                };
-                let state = State::Zipf {
-                    ranks,
-                    multiplier,
-                    offset,
-                };
-                (state, *accesses)
+    /// As [`StreamConfig::check`].
+    pub fn new(config: &StreamConfig) -> Result<Self> {
+        config.check()?;
+        let mut rng = Xoshiro256PlusPlus::seed_from_u64(config.seed);
+        let pages = config.end - config.start;
+        let next = match &config.pattern {
+            Pattern::Sequential => Next::Sequential,
+            Pattern::Strided { stride } => Next::Strided(*stride),
+            Pattern::Uniform => Next::Uniform,
+            Pattern::Zipf { exponent, scatter } => {
+                let zipf = Zipf::new(pages as f64, *exponent)
+                    .map_err(|e| Error::invalid(format!("zipf exponent {exponent}: {e}")))?;
+                Next::Zipf(zipf, scatter.then(|| Scatter::new(&mut rng, pages)))
             }
-            Pattern::HotCold { phases } => {
-                for phase in phases {
-                    let Phase {
-                        start,
-                        fraction,
-                        probability,
-                        ..
-                    } = *phase;
-                    if ![start, fraction, probability].into_iter().all(is_share) {
-                        return Err(Error::invalid(format!("{phase:?} has a share beyond 0..1")));
-                    }
-                }
-                let left = phases.iter().map(|phase| phase.accesses).sum();
-                let state = State::HotCold {
-                    phases: phases.clone().into_iter(),
-                    left: 0,
-                    start: 0,
-                    len: 1,
-                    probability: 0.0,
-                };
-                (state, left)
-            }
-            Pattern::Recorded {
-                pages,
-                writes,
-                part,
-            } => {
-                let (Some(mine), Some(_)) = (pages.get(part.clone()), writes.get(part.clone()))
-                else {
-                    return Err(Error::invalid(format!(
-                        "part {part:?} of a recording of {} pages and {} writes",
-                        pages.len(),
-                        writes.len()
-                    )));
-                };
-                if let Some(at) = mine.iter().position(|&p| u64::from(p) >= guest_pages) {
-                    return Err(Error::invalid(format!(
-                        "access {} is to page {}, and the guest has {guest_pages} pages",
-                        part.start + at,
-                        mine[at]
-                    )));
-                }
-                let state = State::Recorded {
-                    pages: Arc::clone(pages),
-                    writes: Arc::clone(writes),
-                    next: part.start,
-                };
-                (state, mine.len() as u64)
-            }
+            Pattern::HotCold { phases } => Next::HotCold {
+                left: phases[0].accesses,
+                phases: Arc::clone(phases),
+                phase: 0,
+            },
+            Pattern::Explicit { pages, writes } => Next::Explicit {
+                pages: Arc::clone(pages),
+                writes: writes.clone(),
+            },
         };
-        let writes = if self.write == 0.0 {
-            Writes::Never
-        } else if self.write == 1.0 {
-            Writes::Always
-        } else {
-            let mut draws = rng(self.seed, vcpu);
-            draws.long_jump();
-            Writes::Share(self.write, Box::new(draws))
-        };
-        // The first draw is not the seed's own mixing.
-        let _: u64 = pages.random();
-        Ok(Accesses {
-            state,
-            rng: pages,
-            writes,
-            region,
-            left,
+        Ok(Stream {
+            next,
+            write_rng: {
+                let mut rng = Xoshiro256PlusPlus::seed_from_u64(config.seed);
+                rng.long_jump();
+                rng
+            },
+            rng,
+            start: config.start,
+            pages,
+            at: 0,
+            left: config.accesses,
+            write_below: threshold(config.write_ratio),
         })
     }
 
-    fn steps(offset: u64, stride: u64, passes: u64, len: u64) -> Result<(State, u64)> {
-        if stride == 0 || offset >= len {
-            return Err(Error::invalid(format!(
-                "a stride of {stride} from page {offset} of {len}: expected a positive stride \
-                 from a page of the region"
-            )));
-        }
-        let left = passes.checked_mul((len - offset).div_ceil(stride));
-        let left = left.ok_or_else(|| Error::invalid(format!("{passes} passes are too many")))?;
-        let state = State::Steps {
-            first: offset,
-            next: offset,
-            stride,
-        };
-        Ok((state, left))
+    /// Accesses still to come.
+    pub fn remaining(&self) -> u64 {
+        self.left
     }
-}
-
-impl Iterator for Accesses {
-    type Item = Access;
 
     #[inline]
-    fn next(&mut self) -> Option<Access> {
-        self.left = self.left.checked_sub(1)?;
-        let (first, len) = self.region;
-        let page = match &mut self.state {
-            State::Steps {
-                first: start,
-                next,
-                stride,
-            } => {
-                let page = *next;
-                *next = match page.checked_add(*stride) {
-                    Some(after) if after < len => after,
-                    _ => *start,
-                };
-                page
-            }
-            State::Uniform => self.rng.random_range(0..len),
-            State::Zipf {
-                ranks,
-                multiplier,
-                offset,
-            } => {
-                let rank = (ranks.sample(&mut self.rng) as u64).clamp(1, len) - 1;
-                // Below 2^64: the region has at most 2^32 pages.
-                (rank * *multiplier + *offset) % len
-            }
-            State::HotCold {
-                phases,
-                left,
-                start,
-                len: hot,
-                probability,
-            } => {
-                while *left == 0 {
-                    let phase = phases.next()?;
-                    *left = phase.accesses;
-                    *start = ((phase.start * len as f64) as u64).min(len - 1);
-                    let size = (phase.fraction * len as f64).ceil() as u64;
-                    *hot = size.clamp(1, len - *start);
-                    *probability = phase.probability;
-                }
-                *left -= 1;
-                if self.rng.random::<f64>() < *probability {
-                    *start + self.rng.random_range(0..*hot)
-                } else {
-                    self.rng.random_range(0..len)
-                }
-            }
-            State::Recorded {
-                pages,
-                writes,
-                next,
-            } => {
-                let at = *next;
-                *next += 1;
-                return Some(Access {
-                    page: u64::from(pages[at]),
-                    write: writes[at],
-                });
-            }
-        };
-        let write = match &mut self.writes {
-            Writes::Never => false,
-            Writes::Always => true,
-            Writes::Share(share, draws) => draws.random::<f64>() < *share,
-        };
-        Some(Access {
-            page: first + page,
-            write,
-        })
+    fn writes(&mut self) -> bool {
+        match self.write_below {
+            0 => false,
+            all if all >= 1 << 32 => true,
+            below => (self.write_rng.next_u64() >> 32) < below,
+        }
     }
 
-    fn size_hint(&self) -> (usize, Option<usize>) {
-        let left = usize::try_from(self.left).unwrap_or(usize::MAX);
-        (left, Some(left))
+    /// Replace the buffer's contents by the next accesses, at most `max`; none
+    /// when the stream is over.
+    pub fn fill(&mut self, buffer: &mut Vec<Access>, max: usize) {
+        buffer.clear();
+        let count = self.left.min(max as u64);
+        self.left -= count;
+        for _ in 0..count {
+            let at = self.at;
+            let mut write = None;
+            let page = match &mut self.next {
+                Next::Sequential => {
+                    self.at = if at + 1 == self.pages { 0 } else { at + 1 };
+                    at
+                }
+                Next::Strided(stride) => {
+                    let next = at + *stride;
+                    self.at = if next < self.pages {
+                        next
+                    } else {
+                        // The next round starts one page further on, within
+                        // the stride.
+                        let first = at % *stride + 1;
+                        if first < (*stride).min(self.pages) {
+                            first
+                        } else {
+                            0
+                        }
+                    };
+                    at
+                }
+                Next::Uniform => below(&mut self.rng, self.pages),
+                Next::Zipf(zipf, scatter) => {
+                    let rank = (zipf.sample(&mut self.rng) as u64).clamp(1, self.pages) - 1;
+                    match scatter {
+                        Some(scatter) => scatter.page(rank, self.pages),
+                        None => rank,
+                    }
+                }
+                Next::HotCold {
+                    phases,
+                    phase,
+                    left,
+                } => {
+                    if *left == 0 {
+                        *phase = (*phase + 1) % phases.len();
+                        *left = phases[*phase].accesses;
+                    }
+                    *left -= 1;
+                    let now = phases[*phase];
+                    let cold = self.pages - now.hot_pages;
+                    let hot = (self.rng.next_u64() >> 32) < threshold(now.hot_share);
+                    if hot || cold == 0 {
+                        now.hot_start + below(&mut self.rng, now.hot_pages)
+                    } else {
+                        let n = below(&mut self.rng, cold);
+                        if n < now.hot_start {
+                            n
+                        } else {
+                            n + now.hot_pages
+                        }
+                    }
+                }
+                Next::Explicit { pages, writes } => {
+                    self.at = if at as usize + 1 == pages.len() {
+                        0
+                    } else {
+                        at + 1
+                    };
+                    write = writes.as_ref().map(|writes| writes[at as usize]);
+                    pages[at as usize]
+                }
+            };
+            let write = match write {
+                Some(write) => write,
+                None => self.writes(),
+            };
+            buffer.push(Access::new(self.start + page, write));
+        }
     }
 }
 
-impl ExactSizeIterator for Accesses {}
+/// How several vCPUs share a footprint.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Partition {
+    /// Each has a part of its own.
+    Own,
+    /// Each has the whole.
+    Overlap,
+}
+
+/// The footprint `[start, end)` of each of `vcpus` vCPUs. Parts of their own
+/// are equal; what is left over goes to the last.
+///
+/// # Errors
+/// `EINVAL` when there are more vCPUs than pages.
+pub fn partition(start: u64, end: u64, vcpus: u64, how: Partition) -> Result<Vec<(u64, u64)>> {
+    let pages = end.saturating_sub(start);
+    if vcpus == 0 || pages < vcpus {
+        return Err(Error::invalid(format!(
+            "footprint [{start}, {end}) for {vcpus} vCPUs: expected at least one vCPU and a page \
+             for each"
+        )));
+    }
+    Ok((0..vcpus)
+        .map(|n| match how {
+            Partition::Overlap => (start, end),
+            Partition::Own => {
+                let part = pages / vcpus;
+                let first = start + n * part;
+                (first, if n + 1 == vcpus { end } else { first + part })
+            }
+        })
+        .collect())
+}
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn stream(pattern: Pattern) -> Stream {
-        Stream {
+    fn all(config: &StreamConfig) -> Vec<(u64, bool)> {
+        let mut stream = Stream::new(config).expect("a valid stream");
+        let mut buffer = Vec::new();
+        let mut seen = Vec::new();
+        loop {
+            // An odd batch, so that parts join where they should.
+            stream.fill(&mut buffer, 7);
+            if buffer.is_empty() {
+                return seen;
+            }
+            seen.extend(buffer.iter().map(|a| (a.page(), a.is_write())));
+        }
+    }
+
+    fn config(pattern: Pattern, start: u64, end: u64, accesses: u64) -> StreamConfig {
+        StreamConfig {
             pattern,
-            write: 0.0,
-            seed: 7,
-            region: None,
+            start,
+            end,
+            accesses,
+            write_ratio: 0.0,
+            seed: 42,
         }
     }
 
-    fn pages(stream: &Stream, len: u64, vcpu: u32) -> Vec<u64> {
-        let accesses = stream.start((0, len), len, vcpu).unwrap();
-        let expected = accesses.len();
-        let pages: Vec<u64> = accesses.map(|access| access.page).collect();
-        assert_eq!(pages.len(), expected);
-        pages
+    fn pages(config: &StreamConfig) -> Vec<u64> {
+        all(config).into_iter().map(|(page, _)| page).collect()
     }
 
     #[test]
-    fn steps() {
-        let sequential = stream(Pattern::Sequential { passes: 2 });
-        assert_eq!(pages(&sequential, 3, 0), [0, 1, 2, 0, 1, 2]);
-        let strided = stream(Pattern::Strided {
-            stride: 4,
-            offset: 1,
-            passes: 2,
-        });
-        assert_eq!(pages(&strided, 10, 0), [1, 5, 9, 1, 5, 9]);
+    fn sequential_and_strided_go_round() {
+        assert_eq!(
+            pages(&config(Pattern::Sequential, 10, 13, 7)),
+            [10, 11, 12, 10, 11, 12, 10]
+        );
+        let strided = |stride, end, n| pages(&config(Pattern::Strided { stride }, 0, end, n));
+        assert_eq!(strided(2, 6, 8), [0, 2, 4, 1, 3, 5, 0, 2]);
+        assert_eq!(strided(5, 3, 4), [0, 1, 2, 0]);
+        let mut reached = strided(3, 10, 10);
+        reached.sort_unstable();
+        assert_eq!(reached, (0..10).collect::<Vec<_>>());
     }
 
     #[test]
-    fn regions_shift_and_limit() {
-        let mut s = stream(Pattern::Sequential { passes: 1 });
-        s.region = Some((5, 2));
-        let found: Vec<u64> = s.start((0, 1), 7, 0).unwrap().map(|a| a.page).collect();
-        assert_eq!(found, [5, 6]);
-        for region in [(5, 3), (u64::MAX, 2), (0, 0)] {
-            s.region = Some(region);
-            assert!(s.start((0, 1), 7, 0).is_err(), "{region:?}");
-        }
-    }
-
-    #[test]
-    fn same_seed_same_accesses_and_vcpus_differ() {
+    fn the_same_seed_gives_the_same_stream_and_another_does_not() {
         for pattern in [
-            Pattern::Uniform { accesses: 1000 },
+            Pattern::Uniform,
             Pattern::Zipf {
                 exponent: 1.0,
-                accesses: 1000,
-                shuffle: true,
-            },
-            Pattern::HotCold {
-                phases: vec![Phase {
-                    accesses: 1000,
-                    start: 0.5,
-                    fraction: 0.1,
-                    probability: 0.5,
-                }],
+                scatter: true,
             },
         ] {
-            let s = stream(pattern);
-            assert_eq!(pages(&s, 512, 0), pages(&s, 512, 0));
-            assert_ne!(pages(&s, 512, 0), pages(&s, 512, 1));
-            let mut other = s.clone();
-            other.seed += 1;
-            assert_ne!(pages(&s, 512, 0), pages(&other, 512, 0));
-            let mut writing = s.clone();
-            writing.write = 0.25;
-            assert_eq!(pages(&s, 512, 0), pages(&writing, 512, 0));
-            let writes = writing.start((0, 512), 512, 0).unwrap();
-            let writes = writes.filter(|access| access.write).count();
-            assert!((150..350).contains(&writes), "{writes}");
+            let mut config = config(pattern, 0, 1000, 500);
+            config.write_ratio = 0.3;
+            let first = all(&config);
+            assert_eq!(first, all(&config));
+            let touched = pages(&config);
+            config.write_ratio = 0.8;
+            assert_eq!(touched, pages(&config));
+            config.write_ratio = 0.3;
+            config.seed += 1;
+            assert_ne!(first, all(&config));
         }
     }
 
     #[test]
-    fn zipf_is_skewed_as_it_says() {
-        let s = stream(Pattern::Zipf {
+    fn zipf_ranks_fall_off_as_they_should() {
+        let n = 100_000;
+        let mut counts = vec![0u64; 1000];
+        let zipf = Pattern::Zipf {
             exponent: 1.0,
-            accesses: 200_000,
-            shuffle: false,
-        });
-        let mut counts = vec![0u32; 1000];
-        for page in pages(&s, 1000, 0) {
+            scatter: false,
+        };
+        for page in pages(&config(zipf, 0, 1000, n)) {
             counts[page as usize] += 1;
         }
-        // The harmonic number of 1000 is 7.485: rank k is drawn 26,720 / k times.
-        for rank in [1u32, 2, 10, 100] {
-            let expected = 200_000.0 / 7.485 / f64::from(rank);
-            let found = f64::from(counts[rank as usize - 1]);
+        let harmonic: f64 = (1..=1000).map(|r| 1.0 / f64::from(r)).sum();
+        for rank in [1usize, 2, 10] {
+            let expected = n as f64 / harmonic / rank as f64;
+            let seen = counts[rank - 1] as f64;
             assert!(
-                (found / expected - 1.0).abs() < 0.15,
-                "{rank}: {found} {expected}"
+                (seen - expected).abs() < 5.0 * expected.sqrt(),
+                "rank {rank}: {seen} for {expected}"
             );
         }
-    }
-
-    #[test]
-    fn shuffled_ranks_are_a_permutation() {
-        let s = stream(Pattern::Zipf {
-            exponent: 0.1,
-            accesses: 60_000,
-            shuffle: true,
-        });
-        let mut found = pages(&s, 1000, 0);
-        found.sort_unstable();
-        found.dedup();
-        assert_eq!(found.len(), 1000);
-    }
-
-    #[test]
-    fn hot_part_is_hot_and_moves() {
-        let phase = |start| Phase {
-            accesses: 10_000,
-            start,
-            fraction: 0.1,
-            probability: 0.9,
+        let scattered = Pattern::Zipf {
+            exponent: 1.0,
+            scatter: true,
         };
-        let s = stream(Pattern::HotCold {
-            phases: vec![phase(0.0), phase(0.9)],
-        });
-        let found = pages(&s, 1000, 0);
-        let hot = |part: &[u64], from: u64| {
-            part.iter()
-                .filter(|p| (from..from + 100).contains(p))
-                .count()
-        };
-        // 0.9 of them by choice, a tenth of the others by chance.
-        assert!((8900..9300).contains(&hot(&found[..10_000], 0)));
-        assert!((8900..9300).contains(&hot(&found[10_000..], 900)));
-    }
-
-    #[test]
-    fn recorded_parts() {
-        let mut s = stream(Pattern::Recorded {
-            pages: Arc::from([3, 1, 2, 9]),
-            writes: Arc::from([true, false, true, false]),
-            part: 0..3,
-        });
-        let found: Vec<Access> = s.start((0, 4), 4, 0).unwrap().collect();
-        assert_eq!(found.len(), 3);
-        assert_eq!(
-            found[0],
-            Access {
-                page: 3,
-                write: true
-            }
-        );
-        if let Pattern::Recorded { part, .. } = &mut s.pattern {
-            *part = 2..4;
+        let mut other = vec![0u64; 1000];
+        for page in pages(&config(scattered, 0, 1000, n)) {
+            other[page as usize] += 1;
         }
-        let error = s.start((0, 4), 4, 0).err().unwrap().to_string();
-        assert!(error.contains("access 3 is to page 9"), "{error}");
+        assert_ne!(counts.iter().max(), Some(&other[0]));
+        let mut sorted = other.clone();
+        sorted.sort_unstable();
+        assert!(sorted[999] > sorted[500] * 50, "scattering keeps the shape");
+    }
+
+    #[test]
+    fn scattering_is_one_to_one() {
+        let mut rng = Xoshiro256PlusPlus::seed_from_u64(1);
+        for pages in [1u64, 2, 12, 1000, 1024] {
+            let scatter = Scatter::new(&mut rng, pages);
+            let mut seen: Vec<u64> = (0..pages).map(|r| scatter.page(r, pages)).collect();
+            seen.sort_unstable();
+            assert_eq!(seen, (0..pages).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn hot_pages_move_with_the_phases() {
+        let phase = |hot_start| Phase {
+            accesses: 1000,
+            hot_start,
+            hot_pages: 10,
+            hot_share: 0.9,
+        };
+        let phases = [phase(0), phase(90)].into();
+        let seen = pages(&config(Pattern::HotCold { phases }, 0, 100, 3000));
+        for (n, hot) in [(0, 0..10), (1, 90..100), (2, 0..10)] {
+            let part = &seen[n * 1000..][..1000];
+            let hits = part.iter().filter(|page| hot.contains(*page)).count();
+            assert!((860..940).contains(&hits), "phase {n}: {hits}");
+        }
+        assert!(seen.iter().all(|&page| page < 100));
+    }
+
+    #[test]
+    fn given_pages_come_as_given() {
+        let given = Pattern::Explicit {
+            pages: [3, 1, 2].into(),
+            writes: Some([true, false, false].into()),
+        };
+        assert_eq!(
+            all(&config(given, 100, 104, 4)),
+            [(103, true), (101, false), (102, false), (103, true)]
+        );
+    }
+
+    #[test]
+    fn the_write_ratio_is_kept() {
+        let mut config = config(Pattern::Sequential, 0, 10, 10_000);
+        for (ratio, range) in [(0.0, 0..1), (0.25, 2300..2700), (1.0, 10_000..10_001)] {
+            config.write_ratio = ratio;
+            let writes = all(&config).iter().filter(|&&(_, write)| write).count();
+            assert!(range.contains(&writes), "{ratio}: {writes}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused() {
+        let phases = |phase: Phase| Pattern::HotCold {
+            phases: [phase].into(),
+        };
+        let good = Phase {
+            accesses: 1,
+            hot_start: 0,
+            hot_pages: 1,
+            hot_share: 0.5,
+        };
+        let bad = [
+            config(Pattern::Sequential, 5, 5, 1),
+            config(Pattern::Sequential, 6, 5, 1),
+            config(Pattern::Strided { stride: 0 }, 0, 5, 1),
+            config(
+                Pattern::Zipf {
+                    exponent: -1.0,
+                    scatter: true,
+                },
+                0,
+                5,
+                1,
+            ),
+            config(
+                Pattern::Zipf {
+                    exponent: f64::NAN,
+                    scatter: true,
+                },
+                0,
+                5,
+                1,
+            ),
+            config(
+                Pattern::HotCold {
+                    phases: Arc::new([]),
+                },
+                0,
+                5,
+                1,
+            ),
+            config(
+                phases(Phase {
+                    hot_pages: 6,
+                    ..good
+                }),
+                0,
+                5,
+                1,
+            ),
+            config(
+                phases(Phase {
+                    accesses: 0,
+                    ..good
+                }),
+                0,
+                5,
+                1,
+            ),
+            config(
+                phases(Phase {
+                    hot_share: 1.1,
+                    ..good
+                }),
+                0,
+                5,
+                1,
+            ),
+            config(
+                Pattern::Explicit {
+                    pages: [5].into(),
+                    writes: None,
+                },
+                0,
+                5,
+                1,
+            ),
+            config(
+                Pattern::Explicit {
+                    pages: [1, 2].into(),
+                    writes: Some([true].into()),
+                },
+                0,
+                5,
+                1,
+            ),
+            StreamConfig {
+                write_ratio: -0.1,
+                ..config(Pattern::Uniform, 0, 5, 1)
+            },
+        ];
+        for config in bad {
+            assert!(Stream::new(&config).is_err(), "{config:?}");
+        }
+    }
+
+    #[test]
+    fn partitions_cover_the_footprint() {
+        assert_eq!(
+            partition(10, 20, 3, Partition::Own).expect("room"),
+            [(10, 13), (13, 16), (16, 20)]
+        );
+        assert_eq!(
+            partition(0, 8, 2, Partition::Overlap).expect("room"),
+            [(0, 8), (0, 8)]
+        );
+        assert!(partition(0, 2, 3, Partition::Own).is_err());
     }
 }

@@ -1,12 +1,17 @@
 //! A virtual machine: its memory, its MMUs, and the MMU notifier callbacks
 //! that reach them (`virt/kvm/kvm_main.c`).
 
-use super::memslot::{GfnRange, MAX_ADDRESS_SPACES, Spaces};
+use super::memslot::{
+    Change, GfnRange, INVALID, MAX_ADDRESS_SPACES, MemoryRegion, Memslot, Spaces, Update,
+};
 use super::mmu::ShadowMmu;
 use super::mmu::spte::{LEVEL_1G, LEVEL_4K, SpteFormat};
+use super::mmu::tdp::TdpMmu;
 use super::protocol::Protocol;
+use super::tlb::TlbConfig;
+use super::vcpu::{GuestLoop, Vcpu};
 use crate::cpu::Cpu;
-use crate::error::{Error, Result};
+use crate::error::{Errno, Error, Result};
 use crate::mm::memory::{PAGE_SHIFT, PAGE_SIZE};
 use crate::mm::{Mm, MmuNotifier, Subscription};
 use crate::sync::CachePadded;
@@ -44,7 +49,14 @@ pub struct VmConfig {
     /// Deleting or moving a slot zaps everything (`KVM_X86_QUIRK_SLOT_ZAP_ALL`),
     /// else only what maps the slot.
     pub slot_zap_all: bool,
+    /// vCPUs, 1 to [`MAX_VCPUS`].
+    pub vcpus: u32,
+    /// The TLB of each vCPU.
+    pub tlb: TlbConfig,
 }
+
+/// vCPUs of a VM (`KVM_MAX_VCPUS`).
+pub const MAX_VCPUS: u32 = 4096;
 
 impl Default for VmConfig {
     fn default() -> Self {
@@ -56,6 +68,8 @@ impl Default for VmConfig {
             address_spaces: 1,
             max_level: LEVEL_1G,
             slot_zap_all: true,
+            vcpus: 1,
+            tlb: TlbConfig::OFF,
         }
     }
 }
@@ -87,7 +101,13 @@ impl VmConfig {
                 "only EPT can be without accessed and dirty bits, not NPT",
             ));
         }
-        Ok(())
+        if !(1..=MAX_VCPUS).contains(&self.vcpus) {
+            return Err(Error::invalid(format!(
+                "a VM has 1 to {MAX_VCPUS} vCPUs, not {}",
+                self.vcpus
+            )));
+        }
+        self.tlb.check()
     }
 }
 
@@ -230,14 +250,118 @@ pub struct Vm {
     pub memslots: Spaces,
     /// Invalidations.
     pub invalidate: Invalidate,
+    /// The TDP MMU, if it has one.
+    pub tdp: Option<TdpMmu>,
     /// The shadow MMU, if it has one.
     pub shadow: Option<Box<dyn ShadowMmu>>,
-    tlb_generation: CachePadded<AtomicU64>,
+    /// Its vCPUs; those of an odd number run in the second address space where
+    /// there are two.
+    pub vcpus: Vec<Vcpu>,
+    /// How many TLB flushes were asked for.
+    pub(super) tlb_generation: CachePadded<AtomicU64>,
     subscription: OnceLock<Arc<Subscription>>,
     dead: AtomicBool,
 }
 
 impl Vm {
+    /// A VM of a process, without memory. It subscribes to the process's MMU
+    /// notifiers, and says whether it is fast once it is set up.
+    ///
+    /// # Errors
+    /// As [`VmConfig::check`].
+    pub fn create(cpu: &Cpu, mm: &Arc<Mm>, config: VmConfig) -> Result<Arc<Vm>> {
+        Self::create_with_shadow(cpu, mm, config, None)
+    }
+
+    /// [`create`](Self::create) with a shadow MMU.
+    ///
+    /// # Errors
+    /// As [`VmConfig::check`]; `EINVAL` when the shadow MMU does not fit the
+    /// kind.
+    pub fn create_with_shadow(
+        cpu: &Cpu,
+        mm: &Arc<Mm>,
+        config: VmConfig,
+        shadow: Option<Box<dyn ShadowMmu>>,
+    ) -> Result<Arc<Vm>> {
+        config.check()?;
+        if shadow.is_some() != (config.mmu != MmuKind::Tdp) {
+            return Err(Error::invalid(format!(
+                "a VM of kind {:?} {} a shadow MMU",
+                config.mmu,
+                if shadow.is_some() { "has no" } else { "needs" }
+            )));
+        }
+        let vcpus = (0..config.vcpus)
+            .map(|id| Vcpu::new(id, id as usize % config.address_spaces, config.tlb))
+            .collect();
+        let vm = Arc::new(Vm {
+            mm: Arc::clone(mm),
+            mmu_lock: CachePadded::new(QrwLock::new()),
+            memslots: Spaces::new(&cpu.host().rcu, config.address_spaces),
+            invalidate: Invalidate::default(),
+            tdp: (config.mmu != MmuKind::Shadow).then(|| TdpMmu::new(cpu)),
+            shadow,
+            vcpus,
+            tlb_generation: CachePadded::new(AtomicU64::new(0)),
+            subscription: OnceLock::new(),
+            dead: AtomicBool::new(false),
+            config,
+        });
+        let subscription = mm.register_notifier(cpu, Arc::clone(&vm) as Arc<dyn MmuNotifier>);
+        subscription.set_fast_aging(&mm.notifiers, vm.protocol().has_fast_aging);
+        let first = vm.subscription.set(subscription);
+        debug_assert!(first.is_ok(), "a VM is registered once");
+        Ok(vm)
+    }
+
+    /// End it: vCPUs leave the guest with `EIO`, no notifier callback runs
+    /// after this returns, and all its page-table pages go to RCU.
+    ///
+    /// # Errors
+    /// `EINVAL` when it was destroyed before, `EBUSY` from inside a notifier
+    /// callback.
+    pub fn destroy(&self, cpu: &Cpu) -> Result<()> {
+        let subscription = self
+            .subscription
+            .get()
+            .ok_or_else(|| Error::invalid("the VM was never set up"))?;
+        let registered = self.mm.unregister_notifier(cpu, subscription);
+        if let Err(error) = registered {
+            if !self.is_dead() || error.errno() == Errno::EBUSY {
+                return Err(error);
+            }
+            // The mm went first, and released the VM.
+            if !self.release_vcpus_and_tables(cpu) {
+                return Err(Error::invalid("the VM was destroyed before"));
+            }
+            return Ok(());
+        }
+        self.release_vcpus_and_tables(cpu);
+        Ok(())
+    }
+
+    /// False if there was nothing left.
+    fn release_vcpus_and_tables(&self, cpu: &Cpu) -> bool {
+        let _slots = self.memslots.slots_lock.lock();
+        self.unload_vcpus(cpu);
+        let Some(tdp) = &self.tdp else {
+            return false;
+        };
+        let had_roots = !tdp.roots(cpu).is_empty();
+        tdp.zap_invalidated_roots(self, cpu);
+        had_roots
+    }
+
+    /// The MMU that a vCPU's guest runs on.
+    pub(super) fn guest_mmu(&self, _vcpu: &Vcpu) -> Option<&dyn GuestLoop> {
+        match (&self.shadow, &self.tdp) {
+            (Some(shadow), None) => Some(shadow.guest()),
+            (_, Some(tdp)) => Some(tdp),
+            (None, None) => None,
+        }
+    }
+
     /// Format of its SPTEs.
     #[inline]
     pub fn format(&self) -> &SpteFormat {
@@ -329,11 +453,396 @@ impl Vm {
         drop(locked);
         Ok(result)
     }
+}
 
-    /// Make every vCPU forget its translations, and wait until none uses an
-    /// old one (`kvm_flush_remote_tlbs()`).
-    pub fn flush_remote_tlbs(&self, cpu: &Cpu) {
-        cpu.count(Counter::TlbFlushes);
-        self.tlb_generation.fetch_add(1, Ordering::SeqCst);
+// ---- memslots ----
+
+impl Vm {
+    /// Create, change, move or delete a memslot (`KVM_SET_USER_MEMORY_REGION`).
+    /// vCPUs may run and others may age meanwhile.
+    ///
+    /// # Errors
+    /// `EINVAL` for a malformed or contradictory request, `EEXIST` when it
+    /// overlaps another slot, `EBUSY` from inside a notifier callback or an
+    /// RCU section, which it would wait for.
+    pub fn set_memory_region(&self, cpu: &Cpu, region: &MemoryRegion) -> Result<()> {
+        if cpu.rcu.is_inside() || cpu.srcu.is_inside() {
+            return Err(Error::new(
+                Errno::EBUSY,
+                "memslots cannot change from inside a notifier call",
+            ));
+        }
+        let _slots = self.memslots.slots_lock.lock();
+        let Some(update) = self.memslots.prepare(cpu, region)? else {
+            return Ok(());
+        };
+        self.set_memslot(cpu, region.as_id, region.slot, &update);
+        Ok(())
+    }
+
+    /// `kvm_set_memslot()`.
+    fn set_memslot(&self, cpu: &Cpu, as_id: usize, id: u32, update: &Update) {
+        let Update { change, old, new } = update;
+        if let (Change::Delete | Change::Move, Some(old)) = (change, old) {
+            // First an INVALID copy: no fault maps anything of it from here
+            // on, and then nothing of it is mapped.
+            let invalid = Arc::new(Memslot {
+                flags: old.flags | INVALID,
+                ..Memslot::clone(old)
+            });
+            self.memslots.swap(as_id, id, Some(&invalid));
+            self.flush_shadow_memslot(cpu, old);
+        }
+        self.memslots.swap(as_id, id, new.as_ref());
+        if let (Change::FlagsOnly, Some(old), Some(new)) = (change, old, new) {
+            self.apply_flags(cpu, old, new);
+        }
+    }
+
+    /// Unmap what a slot that goes has mapped (`kvm_arch_flush_shadow_memslot()`).
+    fn flush_shadow_memslot(&self, cpu: &Cpu, slot: &Arc<Memslot>) {
+        if self.config.slot_zap_all {
+            self.zap_all_fast(cpu);
+            return;
+        }
+        let range = GfnRange {
+            slot,
+            start: slot.base_gfn,
+            end: slot.end_gfn(),
+            may_block: true,
+            lockless: false,
+            fast_only: false,
+        };
+        let _exclusive = cpu.write_lock(&self.mmu_lock);
+        if self.unmap_gfn_range(cpu, &range) {
+            self.flush_remote_tlbs(cpu);
+        }
+    }
+
+    /// Unmap everything by invalidating roots, which vCPUs then reload
+    /// (`kvm_mmu_zap_all_fast()`).
+    fn zap_all_fast(&self, cpu: &Cpu) {
+        {
+            let _exclusive = cpu.write_lock(&self.mmu_lock);
+            if let Some(tdp) = &self.tdp {
+                tdp.invalidate_all_roots(self, cpu);
+            }
+            if let Some(shadow) = &self.shadow {
+                shadow.zap_all(self, cpu);
+            }
+            self.flush_remote_tlbs(cpu);
+        }
+        if let Some(tdp) = &self.tdp {
+            tdp.zap_invalidated_roots(self, cpu);
+        }
+    }
+
+    /// What follows from changed flags (`kvm_mmu_slot_apply_flags()`).
+    fn apply_flags(&self, cpu: &Cpu, old: &Memslot, new: &Arc<Memslot>) {
+        match (old.logs_dirty(), new.logs_dirty()) {
+            (false, true) => {
+                let (start, end) = (new.base_gfn, new.end_gfn());
+                let mut flush = false;
+                if let Some(shadow) = &self.shadow {
+                    let _exclusive = cpu.write_lock(&self.mmu_lock);
+                    flush |= shadow.write_protect(self, cpu, new, start, end);
+                }
+                if let Some(tdp) = &self.tdp {
+                    let _shared = cpu.read_lock(&self.mmu_lock);
+                    flush |= tdp.write_protect(self, cpu, new, start, end);
+                }
+                if flush {
+                    self.flush_remote_tlbs(cpu);
+                }
+            }
+            (true, false) => {
+                if let Some(tdp) = &self.tdp {
+                    tdp.zap_collapsible(self, cpu, new);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn slot_for_log(&self, cpu: &Cpu, as_id: usize, id: u32) -> Result<Arc<Memslot>> {
+        if as_id >= self.memslots.len() {
+            return Err(Error::invalid(format!(
+                "memslot {as_id}:{id}: this VM has {} address space(s)",
+                self.memslots.len()
+            )));
+        }
+        let guard = cpu.rcu.lock();
+        let slot = self.memslots.load(as_id, &guard).by_id(id);
+        slot.filter(|slot| slot.dirty_bitmap.is_some())
+            .cloned()
+            .ok_or_else(|| {
+                Error::new(
+                    Errno::ENOENT,
+                    format!("memslot {as_id}:{id} does not exist or does not log dirty pages"),
+                )
+            })
+    }
+
+    /// Pages written since the last call, one bit each, and write-protect them
+    /// again so that the next write is seen (`KVM_GET_DIRTY_LOG`).
+    ///
+    /// # Errors
+    /// `ENOENT` when the slot does not exist or does not log dirty pages.
+    pub fn get_dirty_log(&self, cpu: &Cpu, as_id: usize, id: u32) -> Result<Vec<u64>> {
+        let _slots = self.memslots.slots_lock.lock();
+        let slot = self.slot_for_log(cpu, as_id, id)?;
+        let all = vec![u64::MAX; slot.npages.div_ceil(64) as usize];
+        Ok(self.harvest(cpu, &slot, 0, &all))
+    }
+
+    /// The log as it is, without clearing anything (`KVM_GET_DIRTY_LOG` under
+    /// `KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2`).
+    ///
+    /// # Errors
+    /// As [`get_dirty_log`](Self::get_dirty_log).
+    pub fn peek_dirty_log(&self, cpu: &Cpu, as_id: usize, id: u32) -> Result<Vec<u64>> {
+        let slot = self.slot_for_log(cpu, as_id, id)?;
+        let bitmap = slot.dirty_bitmap.iter().flat_map(|words| words.iter());
+        Ok(bitmap.map(|w| w.load(Ordering::Acquire)).collect())
+    }
+
+    /// Clear the bits of `bitmap` in the log, from page `first` of the slot on,
+    /// and write-protect those pages again (`KVM_CLEAR_DIRTY_LOG`).
+    ///
+    /// # Errors
+    /// `ENOENT` as above, `EINVAL` unless `first` is a multiple of 64 and the
+    /// bitmap ends inside the slot.
+    pub fn clear_dirty_log(
+        &self,
+        cpu: &Cpu,
+        as_id: usize,
+        id: u32,
+        first: u64,
+        bitmap: &[u64],
+    ) -> Result<()> {
+        let _slots = self.memslots.slots_lock.lock();
+        let slot = self.slot_for_log(cpu, as_id, id)?;
+        let words = slot.npages.div_ceil(64);
+        if !first.is_multiple_of(64) || first / 64 + bitmap.len() as u64 > words {
+            return Err(Error::invalid(format!(
+                "{} words of dirty bits from page {first} on of {slot:?}: expected a multiple of                  64 and an end within {words} words",
+                bitmap.len()
+            )));
+        }
+        self.harvest(cpu, &slot, first / 64, bitmap);
+        Ok(())
+    }
+
+    /// Take the bits of `mask` out of the log and write-protect their pages
+    /// (`kvm_get_dirty_log_protect()`).
+    fn harvest(&self, cpu: &Cpu, slot: &Arc<Memslot>, first: u64, mask: &[u64]) -> Vec<u64> {
+        let Some(bitmap) = &slot.dirty_bitmap else {
+            return Vec::new();
+        };
+        let _exclusive = cpu.write_lock(&self.mmu_lock);
+        let mut taken = Vec::with_capacity(mask.len());
+        let mut flush = false;
+        for (n, &mask) in mask.iter().enumerate() {
+            let at = first + n as u64;
+            let word = &bitmap[at as usize];
+            // A load first: most of a log is usually empty.
+            let dirty = if word.load(Ordering::Relaxed) & mask == 0 {
+                0
+            } else {
+                // Acquire: pairs with the release in `Memslot::mark_dirty`.
+                word.fetch_and(!mask, Ordering::AcqRel) & mask
+            };
+            taken.push(dirty);
+            if dirty == 0 {
+                continue;
+            }
+            flush = true;
+            let gfn = slot.base_gfn + at * 64;
+            if let Some(tdp) = &self.tdp {
+                tdp.write_protect_masked(self, cpu, slot.as_id, gfn, dirty);
+            }
+            if let Some(shadow) = &self.shadow {
+                let mut rest = dirty;
+                while rest != 0 {
+                    let page = gfn + u64::from(rest.trailing_zeros());
+                    rest &= rest - 1;
+                    shadow.write_protect(self, cpu, slot, page, page + 1);
+                }
+            }
+        }
+        if flush {
+            // Before the caller reads the pages: a write through a stale
+            // translation would be in no log.
+            self.flush_remote_tlbs(cpu);
+        }
+        taken
+    }
+}
+
+// ---- what the handlers of notifier callbacks do ----
+
+impl Vm {
+    /// Whether the shadow MMU can map anything (`kvm_may_have_shadow_mmu_sptes()`).
+    #[inline]
+    fn shadow_in_use(&self) -> Option<&dyn ShadowMmu> {
+        let shadow = self.shadow.as_deref()?;
+        (self.tdp.is_none() || shadow.indirect_shadow_pages() > 0).then_some(shadow)
+    }
+
+    /// Zap a range in both MMUs (`kvm_unmap_gfn_range()`). `mmu_lock` is held
+    /// for write.
+    fn unmap_gfn_range(&self, cpu: &Cpu, range: &GfnRange<'_>) -> bool {
+        let mut flush = false;
+        if let Some(shadow) = &self.shadow {
+            flush |= shadow.unmap_gfn_range(self, cpu, range);
+        }
+        if let Some(tdp) = &self.tdp {
+            flush |= tdp.zap_leafs(self, cpu, range.slot.as_id, range.start, range.end);
+        }
+        flush
+    }
+
+    /// Age a range in both MMUs (`kvm_age_gfn()`).
+    #[inline]
+    fn age_gfn(&self, cpu: &Cpu, range: &GfnRange<'_>) -> bool {
+        let mut young = false;
+        if let Some(tdp) = &self.tdp {
+            young |= tdp.age_gfn_range(self, cpu, range);
+        }
+        if let Some(shadow) = self.shadow_in_use() {
+            young |= shadow.age_gfn_range(self, cpu, range, false);
+        }
+        young
+    }
+
+    /// Whether a range is young in either MMU (`kvm_test_age_gfn()`).
+    fn test_age_gfn(&self, cpu: &Cpu, range: &GfnRange<'_>) -> bool {
+        if let Some(tdp) = &self.tdp
+            && tdp.test_age_gfn_range(self, cpu, range)
+        {
+            return true;
+        }
+        self.shadow_in_use()
+            .is_some_and(|shadow| shadow.age_gfn_range(self, cpu, range, true))
+    }
+
+    #[inline]
+    fn walk_young(
+        &self,
+        cpu: &Cpu,
+        (start, end): (u64, u64),
+        fast_only: bool,
+        flush_on_ret: bool,
+        handler: impl FnMut(&GfnRange<'_>) -> bool,
+    ) -> bool {
+        let walked = self.handle_hva_range(
+            cpu,
+            HvaRange {
+                start,
+                end,
+                handler: Some(handler),
+                on_lock: NO_LOCK,
+                flush_on_ret,
+                may_block: false,
+                lockless: self.protocol().young_lockless,
+                fast_only,
+            },
+        );
+        match walked {
+            Ok(result) => result.ret,
+            Err(error) => {
+                cpu.raise(error);
+                false
+            }
+        }
+    }
+}
+
+impl MmuNotifier for Vm {
+    fn clear_flush_young(&self, cpu: &Cpu, start: u64, end: u64) -> bool {
+        cpu.trace(Event::KvmAgeHva, &[start, end, 0]);
+        self.walk_young(cpu, (start, end), false, true, |range| {
+            self.age_gfn(cpu, range)
+        })
+    }
+
+    #[inline]
+    fn clear_young(&self, cpu: &Cpu, start: u64, end: u64, fast_only: bool) -> bool {
+        cpu.trace(Event::KvmAgeHva, &[start, end, u64::from(fast_only)]);
+        // No flush, even where the architecture needs one to see the next
+        // access: a stale "old" is tolerated.
+        self.walk_young(cpu, (start, end), fast_only, false, |range| {
+            self.age_gfn(cpu, range)
+        })
+    }
+
+    fn test_young(&self, cpu: &Cpu, address: u64, fast_only: bool) -> bool {
+        cpu.trace(Event::KvmTestAgeHva, &[address, u64::from(fast_only)]);
+        self.walk_young(cpu, (address, address + 1), fast_only, false, |range| {
+            self.test_age_gfn(cpu, range)
+        })
+    }
+
+    fn invalidate_range_start(&self, cpu: &Cpu, start: u64, end: u64) {
+        cpu.trace(Event::KvmUnmapHvaRange, &[start, end]);
+        // Slots must not be swapped between this start and its end, or one of
+        // them would find a slot and the other not.
+        self.memslots.invalidation_begins();
+        let walked = self.handle_hva_range(
+            cpu,
+            HvaRange {
+                start,
+                end,
+                handler: Some(|range: &GfnRange<'_>| {
+                    self.invalidate.add(range.start, range.end);
+                    self.unmap_gfn_range(cpu, range)
+                }),
+                on_lock: Some(|| self.invalidate.begin()),
+                flush_on_ret: true,
+                may_block: true,
+                lockless: false,
+                fast_only: false,
+            },
+        );
+        if let Err(error) = walked {
+            cpu.raise(error);
+        }
+    }
+
+    fn invalidate_range_end(&self, cpu: &Cpu, start: u64, end: u64) {
+        let walked = self.handle_hva_range(
+            cpu,
+            HvaRange {
+                start,
+                end,
+                handler: NO_HANDLER,
+                on_lock: Some(|| self.invalidate.end()),
+                flush_on_ret: false,
+                may_block: true,
+                lockless: false,
+                fast_only: false,
+            },
+        );
+        if let Err(error) = walked {
+            cpu.raise(error);
+        }
+        self.memslots.invalidation_ends();
+    }
+
+    fn release(&self, cpu: &Cpu) {
+        let _exclusive = cpu.write_lock(&self.mmu_lock);
+        // Under `mmu_lock`: no fault that has not seen it maps anything later.
+        self.dead.store(true, Ordering::Release);
+        if let Some(tdp) = &self.tdp {
+            tdp.invalidate_all_roots(self, cpu);
+        }
+        if let Some(shadow) = &self.shadow {
+            shadow.zap_all(self, cpu);
+        }
+        self.flush_remote_tlbs(cpu);
+        drop(_exclusive);
+        if let Some(tdp) = &self.tdp {
+            tdp.zap_invalidated_roots(self, cpu);
+        }
     }
 }

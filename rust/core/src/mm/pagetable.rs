@@ -7,7 +7,8 @@
 
 use super::folio::Pfn;
 use super::memory::PAGE_SHIFT;
-use crate::sync::lock::SpinLock;
+use crate::sync::atomic::{AtomicU32, Ordering};
+use crate::sync::lock::{SpinGuard, SpinLock};
 use crate::table::{TABLE_ENTRIES, TABLE_SHIFT, TableId};
 
 /// A page-table entry.
@@ -136,5 +137,39 @@ impl Pte {
 #[derive(Default)]
 pub struct PtDesc {
     /// The table's lock (`pte_lockptr()`, `pmd_lock()`).
-    pub ptl: SpinLock<()>,
+    pub ptl: PtLock,
+}
+
+/// The split page-table lock: a [`SpinLock`] that can tell its holder that
+/// somebody waits.
+#[derive(Default)]
+pub struct PtLock {
+    lock: SpinLock<()>,
+    waiters: AtomicU32,
+}
+
+impl PtLock {
+    /// Take it.
+    #[inline]
+    pub fn lock(&self) -> SpinGuard<'_, ()> {
+        self.try_lock().unwrap_or_else(|| {
+            // Relaxed: a hint to the holder, who may see it late.
+            self.waiters.fetch_add(1, Ordering::Relaxed);
+            let guard = self.lock.lock();
+            self.waiters.fetch_sub(1, Ordering::Relaxed);
+            guard
+        })
+    }
+
+    /// Take it if it is free.
+    #[inline]
+    pub fn try_lock(&self) -> Option<SpinGuard<'_, ()>> {
+        self.lock.try_lock()
+    }
+
+    /// Whether somebody waits for it (`spin_is_contended()`).
+    #[inline]
+    pub fn is_contended(&self) -> bool {
+        self.waiters.load(Ordering::Relaxed) != 0
+    }
 }

@@ -304,7 +304,7 @@ mod imp {
         }
     }
 
-    /// One set of readers and what waits for them.
+    /// One set of readers and what waits for them. A clone is the same domain.
     #[derive(Clone)]
     pub struct Domain(Arc<Shared>);
 

@@ -126,13 +126,7 @@ pub fn note(text: impl Into<String>) {
     }
 }
 
-pub(super) fn word<T>(
-    word: &T,
-    op: Op,
-    before: u64,
-    after: u64,
-    at: &'static Location<'static>,
-) {
+pub(super) fn word<T>(word: &T, op: Op, before: u64, after: u64, at: &'static Location<'static>) {
     if let Some(log) = &mut *log() {
         let thread = log.thread();
         log.steps.push(Step::Word {

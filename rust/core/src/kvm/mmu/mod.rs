@@ -3,10 +3,14 @@
 pub mod fault;
 pub mod rmap;
 pub mod spte;
+pub mod tdp;
 
 use crate::cpu::Cpu;
+use crate::error::Result;
 use crate::kvm::memslot::{GfnRange, Memslot};
+use crate::kvm::vcpu::{GuestLoop, Vcpu};
 use crate::kvm::vm::Vm;
+use crate::mm::Pfn;
 use std::sync::Arc;
 
 /// What a VM asks of its shadow MMU, which serves VMs without the TDP MMU and
@@ -32,4 +36,70 @@ pub trait ShadowMmu: Send + Sync {
     /// Zap everything (`kvm_mmu_zap_all()`). `mmu_lock` is held for write; TLBs
     /// are flushed by the caller.
     fn zap_all(&self, vm: &Vm, cpu: &Cpu);
+
+    /// The loop that runs a guest on it.
+    fn guest(&self) -> &dyn GuestLoop;
+}
+
+/// What a page walk found, as the TLB keeps it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Translation {
+    /// Frame of the base page that was accessed.
+    pub pfn: Pfn,
+    /// Level of the leaf.
+    pub level: u32,
+    /// Whether writes may go through it.
+    pub writable: bool,
+    /// Whether the leaf is dirty already, so that a write need not walk again.
+    pub dirty: bool,
+}
+
+/// How a page walk ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Walk {
+    /// Translated, accessed and dirty set.
+    Hit(Translation),
+    /// The processor faults.
+    Fault {
+        /// It found an entry, which lacked the permission.
+        present: bool,
+    },
+}
+
+/// The MMU that a vCPU runs on: what hardware does with it, and its faults.
+///
+/// `page` is what the guest's streams name: a guest frame on the TDP MMU, a
+/// guest virtual page where the guest's own page tables are translated too.
+pub trait GuestMmu: Sync {
+    /// Make sure that the vCPU has a valid root (`kvm_mmu_reload()`), before it
+    /// enters the guest.
+    ///
+    /// # Errors
+    /// `ENOMEM`; `EIO` when the VM is gone.
+    fn load(&self, vm: &Vm, cpu: &Cpu, vcpu: &Vcpu) -> Result<()>;
+
+    /// Give up the vCPU's root (`kvm_mmu_unload()`).
+    fn unload(&self, cpu: &Cpu, vcpu: &Vcpu);
+
+    /// Whether the vCPU must leave the guest to load another root.
+    fn is_obsolete(&self, vm: &Vm, vcpu: &Vcpu) -> bool;
+
+    /// Walk as hardware does, setting accessed, and dirty for a write. In guest
+    /// mode: tables stay alive until the vCPU acknowledges a flush.
+    fn walk(&self, vm: &Vm, cpu: &Cpu, vcpu: &Vcpu, page: u64, write: bool) -> Walk;
+
+    /// Handle a fault, outside guest mode; the access is then tried again.
+    /// `present` is what the walk said.
+    ///
+    /// # Errors
+    /// What the guest gets, naming the guest frame.
+    fn fault(
+        &self,
+        vm: &Vm,
+        cpu: &Cpu,
+        vcpu: &Vcpu,
+        page: u64,
+        write: bool,
+        present: bool,
+    ) -> Result<()>;
 }

@@ -1,0 +1,375 @@
+"""The command ``youngbit``."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from . import __version__, defaults, traces
+from ._core import build_info
+from ._files import atomic_write
+from .experiments import AccessTracking, AccessTrackingResult, Replay, ReplayPass, ReplayResult
+from .experiments.access_tracking import Step
+from .sizes import format_size, parse_size
+
+__all__ = ["main"]
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+if TYPE_CHECKING:
+    _IntType = click.ParamType[int]
+else:
+    # Generic only in recent versions.
+    _IntType = click.ParamType
+
+
+class _Size(_IntType):
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            return parse_size(value, what="size")
+        except (ValueError, TypeError) as error:
+            self.fail(str(error), param, ctx)
+
+
+class _Number(_IntType):
+    """A whole number, decimal or with 0x."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            number = value if isinstance(value, int) else int(value, 0)
+        except ValueError:
+            self.fail(f"{value!r} is not a number such as 15 or 0xf", param, ctx)
+        if not 0 <= number < 1 << 63:
+            self.fail(f"{value!r} is negative or not below 2**63", param, ctx)
+        return number
+
+
+def _json_option(function: Function) -> Function:
+    return click.option(
+        "--json",
+        "json_to",
+        metavar="FILE|-",
+        help="Write the result as JSON; with - to standard output, and nothing else there.",
+    )(function)
+
+
+def _seconds(value: float) -> str:
+    nanoseconds = round(value * 1e9)
+    return f"{nanoseconds // 10**9}.{nanoseconds % 10**9:09d}s"
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    click.echo(f"youngbit: {message}", err=True)
+    raise SystemExit(code)
+
+
+def _write_json(result: dict[str, Any], to: str) -> None:
+    text = json.dumps(result, indent=2, allow_nan=False) + "\n"
+    if to == "-":
+        sys.stdout.write(text)
+        sys.stdout.flush()
+        return
+    with atomic_write(to) as file:
+        file.write(text)
+
+
+def _check_target(path: str | None) -> None:
+    """Refuse before the work is done what could not be written after it."""
+    if path is None or path == "-":
+        return
+    if Path(path).is_dir():
+        raise click.UsageError(f"{path}: is a directory")
+    if not Path(path).absolute().parent.is_dir():
+        raise click.UsageError(f"{path}: there is no directory to write it to")
+
+
+@contextmanager
+def _progress(what: str, total: int | None) -> Iterator[Callable[[str], None]]:
+    """Show progress on standard error if that is a terminal; call to advance."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda _: None
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(what, total=total)
+
+        def advance(description: str) -> None:
+            progress.update(task, advance=1, description=description)
+
+        yield advance
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="youngbit")
+def cli() -> None:
+    """A reference model of multi-gen LRU aging across secondary MMUs."""
+
+
+@cli.command("access-tracking")
+@click.option("-l", "lru_gen", is_flag=True, help="Idle memory with MGLRU aging, and verify.")
+@click.option("-p", "benchmark", is_flag=True, help="Populate while aging in a loop; needs -l.")
+@click.option("-v", "vcpus", type=click.IntRange(1, defaults.MAX_VCPUS), default=defaults.VCPUS,
+              show_default=True, help="Number of vCPUs.")  # fmt: skip
+@click.option("-b", "vcpu_bytes", type=_Size(), default=defaults.VCPU_BYTES, show_default=True,
+              help="Memory of each vCPU.")  # fmt: skip
+@click.option("-o", "overlap", is_flag=True, help="Let each vCPU touch the memory of all.")
+@click.option("-s", "backing", type=click.Choice(list(defaults.BACKINGS)),
+              default=defaults.BACKING, show_default=True,
+              help="Size of the host's pages behind guest memory.")  # fmt: skip
+@click.option("--mmu", type=click.Choice(defaults.MMUS), default=defaults.MMU, show_default=True,
+              help="Which MMU maps guest memory.")  # fmt: skip
+@click.option("--protocol", type=click.Choice(defaults.PROTOCOLS), default=defaults.PROTOCOL,
+              show_default=True, help="How the VM is aged.")  # fmt: skip
+@click.option("--aging-asks", type=click.Choice(defaults.AGING_ASKS), default=None,
+              help="What MGLRU's aging asks; otherwise what the protocol's kernel does:"
+              " baseline and v9 accurate, v7 fast_only.")  # fmt: skip
+@click.option("--no-ad", "no_ad", is_flag=True, help="Page tables without A/D bits (EPT only).")
+@click.option("--format", "format_", type=click.Choice(defaults.FORMATS), default=defaults.FORMAT,
+              show_default=True, help="Format of page-table entries.")  # fmt: skip
+@click.option("--capabilities", type=_Number(), default=f"{defaults.CAPABILITIES:#x}",
+              show_default=True, metavar="MASK", help="Mask of lru_gen/enabled.")  # fmt: skip
+@click.option("--tlb", "tlb_entries", type=click.IntRange(0, 1 << 20),
+              default=defaults.TLB_ENTRIES, show_default=True, metavar="ENTRIES",
+              help="Entries of each vCPU's TLB; 0 for none.")  # fmt: skip
+@click.option("--seed", type=_Number(), default=f"{defaults.SEED:#x}", show_default=True,
+              help="Of everything random.")  # fmt: skip
+@click.option("--live/--inline", "live", default=None,
+              help="One thread a vCPU (default), or one vCPU after another in one.")  # fmt: skip
+@_json_option
+def access_tracking(
+    *,
+    json_to: str | None,
+    no_ad: bool,
+    format_: str,
+    live: bool | None,
+    **options: Any,
+) -> None:
+    """Run the series' access_tracking_perf_test on the model.
+
+    Exits 0 when verified, 1 when a check failed, 2 for bad usage.
+    """
+    _check_target(json_to)
+    live = (options["benchmark"] or defaults.LIVE) if live is None else live
+    try:
+        experiment = AccessTracking(ad=not no_ad, format=format_, live=live, **options)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    quiet = json_to == "-"
+
+    def say(line: str = "") -> None:
+        if not quiet:
+            click.echo(line)
+
+    with _progress("access-tracking", None) as advance:
+
+        def started(result: AccessTrackingResult) -> None:
+            first, end = result.guest_physical
+            say(f"Random seed: {experiment.seed:#x}")
+            if experiment.lru_gen:
+                say("Created memcg at /access_tracking_perf_test")
+            say("Testing guest mode: PA-bits:ANY, VA-bits:48,  4K pages")
+            say(f"guest physical test memory: [{first:#x}, {end:#x})")
+            if experiment.benchmark:
+                say("Running lru_gen benchmark...")
+                say(f"{'Populating memory (async)':<30}")
+            else:
+                say()
+
+        def stepped(step: Step) -> None:
+            advance(step.name)
+            if not experiment.benchmark:
+                say(f"{step.name:<30}: {_seconds(step.seconds)}")
+
+        result = experiment.run(started=started, stepped=stepped, warned=say)
+
+    if result.vcpu_wall_seconds is not None:
+        say(f"{'vcpu wall time':<30}: {_seconds(result.vcpu_wall_seconds)}")
+        passes = result.aging_passes
+        if passes:
+            total = sum(passes)
+            say(
+                f"{'lru_gen avg pass duration':<30}: {_seconds(total / len(passes))},"
+                f" (passes:{len(passes)}, total:{_seconds(total)})"
+            )
+        else:
+            say(f"{'lru_gen avg pass duration':<30}: no passes")
+    if json_to is not None:
+        _write_json(result.to_dict(), json_to)
+    if result.failure is not None:
+        click.echo("==== Test Assertion Failure ====", err=True)
+        click.echo(f"  check {result.failure.check} of 5: {result.failure.detail}", err=True)
+        click.echo(f"  {result.failure.reason}", err=True)
+        raise SystemExit(EXIT_FAILED)
+
+
+@cli.command()
+@click.argument("trace", required=False, type=click.Path(exists=True, dir_okay=False))
+@click.option("--every", type=click.IntRange(1), default=defaults.REPLAY_EVERY, show_default=True,
+              metavar="N", help="Accesses between two aging passes.")  # fmt: skip
+@click.option("--tlb", "tlb_entries", type=click.IntRange(0, 1 << 20),
+              default=defaults.REPLAY_TLB_ENTRIES, show_default=True, metavar="ENTRIES",
+              help="Entries of the vCPU's TLB; 0 makes the estimate exact.")  # fmt: skip
+@click.option("--protocol", type=click.Choice(defaults.PROTOCOLS), default=defaults.PROTOCOL,
+              show_default=True, help="How the VM is aged.")  # fmt: skip
+@click.option("--capabilities", type=_Number(), default=f"{defaults.CAPABILITIES:#x}",
+              show_default=True, metavar="MASK", help="Mask of lru_gen/enabled.")  # fmt: skip
+@click.option("--format", "format_", type=click.Choice(traces.FORMATS), default=None,
+              help="Format of TRACE; otherwise by its ending.")  # fmt: skip
+@click.option("--plot", metavar="FILE", help="Draw the generations over time, as PNG.")
+@_json_option
+def replay(
+    trace: str | None,
+    every: int,
+    tlb_entries: int,
+    protocol: str,
+    capabilities: int,
+    format_: str | None,
+    plot: str | None,
+    json_to: str | None,
+) -> None:
+    """Replay TRACE, a recorded program, as guest accesses; age as it goes.
+
+    TRACE is an .npz, CSV or lackey recording (docs/traces.md); without it the
+    one that comes with the package is replayed.
+    """
+    _check_target(json_to)
+    _check_target(plot)
+    recorded = traces.shipped() if trace is None else traces.read(trace, format_)
+    experiment = Replay(
+        every=every, tlb_entries=tlb_entries, protocol=protocol, capabilities=capabilities
+    )
+    total = -(-len(recorded) // every)
+    with _progress("replay", total) as advance:
+
+        def passed(each: ReplayPass) -> None:
+            advance(f"pass {each.number}")
+
+        result = experiment.run(recorded, passed=passed)
+    if json_to != "-":
+        _print_replay(result)
+    if json_to is not None:
+        _write_json(result.to_dict(), json_to)
+    if plot is not None:
+        from .plot import generations_over_time
+
+        try:
+            generations_over_time(result, plot)
+        except ImportError:
+            _fail("--plot needs matplotlib: pip install 'youngbit[plot]'", EXIT_USAGE)
+        if json_to != "-":
+            click.echo(f"Wrote {plot}")
+
+
+def _print_replay(result: ReplayResult) -> None:
+    about = result.trace
+    click.echo(
+        f"{about['source']}: {about['events']:,} accesses to {about['pages']:,} pages,"
+        f" aged every {result.parameters['every']:,}"
+    )
+    table = Table(box=None, pad_edge=False)
+    for name in ("pass", "accesses", "generations: pages, oldest first", "touched", "estimated",
+                 "precision", "recall", "aging ms"):  # fmt: skip
+        table.add_column(name, justify="left" if name.startswith("gen") else "right")
+    for each in result.passes:
+        generations = "  ".join(f"{g.seq}: {g.nr_pages}" for g in each.generations)
+        table.add_row(
+            str(each.number),
+            f"{each.accesses:,}",
+            generations,
+            f"{each.true_pages:,}",
+            f"{each.estimated_pages:,}",
+            f"{each.precision:.4f}",
+            f"{each.recall:.4f}",
+            f"{each.aging.seconds * 1e3:.3f}",
+        )
+    # A pipe has no width; do not fold its lines.
+    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    console.print(table)
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+@cli.command()
+@_json_option
+def info(json_to: str | None) -> None:
+    """Show version, build, processor and features."""
+    _check_target(json_to)
+    build = build_info()
+    about: dict[str, Any] = {
+        "schema": "youngbit/info",
+        "schema_version": 1,
+        "version": __version__,
+        "build": build,
+        "python": platform.python_version(),
+        "cpu": {"model": _cpu_model(), "count": os.cpu_count()},
+        "features": {
+            "mmus": list(defaults.MMUS),
+            "protocols": list(defaults.PROTOCOLS),
+            "formats": list(defaults.FORMATS),
+            "backings": list(defaults.BACKINGS),
+            "trace_formats": list(traces.FORMATS),
+        },
+    }
+    if json_to != "-":
+        debug = " with debug assertions" if build["debug_assertions"] else ""
+        click.echo(f"youngbit  {__version__}")
+        click.echo(f"build     {build['profile']}, opt-level {build['opt_level']}{debug},"
+                   f" {build['rustc']}, {build['target']}")  # fmt: skip
+        click.echo(f"python    {about['python']}")
+        click.echo(f"cpu       {about['cpu']['count']} x {about['cpu']['model']}")
+        for name, values in about["features"].items():
+            click.echo(f"{name:<10}{', '.join(values)}")
+        click.echo(f"default   {format_size(parse_size(defaults.VCPU_BYTES))} a vCPU,"
+                   f" seed {defaults.SEED:#x}")  # fmt: skip
+    if json_to is not None:
+        _write_json(about, json_to)
+
+
+def main() -> None:
+    """Run the command; the exit status says what happened."""
+    try:
+        cli.main(prog_name="youngbit", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        raise SystemExit(EXIT_USAGE) from None
+    except (click.Abort, KeyboardInterrupt):
+        _fail("interrupted", EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        # Whoever read our output has gone; Python would complain at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(EXIT_FAILED) from None
+    except (ValueError, OSError, MemoryError) as error:
+        _fail(str(error) or type(error).__name__, EXIT_USAGE)

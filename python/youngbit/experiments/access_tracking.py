@@ -1,0 +1,378 @@
+"""The selftest of the series, `access_tracking_perf_test`, on the model.
+
+Guest memory is populated, written, read, idled and touched again by vCPUs
+alone. Without ``lru_gen`` pages are idled through ``page_idle``. With it they
+are idled by making new generations, and five checks verify that aging follows
+the guest. With ``benchmark`` too, memory is populated while a thread ages.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from .. import access, defaults
+from .._core import build_info
+from ..machine import Generations, Host, LruGen, Mode, Vm
+from ..sizes import PAGE_SIZE, Pages
+
+__all__ = ["AccessTracking", "AccessTrackingResult", "CheckFailed", "Step", "majority_generation"]
+
+SCHEMA = "youngbit/access-tracking"
+SCHEMA_VERSION = 1
+
+POPULATE = "Populating memory"
+WRITE = "Writing to populated memory"
+READ = "Reading from populated memory"
+MARK_IDLE = "Mark memory idle"
+AGE = "lru_gen: Aging"
+WRITE_IDLE = "Writing to idle memory"
+READ_IDLE = "Reading from idle memory"
+POPULATE_ASYNC = "Populating memory (async)"
+
+#: More pages than this share still idle after the guest touched all: a warning.
+STILL_IDLE_SHARE = 0.1
+
+
+class CheckFailed(AssertionError):
+    """A check of ``lru_gen`` failed: aging did not follow the guest."""
+
+    #: Which check, counted from 1.
+    check: int
+    #: What is wrong, in the selftest's words.
+    reason: str
+    #: What was found and what was expected.
+    detail: str
+
+    def __init__(self, check: int, reason: str, detail: str) -> None:
+        self.check = check
+        self.reason = reason
+        self.detail = detail
+        super().__init__(f"check {check} of 5: {reason}: {detail}")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One timed step."""
+
+    #: Its name, the selftest's.
+    name: str
+    #: Wall time.
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a plain dict."""
+        return asdict(self)
+
+
+@dataclass
+class AccessTrackingResult:
+    """What an experiment found."""
+
+    parameters: dict[str, Any]
+    test_pages: int
+    guest_physical: tuple[int, int]
+    steps: list[Step] = field(default_factory=list)
+    #: Generations found after each aging pass.
+    generations: list[Generations] = field(default_factory=list)
+    #: Majority generations that the checks found.
+    majority: list[int] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    failure: CheckFailed | None = None
+    vcpu_wall_seconds: float | None = None
+    aging_passes: list[float] = field(default_factory=list)
+    counters: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def verdict(self) -> str:
+        """``"pass"`` or ``"fail"``."""
+        return "pass" if self.failure is None else "fail"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as a plain dict; ``docs/json.md`` specifies it."""
+        found: dict[str, Any] = {
+            "schema": SCHEMA,
+            "schema_version": SCHEMA_VERSION,
+            "parameters": self.parameters,
+            "seed": self.parameters["seed"],
+            "build": build_info(),
+            "test_pages": self.test_pages,
+            "guest_physical": list(self.guest_physical),
+            "verdict": self.verdict,
+            "reason": None if self.failure is None else self.failure.reason,
+            "failed_check": None if self.failure is None else self.failure.check,
+            "detail": None if self.failure is None else self.failure.detail,
+            "warnings": self.warnings,
+            "steps": [step.to_dict() for step in self.steps],
+            "majority_generations": self.majority,
+            "generations": [generations.to_dict() for generations in self.generations],
+            "counters": self.counters,
+        }
+        if self.vcpu_wall_seconds is not None:
+            found["vcpu_wall_seconds"] = self.vcpu_wall_seconds
+            found["aging"] = {
+                "passes": len(self.aging_passes),
+                "total_seconds": sum(self.aging_passes),
+                "average_seconds": (
+                    sum(self.aging_passes) / len(self.aging_passes) if self.aging_passes else None
+                ),
+            }
+        return found
+
+
+def majority_generation(generations: Generations, test_pages: int) -> int | None:
+    """Return the generation that most of the test's pages are in.
+
+    It is the oldest one, the youngest excepted, that holds more than half as
+    many pages as the test has; ``None`` if there is none.
+    """
+    for generation in generations[:-1]:
+        if generation.nr_pages * 2 > test_pages:
+            return generation.seq
+    return None
+
+
+def _ignore(*_: object) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class AccessTracking:
+    """The parameters of the experiment; `run` runs it.
+
+    Attributes:
+        lru_gen: Idle memory by making generations, and verify.
+        benchmark: Populate while aging in a loop; needs ``lru_gen``.
+        vcpus: How many vCPUs.
+        vcpu_bytes: Memory of each vCPU.
+        overlap: Let each vCPU touch the memory of all.
+        backing: Size of the host's pages behind guest memory.
+        mmu: Which MMU.
+        protocol: How the VM is aged.
+        aging_asks: What MGLRU's aging asks, otherwise as the protocol's kernel.
+        ad: Whether page tables have accessed and dirty bits.
+        format: Of page-table entries.
+        capabilities: Mask of ``lru_gen/enabled``.
+        tlb_entries: Of each vCPU's modelled TLB.
+        seed: Of everything random.
+        live: One thread a vCPU; otherwise one vCPU after another.
+
+    """
+
+    lru_gen: bool = False
+    benchmark: bool = False
+    vcpus: int = defaults.VCPUS
+    vcpu_bytes: int = 1 << 30
+    overlap: bool = False
+    backing: str = defaults.BACKING
+    mmu: str = defaults.MMU
+    protocol: str = defaults.PROTOCOL
+    aging_asks: str | None = None
+    ad: bool = True
+    format: str = defaults.FORMAT
+    capabilities: int = defaults.CAPABILITIES
+    tlb_entries: int = defaults.TLB_ENTRIES
+    seed: int = defaults.SEED
+    live: bool = defaults.LIVE
+
+    def __post_init__(self) -> None:
+        if self.benchmark and not self.lru_gen:
+            raise ValueError("-p specified without -l")
+        if self.benchmark and not self.live:
+            raise ValueError("-p is always live")
+        if self.backing not in defaults.BACKINGS:
+            raise ValueError(f"backing: {self.backing!r} is none of {', '.join(defaults.BACKINGS)}")
+        page = defaults.BACKINGS[self.backing]
+        if self.vcpu_bytes <= 0 or self.vcpu_bytes % page:
+            raise ValueError(
+                f"vCPU memory of {self.vcpu_bytes} bytes is not a multiple of the backing,"
+                f" {self.backing}"
+            )
+
+    @property
+    def test_pages(self) -> int:
+        """How many pages the test has, of the larger of guest and host page size."""
+        return self.vcpus * self.vcpu_bytes // defaults.BACKINGS[self.backing]
+
+    def run(
+        self,
+        *,
+        started: Callable[[AccessTrackingResult], None] = _ignore,
+        stepped: Callable[[Step], None] = _ignore,
+        warned: Callable[[str], None] = _ignore,
+    ) -> AccessTrackingResult:
+        """Run it.
+
+        Args:
+            started: Called when the VM is there.
+            stepped: Called after each step.
+            warned: Called for each warning.
+
+        Raises:
+            ValueError: For a parameter that is none of the choices.
+            OSError: If the machine cannot be made, or memory runs out.
+
+        """
+        run = _Run(self, started, stepped, warned)
+        try:
+            if self.benchmark:
+                run.benchmark()
+            elif self.lru_gen:
+                run.verify()
+            else:
+                run.page_idle()
+        except CheckFailed as failure:
+            run.result.failure = failure
+        run.result.counters = run.host.counters
+        return run.result
+
+
+class _Run:
+    def __init__(
+        self,
+        experiment: AccessTracking,
+        started: Callable[[AccessTrackingResult], None],
+        stepped: Callable[[Step], None],
+        warned: Callable[[str], None],
+    ) -> None:
+        self.experiment = experiment
+        self.stepped = stepped
+        self.warned = warned
+        memory = experiment.vcpus * experiment.vcpu_bytes
+        page = defaults.BACKINGS[experiment.backing]
+        # Huge pages need a host that has them whole.
+        total = -(-memory // page) * page + max(defaults.HOST_SLACK_PAGES * PAGE_SIZE, 2 * page)
+        self.host = Host(total, capabilities=experiment.capabilities)
+        memcg = self.host.create_memcg("/access_tracking_perf_test")
+        self.vm: Vm = self.host.create_vm(
+            Pages(memory // PAGE_SIZE),
+            vcpus=experiment.vcpus,
+            mmu=experiment.mmu,
+            protocol=experiment.protocol,
+            aging_asks=experiment.aging_asks,
+            ad=experiment.ad,
+            format=experiment.format,
+            backing=experiment.backing,
+            tlb_entries=experiment.tlb_entries,
+            memcg=memcg,
+        )
+        self.host.capabilities = experiment.capabilities
+        self.lru: LruGen = self.host.lru_gen(memcg)
+        parameters = asdict(experiment) | {"aging_asks": self.vm.to_dict()["aging_asks"]}
+        self.result = AccessTrackingResult(
+            parameters, experiment.test_pages, self.vm.guest_physical
+        )
+        started(self.result)
+
+    def step(self, name: str, seconds: float) -> None:
+        step = Step(name, seconds)
+        self.result.steps.append(step)
+        self.stepped(step)
+
+    def access(self, name: str, *, write: bool) -> None:
+        stream = access.sequential(write=write, seed=self.experiment.seed)
+        mode: Mode = "live" if self.experiment.live else "inline"
+        stats = self.vm.run(stream, mode=mode, overlap=self.experiment.overlap)
+        self.step(name, stats.seconds)
+
+    def age(self) -> Generations:
+        stats = self.lru.age(can_swap=True, force_scan=True)
+        generations = self.lru.generations()
+        self.result.generations.append(generations)
+        self.step(AGE, stats.seconds)
+        return generations
+
+    def page_idle(self) -> None:
+        self.access(POPULATE, write=True)
+        self.access(WRITE, write=True)
+        self.access(READ, write=False)
+        self.mark_idle()
+        self.access(WRITE_IDLE, write=True)
+        self.mark_idle()
+        self.access(READ_IDLE, write=False)
+
+    def mark_idle(self) -> None:
+        start = time.perf_counter()
+        found = self.vm.mark_idle()
+        self.step(MARK_IDLE, time.perf_counter() - start)
+        pages = self.vm.nr_pages
+        if found.still_idle >= pages * STILL_IDLE_SHARE:
+            warning = (
+                f"WARNING: Too many pages still idle ({found.still_idle} out of {pages}),"
+                " this will affect performance results."
+            )
+            self.result.warnings.append(warning)
+            self.warned(warning)
+
+    def majority(self, check: int, generations: Generations) -> int:
+        found = majority_generation(generations, self.experiment.test_pages)
+        if found is None:
+            raise CheckFailed(
+                check,
+                "no generation holds most of the test's pages",
+                f"none but the youngest holds more than half of {self.experiment.test_pages}"
+                f" pages, found {generations!r}",
+            )
+        self.result.majority.append(found)
+        return found
+
+    def verify(self) -> None:
+        test_pages = self.experiment.test_pages
+        self.access(POPULATE, write=True)
+        self.access(WRITE, write=True)
+        self.access(READ, write=False)
+
+        # 1: the first pass tracks at least all pages of the test.
+        generations = self.age()
+        if generations.nr_pages < test_pages:
+            raise CheckFailed(
+                1,
+                "all test pages were not tracked by the first scan",
+                f"found {generations.nr_pages} pages, expected at least {test_pages},"
+                f" in {generations!r}",
+            )
+        before = self.majority(1, generations)
+
+        # 2: nobody touched them, so they stay where they are.
+        before = self.unchanged(2, before)
+        # 3 and 4: written, they get younger, and then stay.
+        self.access(WRITE_IDLE, write=True)
+        before = self.younger(3, before)
+        before = self.unchanged(4, before)
+        # 5: read, they get younger.
+        self.access(READ_IDLE, write=False)
+        self.younger(5, before)
+
+    def unchanged(self, check: int, before: int) -> int:
+        generations = self.age()
+        now = self.majority(check, generations)
+        if now != before:
+            raise CheckFailed(
+                check,
+                f"unexpected gen change: {now} vs. {before}",
+                f"nothing touched the pages; most were in generation {before},"
+                f" and are in {now}, of {generations!r}",
+            )
+        return now
+
+    def younger(self, check: int, before: int) -> int:
+        generations = self.age()
+        now = self.majority(check, generations)
+        if now <= before:
+            raise CheckFailed(
+                check,
+                "pages did not get younger",
+                f"the guest touched all pages; most were in generation {before}, and are in"
+                f" {now}, of {generations!r}",
+            )
+        return now
+
+    def benchmark(self) -> None:
+        stream = access.sequential(write=True, seed=self.experiment.seed)
+        stats, passes = self.vm.run_while_aging(stream, self.lru, overlap=self.experiment.overlap)
+        self.result.generations.append(self.lru.generations())
+        self.result.vcpu_wall_seconds = max(stats.vcpu_seconds)
+        self.result.aging_passes = passes
+        self.step(POPULATE_ASYNC, self.result.vcpu_wall_seconds)

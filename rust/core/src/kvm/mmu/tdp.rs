@@ -1,0 +1,1248 @@
+//! The TDP MMU: two-dimensional paging (`arch/x86/kvm/mmu/tdp_mmu.c`).
+//!
+//! Who writes an SPTE of this MMU, and how:
+//!
+//! | writer | holds | how |
+//! |---|---|---|
+//! | fault: link a table, split or set a leaf | `mmu_lock` read, RCU | compare-and-exchange |
+//! | fast page fault: W back, R and X restored | RCU | compare-and-exchange |
+//! | vCPU walk: accessed, dirty | guest mode | compare-and-exchange, if clear |
+//! | aging | RCU (or `mmu_lock` write: `baseline`) | `fetch_and`, or one compare-and-exchange |
+//! | zap of leaves, dirty-log harvest | `mmu_lock` write | exchange, `fetch_and` |
+//! | zap of invalid roots, write protection | `mmu_lock` read, RCU | compare-and-exchange, exchange with FROZEN |
+//!
+//! A table that is unlinked is freed after every vCPU has flushed (so that no
+//! page walk is inside) and after an RCU grace period (so that no ager is).
+
+use super::fault::PageFault;
+use super::spte::{
+    self, AD_DISABLED, FROZEN, LEVEL_2M, LEVEL_4K, Leaf, WRITABLE, gfn_index, is_frozen, is_last,
+    is_present, is_present_leaf, is_writable, pages_per, round_gfn,
+};
+use super::{GuestMmu, Translation, Walk};
+use crate::cpu::Cpu;
+use crate::error::{Errno, Error, Result};
+use crate::kvm::memslot::{GfnRange, Memslot};
+use crate::kvm::protocol::TdpAging;
+use crate::kvm::vcpu::Vcpu;
+use crate::kvm::vm::Vm;
+use crate::mm::Pfn;
+use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use crate::sync::lock::SpinLock;
+use crate::sync::rcu::{Guard, RcuCell};
+use crate::sync::spin::Backoff;
+use crate::table::{Arena, POISON, TABLE_SHIFT, TableId};
+use crate::trace::{Counter, Event};
+use std::sync::Arc;
+
+/// What stands beside a table (`struct kvm_mmu_page`). Written before the table
+/// is linked, and by whoever took it back; root fields by the root's holders.
+#[derive(Default)]
+pub struct TdpPage {
+    gfn: AtomicU64,
+    level: AtomicU32,
+    as_id: AtomicU32,
+    /// References to a root (`tdp_mmu_root_count`).
+    root_count: AtomicU32,
+    /// The root must not be used by vCPUs any more (`role.invalid`).
+    invalid: AtomicBool,
+    /// The TDP MMU's own reference to an invalid root is still to be put
+    /// (`tdp_mmu_scheduled_root_to_zap`).
+    to_zap: AtomicBool,
+}
+
+impl TdpPage {
+    fn init(&self, gfn: u64, level: u32, as_id: u32) {
+        // Relaxed: published by whoever links the table.
+        self.gfn.store(gfn, Ordering::Relaxed);
+        self.level.store(level, Ordering::Relaxed);
+        self.as_id.store(as_id, Ordering::Relaxed);
+        self.root_count.store(0, Ordering::Relaxed);
+        self.invalid.store(false, Ordering::Relaxed);
+        self.to_zap.store(false, Ordering::Relaxed);
+    }
+
+    fn level(&self) -> u32 {
+        self.level.load(Ordering::Relaxed)
+    }
+
+    fn as_id(&self) -> u32 {
+        self.as_id.load(Ordering::Relaxed)
+    }
+
+    #[inline]
+    fn is_invalid(&self) -> bool {
+        // Acquire: pairs with the release in `invalidate_all_roots`.
+        self.invalid.load(Ordering::Acquire)
+    }
+}
+
+/// A root, for inspection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Root {
+    /// Its table.
+    pub table: TableId,
+    /// Its address space.
+    pub as_id: u32,
+    /// Its level, 4 or 5.
+    pub level: u32,
+    /// Whether it was invalidated.
+    pub invalid: bool,
+    /// Who refers to it: the TDP MMU until it is invalidated, and vCPUs.
+    pub references: u32,
+}
+
+/// How a fault ended (`RET_PF_*`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    /// An SPTE was set.
+    Fixed,
+    /// Someone else had set it.
+    Spurious,
+    /// Lost a race; the access is tried again.
+    Retry,
+}
+
+/// Tables unlinked by one operation, to be freed together.
+#[derive(Default)]
+struct Gather(Vec<TableId>);
+
+/// The TDP MMU of one VM.
+pub struct TdpMmu {
+    /// Its tables.
+    pub tables: Arc<Arena<TdpPage>>,
+    /// Every root, valid or not (`tdp_mmu_roots`).
+    roots: RcuCell<Vec<TableId>>,
+    /// Guards changes of `roots` (`tdp_mmu_pages_lock`).
+    pages_lock: SpinLock<()>,
+}
+
+impl TdpMmu {
+    pub(crate) fn new(cpu: &Cpu) -> Self {
+        TdpMmu {
+            tables: Arc::new(Arena::new()),
+            roots: RcuCell::new(&cpu.host().rcu, Vec::new()),
+            pages_lock: SpinLock::new(()),
+        }
+    }
+
+    // ---- roots ----
+
+    /// Every root now.
+    pub fn roots(&self, cpu: &Cpu) -> Vec<Root> {
+        let guard = cpu.rcu.lock();
+        let roots = self.roots.load(&guard).iter();
+        roots
+            .map(|&table| {
+                let page = self.tables.meta(table);
+                Root {
+                    table,
+                    as_id: page.as_id(),
+                    level: page.level(),
+                    invalid: page.is_invalid(),
+                    references: page.root_count.load(Ordering::Relaxed),
+                }
+            })
+            .collect()
+    }
+
+    /// Whether vCPUs must leave a root.
+    #[inline]
+    pub fn is_root_invalid(&self, root: TableId) -> bool {
+        self.tables.meta(root).is_invalid()
+    }
+
+    /// One more reference, unless the last one is gone
+    /// (`kvm_tdp_mmu_get_root()`).
+    fn get_root(&self, root: TableId) -> bool {
+        let count = &self.tables.meta(root).root_count;
+        let mut seen = count.load(Ordering::Relaxed);
+        while seen != 0 {
+            match count.compare_exchange(seen, seen + 1, Ordering::Acquire, Ordering::Relaxed) {
+                Ok(_) => return true,
+                Err(now) => seen = now,
+            }
+        }
+        false
+    }
+
+    /// A reference to a valid root of the address space with that many levels,
+    /// made if there is none (`kvm_tdp_mmu_alloc_root()`).
+    ///
+    /// # Errors
+    /// `ENOMEM` when the arena is full, `EIO` when the VM is gone.
+    pub fn alloc_root(&self, vm: &Vm, cpu: &Cpu, as_id: u32, level: u32) -> Result<TableId> {
+        let _shared = cpu.read_lock(&vm.mmu_lock);
+        // Under `mmu_lock`, which `Vm::destroy` holds while it invalidates.
+        if vm.is_dead() {
+            return Err(Error::new(Errno::EIO, "the VM was destroyed"));
+        }
+        let guard = cpu.rcu.lock();
+        let usable = |root: TableId| {
+            let page = self.tables.meta(root);
+            page.as_id() == as_id && page.level() == level && !page.is_invalid()
+        };
+        let find = || {
+            let mut roots = self.roots.load(&guard).iter().copied();
+            roots.find(|&root| usable(root) && self.get_root(root))
+        };
+        if let Some(root) = find() {
+            return Ok(root);
+        }
+        let _pages = self.pages_lock.lock();
+        if let Some(root) = find() {
+            return Ok(root);
+        }
+        let root = self.alloc_table(cpu, 0, level, as_id)?;
+        // One for the caller, one for the TDP MMU until the root is invalid.
+        self.tables
+            .meta(root)
+            .root_count
+            .store(2, Ordering::Relaxed);
+        let mut next = self.roots.load(&guard).clone();
+        next.push(root);
+        self.roots.replace(next, &guard);
+        Ok(root)
+    }
+
+    /// One reference less; the last one frees the root (`kvm_tdp_mmu_put_root()`).
+    pub fn put_root(&self, cpu: &Cpu, root: TableId) {
+        // AcqRel: who frees sees what all others did with the root.
+        let before = self
+            .tables
+            .meta(root)
+            .root_count
+            .fetch_sub(1, Ordering::AcqRel);
+        debug_assert!(before > 0, "root {root:?} was put once too often");
+        if before != 1 {
+            return;
+        }
+        debug_assert!(self.is_root_invalid(root));
+        {
+            let _pages = self.pages_lock.lock();
+            let guard = cpu.rcu.lock();
+            let mut next = self.roots.load(&guard).clone();
+            next.retain(|&other| other != root);
+            self.roots.replace(next, &guard);
+        }
+        cpu.count(Counter::TablesFreed);
+        self.free_deferred(cpu, vec![root]);
+    }
+
+    /// No vCPU may enter with a present root any more
+    /// (`kvm_tdp_mmu_invalidate_all_roots()`). `mmu_lock` is held for write,
+    /// and the caller makes vCPUs reload ([`Vm::flush_remote_tlbs`]).
+    pub fn invalidate_all_roots(&self, vm: &Vm, cpu: &Cpu) {
+        debug_assert!(vm.mmu_lock.is_write_locked());
+        let guard = cpu.rcu.lock();
+        for &root in self.roots.load(&guard) {
+            let page = self.tables.meta(root);
+            if !page.is_invalid() {
+                page.to_zap.store(true, Ordering::Relaxed);
+                // Release: pairs with the acquire in `is_invalid`.
+                page.invalid.store(true, Ordering::Release);
+            }
+        }
+    }
+
+    /// Zap every root that was invalidated, and put the TDP MMU's own
+    /// reference (`kvm_tdp_mmu_zap_invalidated_roots()`).
+    pub fn zap_invalidated_roots(&self, vm: &Vm, cpu: &Cpu) {
+        let roots: Vec<TableId> = {
+            let guard = cpu.rcu.lock();
+            self.roots.load(&guard).clone()
+        };
+        for root in roots {
+            // Whoever clears the flag owns the reference, so the root stays
+            // until it is put below. A root that another thread freed since
+            // has a table of its own purpose here, whose flag is clear.
+            if !self.tables.meta(root).to_zap.swap(false, Ordering::AcqRel) {
+                continue;
+            }
+            {
+                let _shared = cpu.read_lock(&vm.mmu_lock);
+                self.zap_root(vm, cpu, root);
+            }
+            self.put_root(cpu, root);
+        }
+    }
+
+    /// Unlink everything below a root. `mmu_lock` is held for read.
+    fn zap_root(&self, vm: &Vm, cpu: &Cpu, root: TableId) {
+        let mut gather = Gather::default();
+        let guard = cpu.rcu.lock();
+        let (level, as_id) = {
+            let page = self.tables.meta(root);
+            (page.level(), page.as_id())
+        };
+        for (i, word) in self.tables.entries(root).iter().enumerate() {
+            let gfn = (i as u64) << spte::gfn_shift(level);
+            let backoff = Backoff::new();
+            loop {
+                let old = word.load(Ordering::Acquire);
+                if is_frozen(old) {
+                    backoff.wait();
+                    continue;
+                }
+                if !is_present(old) {
+                    break;
+                }
+                let change = Change {
+                    as_id,
+                    gfn,
+                    level,
+                    shared: true,
+                };
+                if self.set_atomic(vm, cpu, &mut gather, word, old, 0, change) {
+                    break;
+                }
+            }
+        }
+        drop(guard);
+        self.finish(vm, cpu, gather, false);
+    }
+
+    // ---- tables ----
+
+    fn alloc_table(&self, cpu: &Cpu, gfn: u64, level: u32, as_id: u32) -> Result<TableId> {
+        let table = self
+            .tables
+            .alloc()
+            .ok_or_else(|| Error::new(Errno::ENOMEM, "out of secondary page-table pages"))?;
+        self.tables.meta(table).init(gfn, level, as_id);
+        cpu.count(Counter::TablesAllocated);
+        Ok(table)
+    }
+
+    /// Give back a table that was never linked.
+    fn discard_table(&self, cpu: &Cpu, table: TableId) {
+        cpu.count(Counter::TablesFreed);
+        self.tables.free(table);
+    }
+
+    fn free_deferred(&self, cpu: &Cpu, tables: Vec<TableId>) {
+        let arena = Arc::clone(&self.tables);
+        cpu.rcu.lock().defer(move || {
+            for table in tables {
+                arena.free(table);
+            }
+        });
+        // Where others can run it, should this thread not come back soon.
+        cpu.rcu.flush();
+    }
+
+    /// Flush if tables were unlinked or the caller wants it, then hand the
+    /// tables to RCU.
+    fn finish(&self, vm: &Vm, cpu: &Cpu, gather: Gather, flush: bool) {
+        if flush || !gather.0.is_empty() {
+            // Before they are freed: a vCPU's walk may be inside.
+            vm.flush_remote_tlbs(cpu);
+        }
+        if !gather.0.is_empty() {
+            cpu.count_n(Counter::TablesFreed, gather.0.len() as u64);
+            self.free_deferred(cpu, gather.0);
+        }
+    }
+
+    // ---- changes ----
+
+    /// What follows from a change of an SPTE (`handle_changed_spte()`): the
+    /// trace event, accessed and dirty passed on, a subtree taken apart.
+    fn handle_changed(
+        &self,
+        vm: &Vm,
+        cpu: &Cpu,
+        gather: &mut Gather,
+        old: u64,
+        new: u64,
+        at: Change,
+    ) {
+        if old == new {
+            return;
+        }
+        let format = vm.format();
+        let Change {
+            as_id, gfn, level, ..
+        } = at;
+        cpu.trace(
+            Event::KvmTdpMmuSpteChanged,
+            &[u64::from(as_id), gfn, u64::from(level), old, new],
+        );
+        let was_leaf = is_present_leaf(old, level);
+        let stays_leaf = is_present_leaf(new, level);
+        let pfn_changed = spte::pfn(old) != spte::pfn(new);
+        debug_assert!(
+            !(was_leaf && stays_leaf && pfn_changed),
+            "a leaf of gfn {gfn:#x} was replaced by one of another frame: {old:#x} -> {new:#x}"
+        );
+        if was_leaf {
+            let gone = !is_present(new) || pfn_changed;
+            if format.is_dirty(old) && (gone || !format.is_dirty(new)) {
+                vm.set_pfn_dirty(cpu, spte::pfn(old));
+            }
+            if format.is_accessed(old) && (gone || !format.is_accessed(new)) {
+                vm.set_pfn_accessed(cpu, spte::pfn(old));
+            }
+            if !is_present(new) {
+                cpu.count(Counter::SptesZapped);
+            }
+        } else if is_present(old) && (stays_leaf || !is_present(new) || pfn_changed) {
+            self.handle_removed(vm, cpu, gather, spte::table(old), at.shared);
+        }
+    }
+
+    /// Take apart a table that was unlinked (`handle_removed_pt()`): freeze its
+    /// entries one by one, so that no fault puts anything there and everything
+    /// that hardware set is passed on; it is freed later.
+    fn handle_removed(
+        &self,
+        vm: &Vm,
+        cpu: &Cpu,
+        gather: &mut Gather,
+        table: TableId,
+        shared: bool,
+    ) {
+        let (first, level, as_id) = {
+            let page = self.tables.meta(table);
+            let first = page.gfn.load(Ordering::Relaxed);
+            (first, page.level(), page.as_id())
+        };
+        for (i, word) in self.tables.entries(table).iter().enumerate() {
+            // AcqRel, below: everything that was done through the entry
+            // happens before what is done with its frame.
+            let old = if shared {
+                // Others may be about to set the entry: freeze it whatever it
+                // is. One that is frozen already is being set by another
+                // thread, which will be quick.
+                let backoff = Backoff::new();
+                loop {
+                    let old = word.swap(FROZEN, Ordering::AcqRel);
+                    if !is_frozen(old) {
+                        break old;
+                    }
+                    backoff.wait();
+                }
+            } else {
+                // Nobody sets entries; hardware still sets bits in present
+                // ones, and agers clear them: exchange, never store.
+                if !is_present(word.load(Ordering::Relaxed)) {
+                    continue;
+                }
+                word.swap(FROZEN, Ordering::AcqRel)
+            };
+            let at = Change {
+                as_id,
+                gfn: first + ((i as u64) << spte::gfn_shift(level)),
+                level,
+                shared,
+            };
+            if is_present(old) {
+                self.handle_changed(vm, cpu, gather, old, FROZEN, at);
+            }
+        }
+        gather.0.push(table);
+    }
+
+    /// Set an SPTE while others may set it too (`tdp_mmu_set_spte_atomic()`);
+    /// false if it is no longer `old`.
+    #[allow(clippy::too_many_arguments)]
+    fn set_atomic(
+        &self,
+        vm: &Vm,
+        cpu: &Cpu,
+        gather: &mut Gather,
+        word: &AtomicU64,
+        old: u64,
+        new: u64,
+        at: Change,
+    ) -> bool {
+        debug_assert!(!is_frozen(old));
+        cpu.count(Counter::SpteCas);
+        // Release: publishes a table's contents; pairs with the acquire of
+        // walks. Acquire: as in `handle_removed`.
+        if word
+            .compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed)
+            .is_err()
+        {
+            cpu.count(Counter::SpteCasFailed);
+            return false;
+        }
+        self.handle_changed(vm, cpu, gather, old, new, at);
+        true
+    }
+
+    // ---- the walk ----
+
+    /// Levels of a root, and one past the last GFN it reaches.
+    #[inline]
+    fn reach(&self, root: TableId) -> (u32, u64) {
+        let level = self.tables.meta(root).level();
+        (level, 1 << (TABLE_SHIFT * level))
+    }
+
+    /// Call `visit(level, gfn, entries)` with every run of neighbouring entries
+    /// of `[start, end)` that may hold leaves: the part of a lowest-level table
+    /// that is in the range, or one huge leaf. Stops when it returns false.
+    /// Tables are fetched ahead, so that a walk of many runs at the speed of
+    /// memory. The caller is in an RCU section.
+    #[inline]
+    fn for_each_run<F>(&self, cpu: &Cpu, root: TableId, start: u64, end: u64, mut visit: F) -> bool
+    where
+        F: FnMut(u32, u64, &[AtomicU64]) -> bool,
+    {
+        let (mut level, limit) = self.reach(root);
+        let end = end.min(limit);
+        if start >= end {
+            return true;
+        }
+        if end - start > 1 {
+            return self.walk_table(cpu, root, level, start, end, &mut visit);
+        }
+        // One page: straight down.
+        let mut table = root;
+        loop {
+            let index = gfn_index(start, level);
+            let word = &self.tables.entries(table)[index];
+            if level == LEVEL_4K {
+                return visit(level, start, std::slice::from_ref(word));
+            }
+            // Acquire: pairs with the release that linked the table.
+            let spte = word.load(Ordering::Acquire);
+            if !is_present(spte) {
+                if spte == POISON {
+                    cpu.count(Counter::PoisonReads);
+                }
+                return true;
+            }
+            if is_last(spte, level) {
+                return visit(level, round_gfn(start, level), std::slice::from_ref(word));
+            }
+            table = spte::table(spte);
+            level -= 1;
+        }
+    }
+
+    fn walk_table<F>(
+        &self,
+        cpu: &Cpu,
+        table: TableId,
+        level: u32,
+        start: u64,
+        end: u64,
+        visit: &mut F,
+    ) -> bool
+    where
+        F: FnMut(u32, u64, &[AtomicU64]) -> bool,
+    {
+        let entries = self.tables.entries(table);
+        let first = gfn_index(start, level);
+        let last = gfn_index(end - 1, level);
+        if level == LEVEL_4K {
+            if entries[first].load(Ordering::Relaxed) == POISON {
+                cpu.count(Counter::PoisonReads);
+            }
+            return visit(level, start, &entries[first..=last]);
+        }
+        let mut gfn = start;
+        for i in first..=last {
+            // Acquire: pairs with the release that linked the table.
+            let spte = entries[i].load(Ordering::Acquire);
+            let next = (round_gfn(gfn, level) + pages_per(level)).min(end);
+            if !is_present(spte) {
+                if spte == POISON {
+                    cpu.count(Counter::PoisonReads);
+                }
+            } else if is_last(spte, level) {
+                let run = std::slice::from_ref(&entries[i]);
+                if !visit(level, round_gfn(gfn, level), run) {
+                    return false;
+                }
+            } else {
+                if level == LEVEL_2M && i < last {
+                    let ahead = entries[i + 1].load(Ordering::Relaxed);
+                    if is_present(ahead) && !is_last(ahead, level) {
+                        self.tables.prefetch(spte::table(ahead));
+                    }
+                }
+                let below = spte::table(spte);
+                if !self.walk_table(cpu, below, level - 1, gfn, next, visit) {
+                    return false;
+                }
+            }
+            gfn = next;
+        }
+        true
+    }
+
+    /// The lowest entry on the way to `gfn`: its level and word. The caller is
+    /// in an RCU section or in guest mode.
+    fn lookup(&self, root: TableId, gfn: u64) -> Option<(u32, &AtomicU64)> {
+        let (mut level, limit) = self.reach(root);
+        if gfn >= limit {
+            return None;
+        }
+        let mut table = root;
+        loop {
+            let word = &self.tables.entries(table)[gfn_index(gfn, level)];
+            let spte = word.load(Ordering::Acquire);
+            if level == LEVEL_4K || !is_present(spte) || is_last(spte, level) {
+                return Some((level, word));
+            }
+            table = spte::table(spte);
+            level -= 1;
+        }
+    }
+
+    /// The SPTE that maps `gfn` in some valid root, and its level: for
+    /// inspection and tests.
+    pub fn leaf(&self, cpu: &Cpu, as_id: u32, gfn: u64) -> Option<(u32, u64)> {
+        let guard = cpu.rcu.lock();
+        self.roots_of(&guard, as_id, false).find_map(|root| {
+            let (level, word) = self.lookup(root, gfn)?;
+            let spte = word.load(Ordering::Acquire);
+            is_present_leaf(spte, level).then_some((level, spte))
+        })
+    }
+
+    /// Call `visit(gfn, level, spte)` with every present leaf of `[start, end)`
+    /// in valid roots: for inspection and tests.
+    pub fn for_each_leaf(
+        &self,
+        cpu: &Cpu,
+        as_id: u32,
+        start: u64,
+        end: u64,
+        mut visit: impl FnMut(u64, u32, u64),
+    ) {
+        let guard = cpu.rcu.lock();
+        for root in self.roots_of(&guard, as_id, false) {
+            self.for_each_run(cpu, root, start, end, |level, first, words| {
+                for (i, word) in words.iter().enumerate() {
+                    let spte = word.load(Ordering::Relaxed);
+                    if is_present_leaf(spte, level) {
+                        visit(first + i as u64, level, spte);
+                    }
+                }
+                true
+            });
+        }
+    }
+
+    /// Roots of an address space, in an RCU section; invalid ones too if asked.
+    #[inline]
+    fn roots_of<'g>(
+        &'g self,
+        guard: &'g Guard<'_>,
+        as_id: u32,
+        invalid_too: bool,
+    ) -> impl Iterator<Item = TableId> + 'g {
+        self.roots.load(guard).iter().copied().filter(move |&root| {
+            let page = self.tables.meta(root);
+            page.as_id() == as_id && (invalid_too || !page.is_invalid())
+        })
+    }
+
+    // ---- aging ----
+
+    /// Age the range (`kvm_tdp_mmu_age_gfn_range()`): whether anything was
+    /// young. Locked and lockless differ in how an entry is written and in
+    /// which roots are visited, by the VM's protocol.
+    #[inline]
+    pub fn age_gfn_range(&self, vm: &Vm, cpu: &Cpu, range: &GfnRange<'_>) -> bool {
+        let locked = vm.protocol().tdp_aging == TdpAging::Locked;
+        let _exclusive = (locked && range.lockless).then(|| cpu.write_lock(&vm.mmu_lock));
+        let as_id = range.slot.as_id as u32;
+        let guard = cpu.rcu.lock();
+        let mut young = false;
+        for root in self.roots_of(&guard, as_id, vm.protocol().all_roots) {
+            self.for_each_run(cpu, root, range.start, range.end, |level, gfn, words| {
+                young |= Self::age_run(vm, cpu, as_id, level, gfn, words, locked);
+                true
+            });
+        }
+        young
+    }
+
+    #[inline]
+    fn age_run(
+        vm: &Vm,
+        cpu: &Cpu,
+        as_id: u32,
+        level: u32,
+        gfn: u64,
+        words: &[AtomicU64],
+        locked: bool,
+    ) -> bool {
+        let format = vm.format();
+        cpu.count_n(Counter::SpteLoads, words.len() as u64);
+        // One test that no old or absent entry passes, so that the scan of old
+        // ones costs a load, an and, and a branch.
+        let maybe_young = if format.ad_bits {
+            format.accessed
+        } else {
+            spte::ACC_TRACK_MASK
+        };
+        let mut young = false;
+        for (i, word) in words.iter().enumerate() {
+            if word.load(Ordering::Relaxed) & maybe_young != 0 {
+                young |= Self::age_one(vm, cpu, as_id, level, gfn + i as u64, word, locked);
+            }
+        }
+        young
+    }
+
+    #[inline]
+    fn age_one(
+        vm: &Vm,
+        cpu: &Cpu,
+        as_id: u32,
+        level: u32,
+        gfn: u64,
+        word: &AtomicU64,
+        locked: bool,
+    ) -> bool {
+        let format = vm.format();
+        let aged = if locked {
+            format.age_locked(word, level)
+        } else {
+            format.age(word, level)
+        };
+        match aged.write {
+            spte::Write::None => return false,
+            spte::Write::FetchAnd => cpu.count(Counter::SpteFetchAnd),
+            spte::Write::PlainStore => cpu.count(Counter::SptePlainStores),
+            spte::Write::Exchanged => cpu.count(Counter::SpteCas),
+            spte::Write::ExchangeFailed => {
+                cpu.count(Counter::SpteCas);
+                cpu.count(Counter::SpteCasFailed);
+                return aged.young;
+            }
+        }
+        cpu.count(Counter::SptesAged);
+        // After the exchange succeeded: an access-tracked SPTE no longer says
+        // that it was writable.
+        if aged.old & spte::AD_TYPE_MASK == AD_DISABLED && is_writable(aged.old) {
+            vm.set_pfn_dirty(cpu, spte::pfn(aged.old));
+        }
+        cpu.trace(
+            Event::KvmTdpMmuSpteChanged,
+            &[u64::from(as_id), gfn, u64::from(level), aged.old, aged.new],
+        );
+        aged.young
+    }
+
+    /// Whether anything in the range is young (`kvm_tdp_mmu_test_age_gfn()`).
+    pub fn test_age_gfn_range(&self, vm: &Vm, cpu: &Cpu, range: &GfnRange<'_>) -> bool {
+        let format = vm.format();
+        let locked = vm.protocol().tdp_aging == TdpAging::Locked;
+        let _exclusive = (locked && range.lockless).then(|| cpu.write_lock(&vm.mmu_lock));
+        let guard = cpu.rcu.lock();
+        let as_id = range.slot.as_id as u32;
+        for root in self.roots_of(&guard, as_id, vm.protocol().all_roots) {
+            let all_old =
+                self.for_each_run(cpu, root, range.start, range.end, |level, _, words| {
+                    cpu.count_n(Counter::SpteLoads, words.len() as u64);
+                    !words.iter().any(|word| format.test(word, level))
+                });
+            if !all_old {
+                return true;
+            }
+        }
+        false
+    }
+
+    // ---- zapping ----
+
+    /// Zap the leaves of a range in every root, valid or not
+    /// (`kvm_tdp_mmu_unmap_gfn_range()`). `mmu_lock` is held for write. Whether
+    /// something was zapped, so that TLBs must be flushed.
+    pub fn zap_leafs(&self, vm: &Vm, cpu: &Cpu, as_id: usize, start: u64, end: u64) -> bool {
+        debug_assert!(vm.mmu_lock.is_write_locked());
+        let as_id = as_id as u32;
+        let guard = cpu.rcu.lock();
+        let mut zapped = false;
+        let mut gather = Gather::default();
+        for root in self.roots_of(&guard, as_id, true) {
+            self.for_each_run(cpu, root, start, end, |level, gfn, words| {
+                for (i, word) in words.iter().enumerate() {
+                    if !is_present_leaf(word.load(Ordering::Relaxed), level) {
+                        continue;
+                    }
+                    // An exchange: hardware and agers still write the word.
+                    // AcqRel: as in `handle_removed`.
+                    let old = word.swap(0, Ordering::AcqRel);
+                    let at = Change {
+                        as_id,
+                        gfn: gfn + i as u64,
+                        level,
+                        shared: false,
+                    };
+                    self.handle_changed(vm, cpu, &mut gather, old, 0, at);
+                    zapped = true;
+                }
+                true
+            });
+        }
+        debug_assert!(gather.0.is_empty(), "zapping leaves unlinked a table");
+        zapped
+    }
+
+    // ---- write protection and dirty logging ----
+
+    /// Take write permission from every leaf of `[start, end)`
+    /// (`kvm_tdp_mmu_wrprot_slot()`). `mmu_lock` is held for read. Whether TLBs
+    /// must be flushed.
+    pub fn write_protect(&self, vm: &Vm, cpu: &Cpu, slot: &Memslot, start: u64, end: u64) -> bool {
+        let as_id = slot.as_id as u32;
+        let guard = cpu.rcu.lock();
+        let mut changed = false;
+        let mut gather = Gather::default();
+        for root in self.roots_of(&guard, as_id, false) {
+            self.for_each_run(cpu, root, start, end, |level, gfn, words| {
+                for (i, word) in words.iter().enumerate() {
+                    let at = Change {
+                        as_id,
+                        gfn: gfn + i as u64,
+                        level,
+                        shared: true,
+                    };
+                    loop {
+                        let old = word.load(Ordering::Relaxed);
+                        if !is_present_leaf(old, level) || !is_writable(old) {
+                            break;
+                        }
+                        // Never `fetch_and`: the word may become a pointer to
+                        // a table, which must stay writable.
+                        let new = old & !WRITABLE;
+                        if self.set_atomic(vm, cpu, &mut gather, word, old, new, at) {
+                            changed = true;
+                            break;
+                        }
+                    }
+                }
+                true
+            });
+        }
+        changed
+    }
+
+    /// Take write permission from the 4 KiB leaves of pages whose bits are set
+    /// (`kvm_tdp_mmu_clear_dirty_pt_masked()`, without PML). `mmu_lock` is held
+    /// for write.
+    pub fn write_protect_masked(&self, vm: &Vm, cpu: &Cpu, as_id: usize, gfn: u64, mask: u64) {
+        debug_assert!(vm.mmu_lock.is_write_locked());
+        let guard = cpu.rcu.lock();
+        for root in self.roots_of(&guard, as_id as u32, false) {
+            let mut rest = mask;
+            while rest != 0 {
+                let page = gfn + u64::from(rest.trailing_zeros());
+                rest &= rest - 1;
+                let Some((level, word)) = self.lookup(root, page) else {
+                    continue;
+                };
+                let seen = word.load(Ordering::Relaxed);
+                if level > LEVEL_4K || !is_present(seen) || !is_writable(seen) {
+                    continue;
+                }
+                // `mmu_lock` keeps the leaf a leaf; hardware, agers and fast
+                // page faults may write it meanwhile.
+                let old = word.fetch_and(!WRITABLE, Ordering::AcqRel);
+                cpu.count(Counter::SpteFetchAnd);
+                cpu.trace(
+                    Event::KvmTdpMmuSpteChanged,
+                    &[as_id as u64, page, 1, old, old & !WRITABLE],
+                );
+                vm.set_pfn_dirty(cpu, spte::pfn(old));
+            }
+        }
+    }
+
+    /// Unlink tables of a slot whose range the host maps huge, so that the next
+    /// fault does too (`kvm_tdp_mmu_zap_collapsible_sptes()`).
+    pub fn zap_collapsible(&self, vm: &Vm, cpu: &Cpu, slot: &Memslot) {
+        let mut gather = Gather::default();
+        {
+            let _shared = cpu.read_lock(&vm.mmu_lock);
+            let guard = cpu.rcu.lock();
+            for root in self.roots_of(&guard, slot.as_id as u32, false) {
+                let (level, limit) = self.reach(root);
+                let end = slot.end_gfn().min(limit);
+                if slot.base_gfn < end {
+                    self.zap_collapsible_in(
+                        vm,
+                        cpu,
+                        &mut gather,
+                        slot,
+                        root,
+                        level,
+                        slot.base_gfn,
+                        end,
+                    );
+                }
+            }
+            drop(guard);
+            self.finish(vm, cpu, gather, false);
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn zap_collapsible_in(
+        &self,
+        vm: &Vm,
+        cpu: &Cpu,
+        gather: &mut Gather,
+        slot: &Memslot,
+        table: TableId,
+        level: u32,
+        start: u64,
+        end: u64,
+    ) {
+        let entries = self.tables.entries(table);
+        let mut gfn = start;
+        while gfn < end {
+            let next = (round_gfn(gfn, level) + pages_per(level)).min(end);
+            let word = &entries[gfn_index(gfn, level)];
+            let spte = word.load(Ordering::Acquire);
+            if is_present(spte) && !is_last(spte, level) {
+                let collapses = level <= vm.config.max_level
+                    && slot.allows_level(gfn, level)
+                    && vm.mm.mapping_level(cpu, slot.gfn_to_hva(gfn)) >= level;
+                if collapses {
+                    let at = Change {
+                        as_id: slot.as_id as u32,
+                        gfn: round_gfn(gfn, level),
+                        level,
+                        shared: true,
+                    };
+                    // Lost to another change: left for the next time.
+                    self.set_atomic(vm, cpu, gather, word, spte, 0, at);
+                } else if level > LEVEL_2M {
+                    let below = spte::table(spte);
+                    self.zap_collapsible_in(vm, cpu, gather, slot, below, level - 1, gfn, next);
+                }
+            }
+            gfn = next;
+        }
+    }
+
+    // ---- faults ----
+
+    /// Map what a fault found (`kvm_tdp_mmu_map()`). `mmu_lock` is held for
+    /// read, and the caller is in an RCU section.
+    ///
+    /// # Errors
+    /// `ENOMEM` when no table is to be had.
+    fn map(&self, vm: &Vm, cpu: &Cpu, root: TableId, fault: &PageFault) -> Result<Outcome> {
+        let format = vm.format();
+        let mut gather = Gather::default();
+        let page = self.tables.meta(root);
+        let (mut level, as_id) = (page.level(), page.as_id());
+        let gfn = fault.gfn;
+        let mut table = root;
+        let outcome = loop {
+            let word = &self.tables.entries(table)[gfn_index(gfn, level)];
+            cpu.count(Counter::SpteWalkLoads);
+            // Acquire: pairs with the release that linked the table.
+            let old = word.load(Ordering::Acquire);
+            // Another thread replaces it: leave it alone.
+            if is_frozen(old) {
+                break Outcome::Retry;
+            }
+            let at = Change {
+                as_id,
+                gfn: round_gfn(gfn, level),
+                level,
+                shared: true,
+            };
+            if level > fault.level {
+                if is_present(old) && !is_last(old, level) {
+                    table = spte::table(old);
+                    level -= 1;
+                    continue;
+                }
+                let child = self.alloc_table(cpu, at.gfn, level - 1, as_id)?;
+                if is_present(old) {
+                    // A huge leaf in the way: the same pages by smaller ones.
+                    for (i, small) in self.tables.entries(child).iter().enumerate() {
+                        let value = format.make_small(old, level - 1, i);
+                        small.store(value, Ordering::Relaxed);
+                    }
+                }
+                let link = format.make_nonleaf(child, !format.ad_bits);
+                if !self.set_atomic(vm, cpu, &mut gather, word, old, link, at) {
+                    self.discard_table(cpu, child);
+                    break Outcome::Retry;
+                }
+                table = child;
+                level -= 1;
+                continue;
+            }
+            if is_present_leaf(old, level) && format.allows(old, fault.write) {
+                break Outcome::Spurious;
+            }
+            let offset = gfn & (pages_per(level) - 1);
+            let new = format.make_leaf(Leaf {
+                pfn: Pfn(fault.pfn.0 - offset as u32),
+                level,
+                writable: true,
+                host_writable: fault.map_writable,
+                prefetch: false,
+                ad_type: format.default_ad_type(),
+            });
+            if new == old {
+                break Outcome::Spurious;
+            }
+            // Before the exchange: a harvest of the log holds `mmu_lock` for
+            // write, so it sees both or neither.
+            if is_writable(new) {
+                fault.slot.mark_dirty(gfn);
+            }
+            break if self.set_atomic(vm, cpu, &mut gather, word, old, new, at) {
+                Outcome::Fixed
+            } else {
+                Outcome::Retry
+            };
+        };
+        self.finish(vm, cpu, gather, false);
+        Ok(outcome)
+    }
+
+    /// Fix a fault without `mmu_lock` (`fast_page_fault()`): give write
+    /// permission back to an MMU-writable SPTE, restore an access-tracked one.
+    /// `present`: whether the processor found an SPTE that only lacked the
+    /// permission.
+    fn fast_page_fault(
+        &self,
+        vm: &Vm,
+        cpu: &Cpu,
+        vcpu: &Vcpu,
+        root: TableId,
+        gfn: u64,
+        access: (bool, bool),
+    ) -> Option<Outcome> {
+        let (write, present) = access;
+        let format = vm.format();
+        // With A/D bits, only a write to a present SPTE can be fixed here.
+        if if present { !write } else { format.ad_bits } {
+            return None;
+        }
+        let guard = cpu.rcu.lock();
+        for _ in 0..FAST_PAGE_FAULT_TRIES {
+            let (level, word) = self.lookup(root, gfn)?;
+            cpu.count(Counter::SpteWalkLoads);
+            let old = word.load(Ordering::Acquire);
+            if !is_present_leaf(old, level) {
+                return None;
+            }
+            if format.allows(old, write) {
+                return Some(Outcome::Spurious);
+            }
+            let mut new = old;
+            if spte::is_access_tracked(old) {
+                new = spte::restore_access_track(old);
+            }
+            let slots = vm.memslots.load(vcpu.as_id, &guard);
+            let slot = slots.by_gfn(gfn)?;
+            if write && format.is_mmu_writable(old) {
+                // A huge page is split first when writes are logged by page.
+                if level > LEVEL_4K && slot.logs_dirty() {
+                    return None;
+                }
+                new |= WRITABLE;
+            }
+            if !format.allows(new, write) {
+                return None;
+            }
+            cpu.count(Counter::SpteCas);
+            if word
+                .compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed)
+                .is_ok()
+            {
+                // After the exchange: should a harvest run between the two, it
+                // leaves the SPTE writable and the bit for the next harvest.
+                if is_writable(new) && !is_writable(old) {
+                    slot.mark_dirty(gfn);
+                }
+                cpu.trace(Event::FastPageFault, &[u64::from(vcpu.id), gfn, old, new]);
+                return Some(Outcome::Fixed);
+            }
+            cpu.count(Counter::SpteCasFailed);
+        }
+        None
+    }
+
+    /// One fault of a vCPU (`kvm_tdp_page_fault()`, `direct_page_fault()`). On
+    /// return the access is tried again.
+    fn page_fault(
+        &self,
+        vm: &Vm,
+        cpu: &Cpu,
+        vcpu: &Vcpu,
+        gfn: u64,
+        access: (bool, bool),
+    ) -> Result<()> {
+        let write = access.0;
+        cpu.count(Counter::KvmPageFaults);
+        cpu.trace(
+            Event::KvmPageFault,
+            &[u64::from(vcpu.id), gfn, u64::from(write)],
+        );
+        let Some(root) = vcpu.root() else {
+            return Ok(());
+        };
+        if gfn >= self.reach(root).1 {
+            return Err(Error::new(
+                Errno::EFAULT,
+                format!(
+                    "guest access to gfn {gfn:#x}: {} levels of page tables reach only {:#x}",
+                    self.reach(root).0,
+                    self.reach(root).1
+                ),
+            ));
+        }
+        match self.fast_page_fault(vm, cpu, vcpu, root, gfn, access) {
+            Some(Outcome::Fixed) => {
+                cpu.count(Counter::FastPageFaults);
+                return Ok(());
+            }
+            Some(_) => {
+                cpu.count(Counter::SpuriousFaults);
+                return Ok(());
+            }
+            None => {}
+        }
+        let Some(fault) = vm.faultin_pfn(cpu, vcpu.as_id, gfn, write)? else {
+            cpu.count(Counter::FaultRetries);
+            Backoff::new().wait();
+            return Ok(());
+        };
+        let _shared = cpu.read_lock(&vm.mmu_lock);
+        let guard = cpu.rcu.lock();
+        let outcome = if self.is_root_invalid(root) || vm.is_fault_stale(&fault, &guard) {
+            Outcome::Retry
+        } else {
+            let outcome = self.map(vm, cpu, root, &fault)?;
+            vm.release_pfn_clean(cpu, fault.pfn);
+            outcome
+        };
+        match outcome {
+            Outcome::Fixed => {}
+            Outcome::Spurious => cpu.count(Counter::SpuriousFaults),
+            Outcome::Retry => cpu.count(Counter::FaultRetries),
+        }
+        Ok(())
+    }
+
+    /// A vCPU's page walk, as hardware does it: sets accessed, and dirty for a
+    /// write, atomically and only if clear, never in an entry that is not
+    /// present; and walks again when an entry changed under it. In guest mode,
+    /// which keeps the tables alive ([`Vm::flush_remote_tlbs`]).
+    #[inline]
+    fn walk_as_hardware(&self, vm: &Vm, cpu: &Cpu, root: TableId, gfn: u64, write: bool) -> Walk {
+        let format = vm.format();
+        let (top, limit) = self.reach(root);
+        if gfn >= limit {
+            return Walk::Fault { present: false };
+        }
+        let (mut table, mut level) = (root, top);
+        loop {
+            let word = &self.tables.entries(table)[gfn_index(gfn, level)];
+            cpu.count(Counter::SpteWalkLoads);
+            let spte = word.load(Ordering::Acquire);
+            if spte & format.hw_present == 0 {
+                if spte == POISON {
+                    cpu.count(Counter::PoisonReads);
+                }
+                return Walk::Fault { present: false };
+            }
+            let leaf = is_last(spte, level);
+            if leaf && !format.allows(spte, write) {
+                return Walk::Fault { present: true };
+            }
+            let bits = format.hw_bits(spte, leaf && write);
+            if spte & bits != bits {
+                if word
+                    .compare_exchange(spte, spte | bits, Ordering::AcqRel, Ordering::Relaxed)
+                    .is_err()
+                {
+                    (table, level) = (root, top);
+                    continue;
+                }
+                if leaf {
+                    let set = bits & !spte;
+                    cpu.count_n(Counter::AccessedSet, u64::from(set & format.accessed != 0));
+                    cpu.count_n(Counter::DirtySet, u64::from(set & format.dirty != 0));
+                }
+            }
+            if leaf {
+                let offset = gfn & (pages_per(level) - 1);
+                return Walk::Hit(Translation {
+                    pfn: Pfn(spte::pfn(spte).0 + offset as u32),
+                    level,
+                    writable: is_writable(spte),
+                    dirty: format.is_dirty(spte | bits),
+                });
+            }
+            table = spte::table(spte);
+            level -= 1;
+        }
+    }
+}
+
+/// Where a change happens.
+#[derive(Clone, Copy)]
+struct Change {
+    as_id: u32,
+    gfn: u64,
+    level: u32,
+    /// Whether others may change SPTEs now: `mmu_lock` is held for read.
+    shared: bool,
+}
+
+const FAST_PAGE_FAULT_TRIES: u32 = 4;
+
+impl GuestMmu for TdpMmu {
+    fn load(&self, vm: &Vm, cpu: &Cpu, vcpu: &Vcpu) -> Result<()> {
+        if let Some(root) = vcpu.root() {
+            if !self.is_root_invalid(root) {
+                return Ok(());
+            }
+            self.unload(cpu, vcpu);
+        }
+        let root = self.alloc_root(vm, cpu, vcpu.as_id as u32, vm.config.levels)?;
+        vcpu.set_root(Some(root));
+        Ok(())
+    }
+
+    fn unload(&self, cpu: &Cpu, vcpu: &Vcpu) {
+        if let Some(root) = vcpu.root() {
+            vcpu.set_root(None);
+            self.put_root(cpu, root);
+        }
+    }
+
+    #[inline]
+    fn is_obsolete(&self, _vm: &Vm, vcpu: &Vcpu) -> bool {
+        vcpu.root().is_none_or(|root| self.is_root_invalid(root))
+    }
+
+    #[inline]
+    fn walk(&self, vm: &Vm, cpu: &Cpu, vcpu: &Vcpu, page: u64, write: bool) -> Walk {
+        match vcpu.root() {
+            Some(root) => self.walk_as_hardware(vm, cpu, root, page, write),
+            None => Walk::Fault { present: false },
+        }
+    }
+
+    fn fault(
+        &self,
+        vm: &Vm,
+        cpu: &Cpu,
+        vcpu: &Vcpu,
+        page: u64,
+        write: bool,
+        present: bool,
+    ) -> Result<()> {
+        self.page_fault(vm, cpu, vcpu, page, (write, present))
+    }
+}

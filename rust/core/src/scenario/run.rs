@@ -1,0 +1,412 @@
+//! The machine that a scenario drives.
+
+use super::conditions::Conditions;
+use super::parse::{MapKind, Op, Pages, Step, Which};
+use super::record::{MemoryStat, Record, RegionState, TraceCounts};
+use crate::cpu::Cpu;
+use crate::error::{Errno, Error, Result};
+use crate::host::{Host, HostConfig};
+use crate::lru_gen::{self, debugfs, histogram};
+use crate::mm::address_space::Slot;
+use crate::mm::pagetable::Pte;
+use crate::mm::{AddressSpace, Kind, Memcg, Mm, PAGE_SIZE, VmFlags, filemap};
+use crate::sync::atomic::Ordering;
+use crate::trace::{Counter, CounterValues, Event};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// What a touch that writes leaves in a page.
+const BYTE: u8 = 0x5a;
+/// Present ranges are recorded when they are at most so many.
+const MAX_RANGES: usize = 64;
+/// Mappings that the worker's own pages lie in, and the size of each.
+const WORKER_MAPPINGS: u64 = 4;
+const WORKER_MAPPING_PAGES: u64 = 64;
+
+struct Region {
+    kind: MapKind,
+    pages: u64,
+    start: u64,
+    space: Arc<AddressSpace>,
+}
+
+/// A worker process, its memory cgroup and its VMs.
+pub struct Runner {
+    host: Arc<Host>,
+    memcg: Arc<Memcg>,
+    mm: Arc<Mm>,
+    regions: BTreeMap<String, Region>,
+    files: BTreeMap<String, Arc<AddressSpace>>,
+    /// Pages of the worker's own that it uses in every step.
+    own: Vec<u64>,
+    totals: CounterValues,
+    traced: bool,
+    steps: usize,
+}
+
+impl Runner {
+    /// A machine in the given conditions, with a worker that has begun to run.
+    ///
+    /// # Errors
+    /// `EINVAL` for impossible sizes.
+    pub fn new(conditions: &Conditions) -> Result<Self> {
+        let host = Host::new(&HostConfig {
+            nodes: vec![conditions.host_pages],
+            swap_pages: conditions.swap_pages,
+            virtual_clock: true,
+        })?;
+        host.lru_gen.set_asking(conditions.asking);
+        host.lru_gen.set_caps(conditions.caps);
+        let memcg = host.create_memcg("scenario")?;
+        let mm = host.create_mm(memcg.id)?;
+        let mut runner = Runner {
+            host,
+            memcg,
+            mm,
+            regions: BTreeMap::new(),
+            files: BTreeMap::new(),
+            own: Vec::new(),
+            totals: CounterValues::default(),
+            traced: false,
+            steps: 0,
+        };
+        runner.start_worker(conditions.worker_pages)?;
+        Ok(runner)
+    }
+
+    /// The host, for a closer look.
+    pub fn host(&self) -> &Arc<Host> {
+        &self.host
+    }
+
+    /// The worker's memory cgroup.
+    pub fn memcg(&self) -> &Arc<Memcg> {
+        &self.memcg
+    }
+
+    /// Give the worker pages of its own: a few in each of some mappings, as
+    /// stack, heap and data are. One is used at the start and never again.
+    fn start_worker(&mut self, pages: u64) -> Result<()> {
+        let cpu = Cpu::new(&self.host);
+        let len = WORKER_MAPPING_PAGES * PAGE_SIZE;
+        let mut starts = Vec::new();
+        for _ in 0..WORKER_MAPPINGS.min(pages) {
+            let space = self.host.create_space(Kind::Anon, 0);
+            let start = self.mm.mmap(None, len, &space, 0, VmFlags::default())?;
+            starts.push(start);
+        }
+        for n in 0..pages {
+            let address = starts[(n % WORKER_MAPPINGS) as usize] + n / WORKER_MAPPINGS * PAGE_SIZE;
+            self.mm.touch(&cpu, address, true, None)?;
+            if n > 0 {
+                self.own.push(address);
+            }
+        }
+        Ok(())
+    }
+
+    /// Run steps one after the other.
+    ///
+    /// # Errors
+    /// As [`Runner::step`].
+    pub fn run(&mut self, steps: &[Step]) -> Result<Vec<Record>> {
+        steps.iter().map(|step| self.step(step)).collect()
+    }
+
+    /// Run one step and record what is there after it. An error that the
+    /// kernel would return is part of the record.
+    ///
+    /// # Errors
+    /// `EOPNOTSUPP` for a machine that does not exist, `EINTR`; what a callback
+    /// raised.
+    pub fn step(&mut self, step: &Step) -> Result<Record> {
+        if self.traced {
+            let mask = Event::ALL.iter().map(|&event| event as u32).sum();
+            self.host.set_trace_mask(mask);
+        }
+        let (errno, command) = {
+            let cpu = Cpu::new(&self.host);
+            // Whatever the step is, the worker is told of it and answers.
+            for &address in &self.own {
+                self.mm.touch(&cpu, address, true, None)?;
+            }
+            let (command, done) = self.run_op(&cpu, &step.op);
+            let errno = match done {
+                Ok(()) => 0,
+                Err(Error::Sys { errno, .. })
+                    if !matches!(errno, Errno::EINTR | Errno::EOPNOTSUPP) =>
+                {
+                    errno as i32
+                }
+                Err(e) => return Err(e),
+            };
+            self.totals.merge(&cpu.counters.snapshot());
+            (errno, command)
+        };
+        self.steps += 1;
+        Ok(Record {
+            step: self.steps - 1,
+            op: step.name.clone(),
+            args: step.args.clone(),
+            errno,
+            generations: self.generations(),
+            regions: self
+                .regions
+                .iter()
+                .map(|(name, r)| (name.clone(), self.state(r)))
+                .collect(),
+            memory_stat: self.memory_stat(),
+            command,
+            trace: self.trace_counts(),
+        })
+    }
+
+    fn run_op(&mut self, cpu: &Cpu, op: &Op) -> (Option<String>, Result<()>) {
+        let max_seq = self.memcg.lruvecs[0].max_seq();
+        let id = self.memcg.id;
+        let command = match op {
+            Op::Age { can_swap, force } => format!("+ {id} 0 {max_seq} {can_swap} {force}"),
+            Op::Evict {
+                which,
+                swappiness,
+                nr,
+            } => {
+                let seq = match which {
+                    Which::Min => self.memcg.lruvecs[0].min_seq(lru_gen::lruvec::ANON),
+                    Which::Relative(n) => max_seq.saturating_add_signed(*n),
+                };
+                format!("- {id} 0 {seq} {swappiness} {nr}")
+            }
+            Op::Raw(text) => text
+                .replace("%ID", &id.to_string())
+                .replace("%MAX", &max_seq.to_string()),
+            _ => return (None, self.run_other(cpu, op)),
+        };
+        let done = debugfs::write(cpu, command.as_bytes());
+        (Some(command), done)
+    }
+
+    fn run_other(&mut self, cpu: &Cpu, op: &Op) -> Result<()> {
+        match op {
+            Op::Map {
+                region,
+                kind,
+                pages,
+                path,
+            } => self.map(region, *kind, *pages, path.as_deref()),
+            Op::Touch {
+                vm: None,
+                pages,
+                write,
+            } => {
+                let start = self.regions[&pages.region].start;
+                let byte = write.then_some(BYTE);
+                pages
+                    .iter()
+                    .try_for_each(|n| self.mm.touch(cpu, start + n * PAGE_SIZE, *write, byte))
+            }
+            Op::Read(pages) => self.read(cpu, pages),
+            Op::Check { pages, byte } => self.check(cpu, pages, *byte),
+            Op::Sleep(ms) => {
+                self.host.clock.advance_ns(ms.saturating_mul(1_000_000));
+                Ok(())
+            }
+            Op::Snap => Ok(()),
+            Op::Write { file, value } => self.write(cpu, file, value),
+            Op::Memset { file, value } => self.memset(cpu, file, value),
+            Op::Touch { .. } | Op::Vm(_) | Op::VmSlot { .. } | Op::VmDel { .. } => Err(Error::new(
+                Errno::EOPNOTSUPP,
+                "the scenario needs a VM, which is not there",
+            )),
+            Op::Age { .. } | Op::Evict { .. } | Op::Raw(_) => {
+                unreachable!("commands are written as text")
+            }
+        }
+    }
+
+    fn map(&mut self, name: &str, kind: MapKind, pages: u64, path: Option<&str>) -> Result<()> {
+        let space = match kind {
+            MapKind::Anon => self.host.create_space(Kind::Anon, 0),
+            MapKind::Shmem => self.host.create_space(Kind::Shmem, pages),
+            MapKind::File | MapKind::FileRandom => {
+                let path = path.unwrap_or(name);
+                match self.files.get(path) {
+                    Some(space) if space.nr_pages() >= pages => Arc::clone(space),
+                    _ => {
+                        let space = self.host.create_space(Kind::File, pages);
+                        self.files.insert(path.to_owned(), Arc::clone(&space));
+                        space
+                    }
+                }
+            }
+        };
+        let flags = VmFlags {
+            no_recency: kind == MapKind::FileRandom,
+            ..VmFlags::default()
+        };
+        let start = self.mm.mmap(None, pages * PAGE_SIZE, &space, 0, flags)?;
+        let region = Region {
+            kind,
+            pages,
+            start,
+            space,
+        };
+        self.regions.insert(name.to_owned(), region);
+        Ok(())
+    }
+
+    /// `pread` of whole pages.
+    fn read(&self, cpu: &Cpu, pages: &Pages) -> Result<()> {
+        let region = &self.regions[&pages.region];
+        if region.kind == MapKind::Anon {
+            return Err(Error::invalid(format!(
+                "region {} is not a file that can be read",
+                pages.region
+            )));
+        }
+        for index in pages.iter() {
+            let (pfn, _) = filemap::get(cpu, &self.memcg, &region.space, index, false)?;
+            lru_gen::mark_accessed(&self.host.memory, pfn);
+        }
+        Ok(())
+    }
+
+    fn check(&self, cpu: &Cpu, pages: &Pages, byte: u8) -> Result<()> {
+        let start = self.regions[&pages.region].start;
+        for n in pages.iter() {
+            let address = start + n * PAGE_SIZE;
+            self.mm.touch(cpu, address, false, None)?;
+            let (_, pte) = self.mm.lookup(address);
+            let found = self.host.memory.content(pte.pfn()).load(Ordering::Relaxed);
+            if found != byte {
+                return Err(Error::new(
+                    Errno::EIO,
+                    format!(
+                        "page {n} of {} holds {found:#04x}, not {byte:#04x}",
+                        pages.region
+                    ),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&self, cpu: &Cpu, file: &str, value: &str) -> Result<()> {
+        match file {
+            "/sys/kernel/mm/lru_gen/enabled" => {
+                debugfs::write_enabled(&self.host, value.as_bytes())
+            }
+            "/sys/kernel/mm/lru_gen/min_ttl_ms" => {
+                debugfs::write_min_ttl_ms(&self.host, value.as_bytes())
+            }
+            "/sys/kernel/debug/lru_gen" => debugfs::write(cpu, value.as_bytes()),
+            "/proc/sys/vm/swappiness" => {
+                let swappiness = value.parse().ok().filter(|&n| n <= 200);
+                let swappiness = swappiness.ok_or_else(|| {
+                    Error::invalid(format!("swappiness {value:?}: expected 0 to 200"))
+                })?;
+                self.host.lru_gen.set_swappiness(swappiness);
+                Ok(())
+            }
+            _ => Err(Error::new(
+                Errno::ENOENT,
+                format!("{file}: the model has no such file"),
+            )),
+        }
+    }
+
+    fn memset(&self, _cpu: &Cpu, file: &str, value: &str) -> Result<()> {
+        let _ = value;
+        Err(Error::new(
+            Errno::EOPNOTSUPP,
+            format!("{file}: the model has no such file"),
+        ))
+    }
+
+    fn generations(&self) -> BTreeMap<u64, [u64; 2]> {
+        histogram::of_memcg(&self.host, &self.memcg, None)
+            .totals()
+            .into_iter()
+            .map(|(seq, anon, file)| (seq, [anon, file]))
+            .collect()
+    }
+
+    fn state(&self, region: &Region) -> RegionState {
+        let mut state = RegionState {
+            kind: region.kind.name().to_owned(),
+            pages: region.pages,
+            ..RegionState::default()
+        };
+        let mut ranges: Vec<[u64; 2]> = Vec::new();
+        for n in 0..region.pages {
+            let (at, pte): (_, Pte) = self.mm.lookup(region.start + n * PAGE_SIZE);
+            if pte.is_leaf(at.level) {
+                state.present += 1;
+                match ranges.last_mut() {
+                    Some(last) if last[1] == n => last[1] = n + 1,
+                    _ => ranges.push([n, n + 1]),
+                }
+            } else if pte.swap_slot().is_some() {
+                state.swapped += 1;
+            }
+        }
+        if ranges.len() <= MAX_RANGES {
+            state.present_ranges = Some(ranges);
+        }
+        if region.kind.is_file() {
+            let cached = (0..region.pages)
+                .filter(|&index| matches!(region.space.slot(index), Slot::Page(_)))
+                .count();
+            state.incore = Some(cached as u64);
+        }
+        state
+    }
+
+    fn memory_stat(&self) -> MemoryStat {
+        let get = |counter| self.totals.get(counter);
+        MemoryStat {
+            workingset_refault_anon: get(Counter::RefaultAnon),
+            workingset_refault_file: get(Counter::RefaultFile),
+            workingset_activate_anon: get(Counter::ActivateAnon),
+            workingset_activate_file: get(Counter::ActivateFile),
+            workingset_restore_anon: get(Counter::RestoreAnon),
+            workingset_restore_file: get(Counter::RestoreFile),
+            pgscan: get(Counter::PgScan),
+            pgsteal: get(Counter::PgSteal),
+            pgrefill: get(Counter::PgRefill),
+            pgfault: get(Counter::PgFault),
+            pgmajfault: get(Counter::PgMajFault),
+        }
+    }
+
+    /// What the hooks were called for in the step that has just been run.
+    fn trace_counts(&self) -> Option<TraceCounts> {
+        if !self.traced {
+            return None;
+        }
+        let mut counts = TraceCounts::default();
+        let mut regions = [0, 0];
+        for record in self.host.drain_trace() {
+            match record.event {
+                Event::KvmAgeHva => {
+                    counts.kvm_age_hva += 1;
+                    let in_region = self.regions.values().any(|region| {
+                        let end = region.start + region.pages * PAGE_SIZE;
+                        (region.start..end).contains(&record.args[0])
+                    });
+                    if in_region {
+                        regions[usize::from(record.args[2] == 0)] += 1;
+                    }
+                }
+                Event::KvmTestAgeHva => counts.kvm_test_age_hva += 1,
+                Event::KvmUnmapHvaRange => counts.kvm_unmap_hva_range += 1,
+                Event::KvmPageFault => counts.kvm_page_fault += 1,
+                Event::FastPageFault => counts.fast_page_fault += 1,
+                Event::KvmTdpMmuSpteChanged => {}
+            }
+        }
+        counts.region_age_hva_fast = Some(regions[0]);
+        counts.region_age_hva_slow = Some(regions[1]);
+        Some(counts)
+    }
+}
