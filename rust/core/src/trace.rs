@@ -80,6 +80,8 @@ counters! {
     RmapLocks = "rmap_locks",
     /// Rounds spent waiting for an rmap chain's bit.
     RmapSpins = "rmap_spins",
+    /// Exchanges for an rmap chain's bit that another thread spoiled.
+    RmapLost = "rmap_lost",
     /// SPTEs visited through rmap chains.
     RmapSptes = "rmap_sptes",
     /// mmu_lock acquisitions for read.

@@ -26,6 +26,7 @@ pub const USUAL: Bound = Bound {
     full: 3,
 };
 
+static SPAWNED: AtomicBool = AtomicBool::new(false);
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 static RUNS: AtomicU64 = AtomicU64::new(0);
 static REPORTED: AtomicBool = AtomicBool::new(false);
@@ -113,6 +114,7 @@ pub fn check(claim: &str, bound: Bound, model: impl Fn() + Send + Sync + 'static
         let model = Arc::clone(&model);
         builder.check(move || {
             RUNS.fetch_add(1, Ordering::SeqCst);
+            SPAWNED.store(false, Ordering::SeqCst);
             step::begin();
             step::thread("main");
             model();
@@ -132,6 +134,10 @@ pub fn spawn<T: 'static>(
     name: &'static str,
     body: impl FnOnce() -> T + 'static,
 ) -> loom::thread::JoinHandle<T> {
+    if !SPAWNED.swap(true, Ordering::SeqCst) {
+        // Until now the model was being set up.
+        step::clear();
+    }
     loom::thread::spawn(move || {
         step::thread(name);
         body()
