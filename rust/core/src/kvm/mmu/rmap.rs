@@ -134,7 +134,8 @@ impl RmapHead<'_> {
         let backoff = Backoff::new();
         loop {
             counters.add(Counter::RmapSpins, 1);
-            let stale = mutant::active(Mutant::PauseAfterRead).then(|| self.0.load(Ordering::Relaxed));
+            let stale =
+                mutant::active(Mutant::PauseAfterRead).then(|| self.0.load(Ordering::Relaxed));
             backoff.wait();
             let seen = stale.unwrap_or_else(|| self.0.load(Ordering::Relaxed));
             if seen & RMAP_LOCKED == 0 {
