@@ -401,6 +401,52 @@ fn without_force_only_those_that_ran_are_walked_and_only_busy_tables() {
 }
 
 #[test]
+fn an_mm_that_is_new_turns_force_scan_on_for_those_after_it() {
+    let (host, memcg, old) = machine(8192);
+    let cpu = Cpu::new(&host);
+    let add = |mm: &Arc<Mm>| {
+        let at = map(&host, mm, Kind::Anon, 4, VmFlags::default());
+        populate(&cpu, mm, at, 4);
+        mm.ran.store(0, Ordering::Relaxed);
+    };
+    add(&old);
+    let pass = age(&cpu, &memcg, 0, true, true).expect("aged").counters;
+    assert_eq!(pass.get(Counter::MmLeafTotal), 4);
+    // None of them ran; the first is known, the others are new.
+    let others = [(); 2].map(|()| host.create_mm(memcg.id).expect("mm"));
+    others.iter().for_each(add);
+    // Retire what the first pass emptied, so that an unforced one may run.
+    let gone = evict::run_eviction(&cpu, &memcg, &memcg.lruvecs[0], 2, 200, u64::MAX);
+    assert_eq!(gone.expect("retired"), 0);
+    let pass = age(&cpu, &memcg, 0, true, false).expect("aged").counters;
+    assert_eq!(pass.get(Counter::MmLeafTotal), 8, "the two new ones");
+}
+
+#[test]
+fn a_promoted_page_starts_to_count_references_anew() {
+    let (host, memcg, mm) = machine(4096);
+    let cpu = Cpu::new(&host);
+    let at = map(&host, &mm, Kind::File, 2, VmFlags::default());
+    for n in [0, 1] {
+        mm.touch(&cpu, at + n * PAGE_SIZE, false, None)
+            .expect("touched");
+    }
+    age(&cpu, &memcg, 0, true, true).expect("aged");
+    let refs = |n: u64| {
+        let word = host.memory.word(mm.lookup(at + n * PAGE_SIZE).1.pfn());
+        youngbit_core::lru_gen::folio::lru_refs(word.get())
+    };
+    for n in [0, 1] {
+        let pfn = mm.lookup(at + n * PAGE_SIZE).1.pfn();
+        (0..9).for_each(|_| youngbit_core::lru_gen::mark_accessed(&host.memory, pfn));
+        assert_eq!(refs(n), 4, "as far as it counts");
+    }
+    mm.touch(&cpu, at, false, None).expect("touched");
+    age(&cpu, &memcg, 0, true, true).expect("aged");
+    assert_eq!((refs(0), refs(1)), (0, 4));
+}
+
+#[test]
 fn the_nonleaf_bit_narrows_only_without_the_capability() {
     let (host, memcg, mm) = machine(4096);
     let cpu = Cpu::new(&host);
