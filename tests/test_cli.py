@@ -196,9 +196,9 @@ def test_replay_without_a_tlb_is_exact():
 
 
 def test_replay_with_a_tlb_misses_what_the_tlb_hides():
-    found = result("replay", "--every", "5000")
+    found = result("replay", "--every", "5000", "--tlb", "1536")
     assert all(each["precision"] == 1.0 for each in found["passes"])
-    assert any(each["recall"] < 1.0 for each in found["passes"])
+    assert any(each["recall"] < 0.5 for each in found["passes"])
 
 
 def test_replay_prints_a_table_and_draws(tmp_path):

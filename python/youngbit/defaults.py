@@ -47,7 +47,9 @@ LIVE: Final = True
 
 # The command `replay`.
 REPLAY_EVERY: Final = 4000
-REPLAY_TLB_ENTRIES: Final = 1536
+#: A first-level TLB. A recording has one access a page and window where the
+#: program made thousands, so it presses on the TLB far less than the program did.
+REPLAY_TLB_ENTRIES: Final = 64
 
 # Plots.
 PLOT_DPI: Final = 120
