@@ -2,6 +2,7 @@
 
 use crate::cpu::Cpu;
 use crate::error::{Errno, Error, Result};
+use crate::lru_gen::reclaim::NodeReclaim;
 use crate::lru_gen::{self, LruVec};
 use crate::mm::address_space::{AddressSpace, AddressSpaces, Kind};
 use crate::mm::memory::PhysMem;
@@ -11,7 +12,7 @@ use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::sync::lock::{Mutex, RwSem};
 use crate::sync::rcu::Domain;
 use crate::trace::{CounterTotals, Record};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 /// The host's clock, which birth times and trace records are taken from.
@@ -38,6 +39,37 @@ impl Clock {
         if let Clock::Virtual(now) = self {
             now.fetch_add(ns, Ordering::Relaxed);
         }
+    }
+}
+
+/// Memory cgroups by number: written once each, and never moved, so that a
+/// folio's owner is found without a lock or a reference.
+struct MemcgTable {
+    creating: Mutex<()>,
+    chunks: Vec<OnceLock<Box<MemcgChunk>>>,
+}
+
+type MemcgChunk = [OnceLock<Arc<Memcg>>; 256];
+
+impl MemcgTable {
+    fn new() -> Self {
+        MemcgTable {
+            creating: Mutex::new(()),
+            chunks: (0..256).map(|_| OnceLock::new()).collect(),
+        }
+    }
+
+    #[inline]
+    fn get(&self, id: u16) -> Option<&Arc<Memcg>> {
+        self.chunks[usize::from(id >> 8)].get()?[usize::from(id & 0xff)].get()
+    }
+
+    /// Put a new one in its place; the caller holds `creating`.
+    fn put(&self, memcg: Arc<Memcg>) {
+        let chunk = self.chunks[usize::from(memcg.id >> 8)]
+            .get_or_init(|| Box::new([const { OnceLock::new() }; 256]));
+        let place = &chunk[usize::from(memcg.id & 0xff)];
+        assert!(place.set(memcg).is_ok(), "a memory cgroup was made twice");
     }
 }
 
@@ -69,7 +101,9 @@ pub struct Host {
     pub swap: Swap,
     /// Settings of the multi-gen LRU.
     pub lru_gen: lru_gen::Settings,
-    memcgs: RwSem<Vec<Arc<Memcg>>>,
+    memcgs: MemcgTable,
+    /// The memory cgroup LRU of each node, for reclaim from the whole machine.
+    pub(crate) nodes: Vec<NodeReclaim>,
     mms: RwSem<Vec<Arc<Mm>>>,
     next_mm: AtomicU32,
     trace_mask: AtomicU32,
@@ -95,7 +129,10 @@ impl Host {
             totals: CounterTotals::default(),
             spaces: AddressSpaces::default(),
             lru_gen: lru_gen::Settings::default(),
-            memcgs: RwSem::new(Vec::new()),
+            memcgs: MemcgTable::new(),
+            nodes: (0..memory.nr_nodes())
+                .map(|node| NodeReclaim::new(memory.node_pages(node)))
+                .collect(),
             mms: RwSem::new(Vec::new()),
             next_mm: AtomicU32::new(1),
             trace_mask: AtomicU32::new(0),
@@ -112,7 +149,8 @@ impl Host {
     /// # Errors
     /// `EEXIST` when the name is taken, `ENOSPC` after 65,535 cgroups.
     pub fn create_memcg(&self, name: &str) -> Result<Arc<Memcg>> {
-        let mut memcgs = self.memcgs.write();
+        let _creating = self.memcgs.creating.lock();
+        let memcgs = self.memcgs();
         if memcgs.iter().any(|memcg| memcg.name == name) {
             return Err(Error::new(
                 Errno::EEXIST,
@@ -125,18 +163,28 @@ impl Host {
             .map(|node| LruVec::new(id, node, self.clock.now_ns()))
             .collect();
         let memcg = Arc::new(Memcg::new(id, name.to_owned(), lruvecs));
-        memcgs.push(Arc::clone(&memcg));
+        self.memcgs.put(Arc::clone(&memcg));
+        for node in &self.nodes {
+            node.online_memcg(id);
+        }
         Ok(memcg)
     }
 
     /// A memory cgroup by number.
     pub fn memcg(&self, id: u16) -> Option<Arc<Memcg>> {
-        self.memcgs.read().get(usize::from(id)).cloned()
+        self.memcgs.get(id).cloned()
+    }
+
+    /// A memory cgroup by number, without counting a reference: they live as
+    /// long as the host.
+    #[inline]
+    pub fn memcg_ref(&self, id: u16) -> Option<&Memcg> {
+        self.memcgs.get(id).map(|memcg| &**memcg)
     }
 
     /// Every memory cgroup, the root first.
     pub fn memcgs(&self) -> Vec<Arc<Memcg>> {
-        self.memcgs.read().clone()
+        (0..=u16::MAX).map_while(|id| self.memcg(id)).collect()
     }
 
     /// A new process in a memory cgroup.
@@ -176,6 +224,23 @@ impl Host {
         self.spaces.create(kind, nr_pages)
     }
 
+    /// Delete a file or shmem: its pages are unmapped and dropped, its swap
+    /// slots given back (`evict_inode()`).
+    ///
+    /// # Errors
+    /// `EBUSY` while something maps it.
+    pub fn remove_space(&self, cpu: &Cpu, space: &Arc<AddressSpace>) -> Result<()> {
+        if !space.mapped().is_empty() {
+            return Err(Error::new(
+                Errno::EBUSY,
+                format!("address space {} is still mapped", space.id),
+            ));
+        }
+        crate::mm::filemap::truncate(cpu, space);
+        self.spaces.remove(space);
+        cpu.check_error()
+    }
+
     /// A folio charged to a memory cgroup, on no list.
     ///
     /// # Errors
@@ -195,7 +260,7 @@ impl Host {
     /// Uncharge and free a folio that is on no list and mapped by nobody.
     pub fn free_folio(&self, pfn: Pfn) {
         let word = self.memory.word(pfn).get();
-        if let Some(owner) = self.memcg(word.memcg()) {
+        if let Some(owner) = self.memcg_ref(word.memcg()) {
             owner.uncharge(word.nr_pages());
         }
         self.memory.free(pfn);

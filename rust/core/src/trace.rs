@@ -4,7 +4,7 @@
 //! counting shares no cache line; they are added to the host's totals when the
 //! `Cpu` goes. What one call did is therefore its `Cpu`'s counters.
 
-use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::atomic::{Ordering, Tally};
 use std::cell::Cell;
 
 macro_rules! counters {
@@ -80,6 +80,8 @@ counters! {
     RmapLocks = "rmap_locks",
     /// Rounds spent waiting for an rmap chain's bit.
     RmapSpins = "rmap_spins",
+    /// Exchanges for an rmap chain's bit that another thread spoiled.
+    RmapLost = "rmap_lost",
     /// SPTEs visited through rmap chains.
     RmapSptes = "rmap_sptes",
     /// Non-present SPTEs that an rmap walk met under mmu_lock: must stay 0.
@@ -166,6 +168,16 @@ counters! {
     RestoreAnon = "workingset_restore_anon",
     /// Refaulted file pages restored to the working set.
     RestoreFile = "workingset_restore_file",
+    /// File pages written back.
+    FileWritten = "file_written",
+    /// Rounds of direct reclaim, for a memory cgroup or a node (allocstall).
+    DirectReclaim = "allocstall",
+    /// Times that kswapd was woken (pageoutrun).
+    KswapdRuns = "pageoutrun",
+    /// Nanoseconds that tasks over memory.high would have been put to sleep.
+    HighThrottleNs = "memory_high_throttle_ns",
+    /// Out-of-memory events: no memory could be had, or min_ttl_ms was missed.
+    OomEvents = "oom",
 }
 
 /// How many counters there are.
@@ -236,11 +248,11 @@ impl CounterValues {
 }
 
 /// The sums over all threads that have finished.
-pub struct CounterTotals([AtomicU64; NR_COUNTERS]);
+pub struct CounterTotals([Tally; NR_COUNTERS]);
 
 impl Default for CounterTotals {
     fn default() -> Self {
-        CounterTotals(std::array::from_fn(|_| AtomicU64::new(0)))
+        CounterTotals(std::array::from_fn(|_| Tally::new(0)))
     }
 }
 
@@ -253,6 +265,19 @@ impl CounterTotals {
                 total.fetch_add(n, Ordering::Relaxed);
             }
         }
+    }
+
+    /// Add to one of them.
+    #[inline]
+    pub fn add(&self, counter: Counter, n: u64) {
+        if n != 0 {
+            self.0[counter as usize].fetch_add(n, Ordering::Relaxed);
+        }
+    }
+
+    /// One of the sums now.
+    pub fn get(&self, counter: Counter) -> u64 {
+        self.0[counter as usize].load(Ordering::Relaxed)
     }
 
     /// The sums now.

@@ -10,7 +10,6 @@ use crate::mm::folio::{
 };
 use crate::mm::{Memcg, PhysMem};
 use crate::trace::Counter;
-use std::sync::Arc;
 
 /// Referenced and workingset (`LRU_REFS_FLAGS`).
 pub const REFS_FLAGS: u64 = REFERENCED | WORKINGSET;
@@ -23,9 +22,9 @@ pub fn lru_refs(word: Word) -> u64 {
 }
 
 /// The memory cgroup that a folio is charged to.
-pub(crate) fn memcg_of(cpu: &Cpu, word: Word) -> Arc<Memcg> {
+pub(crate) fn memcg_of(cpu: &Cpu, word: Word) -> &Memcg {
     cpu.host()
-        .memcg(word.memcg())
+        .memcg_ref(word.memcg())
         .expect("a charged folio's memory cgroup exists")
 }
 

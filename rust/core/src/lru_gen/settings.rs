@@ -1,6 +1,7 @@
 //! What the multi-gen LRU of a host is told to do: the files below
 //! `/sys/kernel/mm/lru_gen`, and which kernel it stands for.
 
+use super::policy::PolicySlot;
 use crate::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 /// Capability bits of `/sys/kernel/mm/lru_gen/enabled`.
@@ -48,6 +49,8 @@ pub struct Settings {
     asking: AtomicU8,
     min_ttl_ms: AtomicU32,
     swappiness: AtomicU32,
+    /// What decides which pages reclaim takes, and when it ages.
+    pub policy: PolicySlot,
 }
 
 impl Default for Settings {
@@ -58,6 +61,7 @@ impl Default for Settings {
             asking: AtomicU8::new(Asking::FastOnly as u8),
             min_ttl_ms: AtomicU32::new(0),
             swappiness: AtomicU32::new(60),
+            policy: PolicySlot::default(),
         }
     }
 }

@@ -10,7 +10,7 @@ use super::Mm;
 use super::folio::Pfn;
 use super::vma::Vma;
 use crate::sync::atomic::{AtomicU8, zeroed};
-use crate::sync::lock::{Mutex, RwSem};
+use crate::sync::lock::{Mutex, RwLockReadGuard, RwSem};
 use std::sync::{Arc, Weak};
 
 /// What kind of memory an address space is.
@@ -53,6 +53,9 @@ impl Slot {
     }
 }
 
+/// One VMA of one mm that maps an address space.
+pub(crate) type Mapped = (Weak<Mm>, Vma);
+
 /// An anon_vma or an inode's mapping.
 pub struct AddressSpace {
     /// Its number, which folios carry; never 0.
@@ -60,7 +63,7 @@ pub struct AddressSpace {
     /// What it is.
     pub kind: Kind,
     /// Every VMA that maps it (`i_mmap`, or the anon_vma's tree).
-    i_mmap: RwSem<Vec<(Weak<Mm>, Vma)>>,
+    i_mmap: RwSem<Vec<Mapped>>,
     /// The page cache (`i_pages`), by page index; empty for anonymous memory.
     pages: Mutex<Vec<u64>>,
     /// Content of a file on its device, one byte a page.
@@ -120,6 +123,14 @@ impl AddressSpace {
             .retain(|(m, vma)| vma.start != start || !std::ptr::eq(m.as_ptr(), mm));
     }
 
+    pub(crate) fn mapped(&self) -> RwLockReadGuard<'_, Vec<Mapped>> {
+        self.i_mmap.read()
+    }
+
+    pub(crate) fn try_mapped(&self) -> Option<RwLockReadGuard<'_, Vec<Mapped>>> {
+        self.i_mmap.try_read()
+    }
+
     /// Call `visit(mm, vma, address)` for every place that page `index` is
     /// mapped at, until it returns false (`rmap_walk()`).
     pub fn rmap_walk(&self, index: u64, mut visit: impl FnMut(&Arc<Mm>, &Vma, u64) -> bool) {
@@ -134,31 +145,81 @@ impl AddressSpace {
 }
 
 /// Every address space of a host, by number.
+///
+/// Files and shmem stay until they are removed, as inodes do, for their pages
+/// are cached whether or not something maps them. An anonymous one goes with
+/// its last VMA.
 #[derive(Default)]
 pub struct AddressSpaces {
-    list: RwSem<Vec<Weak<AddressSpace>>>,
+    list: RwSem<Vec<Entry>>,
+}
+
+enum Entry {
+    Anon(Weak<AddressSpace>),
+    Inode(Arc<AddressSpace>),
+    Free,
+}
+
+impl Entry {
+    fn get(&self) -> Option<Arc<AddressSpace>> {
+        match self {
+            Entry::Anon(space) => space.upgrade(),
+            Entry::Inode(space) => Some(Arc::clone(space)),
+            Entry::Free => None,
+        }
+    }
+
+    fn is_free(&self) -> bool {
+        match self {
+            Entry::Anon(space) => space.strong_count() == 0,
+            Entry::Inode(_) => false,
+            Entry::Free => true,
+        }
+    }
 }
 
 impl AddressSpaces {
     /// A new one of `nr_pages` pages (0 for anonymous memory).
     pub fn create(&self, kind: Kind, nr_pages: u64) -> Arc<AddressSpace> {
         let mut list = self.list.write();
-        // A number whose address space is gone is named by no folio: the last
-        // VMA and the last cached page held it.
-        let at = list.iter().position(|space| space.strong_count() == 0);
-        let at = at.unwrap_or(list.len());
+        // A number whose address space is gone is named by no folio that is
+        // mapped: the last VMA held it.
+        let at = list.iter().position(Entry::is_free).unwrap_or(list.len());
         let space = Arc::new(AddressSpace::new(at as u32 + 1, kind, nr_pages as usize));
-        let weak = Arc::downgrade(&space);
+        let entry = match kind {
+            Kind::Anon => Entry::Anon(Arc::downgrade(&space)),
+            Kind::Shmem | Kind::File => Entry::Inode(Arc::clone(&space)),
+        };
         match list.get_mut(at) {
-            Some(free) => *free = weak,
-            None => list.push(weak),
+            Some(free) => *free = entry,
+            None => list.push(entry),
         }
         space
+    }
+
+    /// Forget one whose pages are gone.
+    pub(crate) fn remove(&self, space: &AddressSpace) {
+        let mut list = self.list.write();
+        if let Some(entry) = list.get_mut(space.id as usize - 1) {
+            *entry = Entry::Free;
+        }
+    }
+
+    /// Every file and shmem.
+    pub fn all(&self) -> Vec<Arc<AddressSpace>> {
+        self.list
+            .read()
+            .iter()
+            .filter_map(|entry| match entry {
+                Entry::Inode(space) => Some(Arc::clone(space)),
+                Entry::Anon(_) | Entry::Free => None,
+            })
+            .collect()
     }
 
     /// The one that a folio's mapping field names.
     pub fn get(&self, id: u32) -> Option<Arc<AddressSpace>> {
         let list = self.list.read();
-        list.get((id as usize).checked_sub(1)?)?.upgrade()
+        list.get((id as usize).checked_sub(1)?)?.get()
     }
 }

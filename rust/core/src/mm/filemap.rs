@@ -1,16 +1,43 @@
-//! The page cache: finding and reading in pages of files and shmem.
+//! The page cache: pages of files and shmem, found, read in, read and written
+//! by file descriptor, written back, truncated (`mm/filemap.c`, `mm/shmem.c`,
+//! `mm/page-writeback.c`).
+//!
+//! A page-cache entry changes under the cache's lock. Whoever uses a page
+//! without mapping it (a read, a write) does so under that lock, and mapping it
+//! happens under it, so reclaim, which removes the entry under it if nothing
+//! maps the page, never frees a page in use.
 
 use super::address_space::{AddressSpace, Kind, Slot};
-use super::folio::{ACTIVE, FolioWord, Pfn, SWAPBACKED};
+use super::folio::{
+    ACTIVE, DIRTY, FolioWord, LOCKED, LRU, Pfn, RECLAIM, REFERENCED, SWAPBACKED, UNEVICTABLE,
+    WRITEBACK,
+};
 use super::memcg::Memcg;
+use super::release_if_unused;
+use super::rmap::{self, Rmap};
+use super::swap::{self, FolioLock};
 use crate::cpu::Cpu;
-use crate::error::Result;
-use crate::lru_gen;
+use crate::error::{Errno, Error, Result};
+use crate::lru_gen::{self, workingset};
 use crate::sync::atomic::Ordering;
+use crate::sync::spin::Backoff;
+use crate::trace::Counter;
 use std::sync::Arc;
 
-/// The frame of page `index`, and whether it had to be read in. `active` asks
-/// for the youngest generation when it is new.
+/// What a new page is wanted for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Want {
+    /// A page table: the page is active if the flag is set.
+    Fault(bool),
+    /// A read by descriptor.
+    Read,
+    /// A write by descriptor of the whole page: its old content is not read,
+    /// and its return is no refault.
+    Write,
+}
+
+/// The frame of page `index` for a page table, and whether it had to be read
+/// in. `active` asks for the youngest generation when it is new.
 ///
 /// # Errors
 /// `ENOMEM`.
@@ -21,38 +48,344 @@ pub(crate) fn get(
     index: u64,
     active: bool,
 ) -> Result<(Pfn, bool)> {
-    if let Slot::Page(pfn) = space.slot(index) {
-        return Ok((pfn, false));
+    lookup(cpu, memcg, space, index, Want::Fault(active))
+}
+
+/// Find page `index`, or bring it in.
+fn lookup(
+    cpu: &Cpu,
+    memcg: &Memcg,
+    space: &Arc<AddressSpace>,
+    index: u64,
+    want: Want,
+) -> Result<(Pfn, bool)> {
+    loop {
+        match space.slot(index) {
+            Slot::Page(pfn) => return Ok((pfn, false)),
+            Slot::Value(value) if space.kind == Kind::Shmem => {
+                if let Some(found) = swap_in(cpu, memcg, space, index, value as u32, want)? {
+                    return Ok(found);
+                }
+            }
+            _ => {
+                if let Some(pfn) = read_in(cpu, memcg, space, index, want)? {
+                    return Ok((pfn, space.kind == Kind::File));
+                }
+            }
+        }
     }
-    let host = cpu.host();
+}
+
+/// A new folio that says what it is, in no cache yet.
+fn new_folio(cpu: &Cpu, memcg: &Memcg, space: &AddressSpace, index: u64) -> Result<Pfn> {
     let flags = if space.kind == Kind::Shmem {
         SWAPBACKED
     } else {
         0
     };
-    let pfn = host.alloc_folio(cpu, memcg, 0, flags)?;
-    let memory = &host.memory;
+    let pfn = cpu.host().alloc_folio(cpu, memcg, 0, flags)?;
+    let memory = &cpu.host().memory;
     memory.mapping(pfn).store(space.id, Ordering::Relaxed);
     memory.pgoff(pfn).store(index as u32, Ordering::Relaxed);
+    Ok(pfn)
+}
+
+/// Give back a folio that was never published.
+fn discard(cpu: &Cpu, pfn: Pfn) {
+    cpu.host().memory.mapping(pfn).store(0, Ordering::Relaxed);
+    cpu.host().free_folio(pfn);
+}
+
+/// Read page `index` from its device, or make a page of zeros for shmem
+/// (`filemap_add_folio()`); `None` when the entry changed meanwhile.
+fn read_in(
+    cpu: &Cpu,
+    memcg: &Memcg,
+    space: &AddressSpace,
+    index: u64,
+    want: Want,
+) -> Result<Option<Pfn>> {
+    let pfn = new_folio(cpu, memcg, space, index)?;
+    let memory = &cpu.host().memory;
     if space.kind == Kind::File {
         let byte = space.store(index).load(Ordering::Relaxed);
         memory.content(pfn).store(byte, Ordering::Relaxed);
     }
-    if active {
+    if want == Want::Fault(true) {
         memory.word(pfn).set(ACTIVE);
     }
-    let mut winner = pfn;
-    space.update_slot(index, |slot| match slot {
-        Slot::Page(other) => {
-            winner = other;
-            slot
+    let mut shadow = None;
+    let old = space.update_slot(index, |slot| match slot {
+        Slot::Empty => Slot::Page(pfn),
+        Slot::Value(value) if space.kind == Kind::File => {
+            shadow = Some(value);
+            Slot::Page(pfn)
         }
-        _ => Slot::Page(pfn),
+        other => other,
     });
-    if winner != pfn {
-        host.free_folio(pfn);
-        return Ok((winner, false));
+    if matches!(old, Slot::Page(_)) || (space.kind == Kind::Shmem && old != Slot::Empty) {
+        discard(cpu, pfn);
+        return Ok(None);
+    }
+    if let Some(shadow) = shadow
+        && want != Want::Write
+    {
+        workingset::refault(cpu, pfn, shadow, want == Want::Fault(true));
     }
     lru_gen::add_folio(cpu, pfn);
-    Ok((pfn, space.kind == Kind::File))
+    // Truncated before it was on a list: then nobody else frees it.
+    release_if_unused(cpu, pfn);
+    Ok(Some(pfn))
+}
+
+/// Bring back a shmem page that the page cache says is in swap `slot`.
+fn swap_in(
+    cpu: &Cpu,
+    memcg: &Memcg,
+    space: &AddressSpace,
+    index: u64,
+    slot: u32,
+    want: Want,
+) -> Result<Option<(Pfn, bool)>> {
+    let named = Slot::Value(u64::from(slot));
+    let found = swap::swapin_shmem(
+        cpu,
+        slot,
+        want == Want::Fault(true),
+        || space.slot(index) == named,
+        || new_folio(cpu, memcg, space, index),
+        |pfn| {
+            space.update_slot(
+                index,
+                |now| if now == named { Slot::Page(pfn) } else { now },
+            ) == named
+        },
+    )?;
+    if let Some((pfn, _)) = found {
+        release_if_unused(cpu, pfn);
+    }
+    Ok(found)
+}
+
+fn check_index(space: &AddressSpace, index: u64) -> Result<()> {
+    if space.kind == Kind::Anon || index >= space.nr_pages() {
+        return Err(Error::new(
+            Errno::EINVAL,
+            format!(
+                "page {index} of address space {}: it has {} pages that descriptors reach",
+                space.id,
+                space.nr_pages()
+            ),
+        ));
+    }
+    Ok(())
+}
+
+/// Use page `index` under the cache's lock, which keeps it there.
+fn with_page<R>(
+    cpu: &Cpu,
+    memcg: &Memcg,
+    space: &Arc<AddressSpace>,
+    index: u64,
+    want: Want,
+    act: impl Fn(Pfn) -> R,
+) -> Result<R> {
+    check_index(space, index)?;
+    loop {
+        let (pfn, _) = lookup(cpu, memcg, space, index, want)?;
+        let mut result = None;
+        space.update_slot(index, |slot| {
+            if slot == Slot::Page(pfn) {
+                result = Some(act(pfn));
+            }
+            slot
+        });
+        if let Some(result) = result {
+            return Ok(result);
+        }
+    }
+}
+
+/// Read page `index` by file descriptor (`filemap_read()`): the page is
+/// brought in if need be, and the access counted. Returns its content.
+///
+/// # Errors
+/// `EINVAL` beyond the end, `ENOMEM`.
+pub fn read(cpu: &Cpu, memcg: &Memcg, space: &Arc<AddressSpace>, index: u64) -> Result<u8> {
+    let memory = &cpu.host().memory;
+    with_page(cpu, memcg, space, index, Want::Read, |pfn| {
+        lru_gen::mark_accessed(memory, pfn);
+        memory.content(pfn).load(Ordering::Relaxed)
+    })
+}
+
+/// Write the whole page `index` by file descriptor
+/// (`generic_perform_write()`): the page becomes dirty; writes are not counted
+/// as accesses.
+///
+/// # Errors
+/// `EINVAL` beyond the end, `ENOMEM`.
+pub fn write(
+    cpu: &Cpu,
+    memcg: &Memcg,
+    space: &Arc<AddressSpace>,
+    index: u64,
+    byte: u8,
+) -> Result<()> {
+    let memory = &cpu.host().memory;
+    with_page(cpu, memcg, space, index, Want::Write, |pfn| {
+        memory.content(pfn).store(byte, Ordering::Relaxed);
+        memory.word(pfn).set(DIRTY);
+    })
+}
+
+/// Write up to `limit` dirty pages of a file back to its device
+/// (`write_cache_pages()`). Each is write-protected first, so that a later
+/// write makes it dirty again. Returns how many were written.
+pub fn writeback(cpu: &Cpu, space: &AddressSpace, limit: u64) -> u64 {
+    if space.kind != Kind::File {
+        return 0;
+    }
+    let memory = &cpu.host().memory;
+    let mut written = 0;
+    for index in 0..space.nr_pages() {
+        if written == limit || cpu.poll() {
+            break;
+        }
+        let Slot::Page(pfn) = space.slot(index) else {
+            continue;
+        };
+        if !memory.word(pfn).get().has(DIRTY) {
+            continue;
+        }
+        // Locked under the cache's lock: the folio is this page, and locked it
+        // stays in the cache.
+        let mut lock = None;
+        space.update_slot(index, |slot| {
+            if slot == Slot::Page(pfn) {
+                lock = FolioLock::try_new(memory.word(pfn));
+            }
+            slot
+        });
+        let Some(_locked) = lock else {
+            continue;
+        };
+        let rmap = Rmap::lock(space);
+        // The entries first: taking the page from a secondary MMU makes it
+        // dirty. The content last: a write in between is in it, and makes its
+        // entry or the folio dirty again.
+        rmap::mkclean(cpu, &rmap, pfn);
+        memory.word(pfn).clear(DIRTY);
+        let byte = memory.content(pfn).load(Ordering::Relaxed);
+        space.store(index).store(byte, Ordering::Relaxed);
+        written += 1;
+    }
+    // The locks are gone: what reclaim waited for goes to the tail.
+    if written > 0 {
+        rotate_reclaimable(cpu, space);
+    }
+    cpu.count_n(Counter::FileWritten, written);
+    written
+}
+
+/// Move clean pages that reclaim has met dirty to the end where it takes them
+/// first (`folio_rotate_reclaimable()`, at the end of writeback).
+fn rotate_reclaimable(cpu: &Cpu, space: &AddressSpace) {
+    let host = cpu.host();
+    let memory = &host.memory;
+    for index in 0..space.nr_pages() {
+        let Slot::Page(pfn) = space.slot(index) else {
+            continue;
+        };
+        let word = memory.word(pfn);
+        let seen = word.get();
+        if !seen.has(RECLAIM) || seen.any(DIRTY | WRITEBACK) {
+            continue;
+        }
+        word.clear(RECLAIM);
+        if seen.any(LOCKED | UNEVICTABLE) || !word.clear(LRU).has(LRU) {
+            continue;
+        }
+        let Some(memcg) = host.memcg_ref(seen.memcg()) else {
+            continue;
+        };
+        let lruvec = &memcg.lruvecs[seen.node()];
+        {
+            let mut lists = lruvec.lru_lock.lock();
+            lruvec.del_folio(&mut lists, memory, pfn, false);
+            word.clear(ACTIVE);
+            word.set(LRU);
+            lruvec.add_folio(&mut lists, memory, pfn, true);
+        }
+        release_if_unused(cpu, pfn);
+    }
+}
+
+/// Drop every page of a file or shmem (`truncate_inode_pages()`): unmapped,
+/// secondary MMUs first; content, dirty or not, is lost.
+pub fn truncate(cpu: &Cpu, space: &AddressSpace) {
+    let host = cpu.host();
+    let memory = &host.memory;
+    let backoff = Backoff::new();
+    for index in 0..space.nr_pages() {
+        loop {
+            match space.slot(index) {
+                Slot::Empty => break,
+                Slot::Value(value) => {
+                    let gone = Slot::Value(value);
+                    let was =
+                        space.update_slot(index, |now| if now == gone { Slot::Empty } else { now });
+                    if was == gone && space.kind == Kind::Shmem {
+                        host.swap.free(cpu, value as u32);
+                    }
+                }
+                Slot::Page(pfn) => {
+                    let mut lock = None;
+                    space.update_slot(index, |slot| {
+                        if slot == Slot::Page(pfn) {
+                            lock = FolioLock::try_new(memory.word(pfn));
+                        }
+                        slot
+                    });
+                    let Some(locked) = lock else {
+                        backoff.wait();
+                        continue;
+                    };
+                    let rmap = Rmap::lock(space);
+                    rmap::try_to_unmap(cpu, &rmap, pfn, None);
+                    let mut gone = false;
+                    space.update_slot(index, |slot| {
+                        // Mapped again: once more.
+                        if memory.mapcount(pfn) != 0 {
+                            return slot;
+                        }
+                        gone = true;
+                        Slot::Empty
+                    });
+                    if gone {
+                        memory.word(pfn).clear(DIRTY | REFERENCED);
+                        memory.mapping(pfn).store(0, Ordering::SeqCst);
+                    }
+                    drop(locked);
+                    if gone {
+                        release_if_unused(cpu, pfn);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Write back up to `limit` dirty pages of any file
+/// (`wakeup_flusher_threads()`, here in the thread that asks). Returns how many
+/// were written.
+pub(crate) fn flush_some(cpu: &Cpu, limit: u64) -> u64 {
+    let mut left = limit;
+    for space in cpu.host().spaces.all() {
+        if left == 0 {
+            break;
+        }
+        left -= writeback(cpu, &space, left);
+    }
+    limit - left
 }

@@ -1,7 +1,9 @@
 //! Memory cgroups: who owns a page, how much one may own (`mm/memcontrol.c`).
 
+use crate::cpu::Cpu;
 use crate::lru_gen::{LruVec, MmList};
 use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::trace::{Counter, CounterTotals};
 
 /// A limit that is never reached.
 pub const UNLIMITED: u64 = u64::MAX;
@@ -21,6 +23,8 @@ pub struct Memcg {
     pub lruvecs: Vec<LruVec>,
     /// The processes in it, for aging.
     pub mm_list: MmList,
+    /// What happened in it, for `memory.stat`: faults, reclaim, refaults.
+    pub stat: CounterTotals,
 }
 
 impl Memcg {
@@ -33,7 +37,16 @@ impl Memcg {
             high: AtomicU64::new(UNLIMITED),
             mm_list: MmList::new(lruvecs.len()),
             lruvecs,
+            stat: CounterTotals::default(),
         }
+    }
+
+    /// Count `n` of an event that `memory.stat` shows, here and for the
+    /// thread.
+    #[inline]
+    pub(crate) fn count(&self, cpu: &Cpu, counter: Counter, n: u64) {
+        cpu.count_n(counter, n);
+        self.stat.add(counter, n);
     }
 
     /// Pages charged.
@@ -51,6 +64,23 @@ impl Memcg {
             return false;
         }
         true
+    }
+
+    /// Charge pages whatever the limit says.
+    pub(crate) fn force_charge(&self, pages: u64) {
+        self.usage.fetch_add(pages, Ordering::Relaxed);
+    }
+
+    /// Pages left below `max` (`mem_cgroup_margin()`).
+    pub(crate) fn margin(&self) -> u64 {
+        let max = self.max.load(Ordering::Relaxed);
+        max.saturating_sub(self.usage())
+    }
+
+    /// Whether pages are charged above `high`.
+    #[inline]
+    pub(crate) fn is_over_high(&self) -> bool {
+        self.usage() > self.high.load(Ordering::Relaxed)
     }
 
     /// Give pages back.

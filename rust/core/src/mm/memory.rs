@@ -122,6 +122,11 @@ impl PhysMem {
         (self.nodes[node].start, self.nodes[node].end)
     }
 
+    /// Frames of a node.
+    pub fn node_pages(&self, node: usize) -> u64 {
+        u64::from(self.nodes[node].end - self.nodes[node].start)
+    }
+
     /// Free frames of a node. Frames in a thread's own cache count as used.
     pub fn nr_free(&self, node: usize) -> u64 {
         u64::from(self.nodes[node].nr_free.load(Ordering::Relaxed))

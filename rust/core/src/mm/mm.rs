@@ -1,7 +1,9 @@
 //! An address space: mapping, faulting, touching and unmapping memory.
 
 use super::address_space::{AddressSpace, Kind, Slot};
-use super::folio::{ACTIVE, ANON, DIRTY as FOLIO_DIRTY, FolioWord, HUGETLB, LRU, Pfn, SWAPBACKED};
+use super::folio::{
+    ACTIVE, ANON, DIRTY as FOLIO_DIRTY, FolioWord, HUGETLB, LRU, Pfn, SWAPBACKED, SWAPCACHE, TAIL,
+};
 use super::memcg::Memcg;
 use super::memory::{PAGE_SHIFT, PAGE_SIZE, PMD_ORDER, PhysMem};
 use super::notifier::NotifierList;
@@ -12,6 +14,7 @@ use super::pagetable::{
 use super::vma::{VmFlags, Vma, Vmas};
 use crate::cpu::Cpu;
 use crate::error::{Errno, Error, Result};
+use crate::host::Host;
 use crate::lru_gen;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::lock::RwSem;
@@ -85,6 +88,13 @@ impl Mm {
         if self.ran.load(Ordering::Relaxed) != u64::MAX {
             self.ran.store(u64::MAX, Ordering::Relaxed);
         }
+    }
+
+    /// Count an event of this mm, for its memory cgroup too
+    /// (`count_memcg_event_mm()`).
+    #[inline]
+    pub(crate) fn count_event(&self, cpu: &Cpu, counter: Counter) {
+        self.memcg.count(cpu, counter, 1);
     }
 
     /// The entry word at a place.
@@ -345,14 +355,18 @@ impl Mm {
     fn drop_entry(&self, cpu: &Cpu, old: Pte) {
         let memory = &cpu.host().memory;
         if let Some(slot) = old.swap_slot() {
-            cpu.host().swap.free(slot);
+            cpu.host().swap.free(cpu, slot);
         } else if old.is_present() && !old.has(SPECIAL) {
             let head = memory.head(old.pfn());
             if old.has(DIRTY) {
                 memory.word(head).set(FOLIO_DIRTY);
             }
-            memory.unmap(head);
-            release_if_unused(cpu, head);
+            let left = memory.unmap(head);
+            if !memory.word(head).get().has(HUGETLB) {
+                release_if_unused(cpu, head);
+            } else if left == 0 {
+                cpu.host().free_folio(head);
+            }
         }
     }
 
@@ -498,7 +512,7 @@ impl Mm {
                 ),
             ));
         };
-        cpu.count(Counter::PgFault);
+        self.count_event(cpu, Counter::PgFault);
         if vma.flags.hugetlb_order != 0 {
             return self.fault_huge(cpu, vma, address, vma.flags.hugetlb_order, true);
         }
@@ -515,14 +529,14 @@ impl Mm {
         let Some(at) = self.ensure(address, PTE)? else {
             // A huge leaf: present, so the fault was for its permission.
             let (at, _) = self.lookup(address);
-            return self.make_writable(at, write);
+            return self.make_writable(cpu, at, write);
         };
         let pte = self.read(at);
         if pte.is_present() {
             if write && pte.has(SPECIAL) {
                 return self.fault_anon_write(cpu, vma, address, at);
             }
-            return self.make_writable(at, write);
+            return self.make_writable(cpu, at, write);
         }
         if let Some(slot) = pte.swap_slot() {
             return self.fault_swap(cpu, vma, address, at, slot, write);
@@ -541,10 +555,13 @@ impl Mm {
 
     /// A present entry that did not allow the access: another thread has
     /// fixed it, or it only lacks the permission that its VMA gives.
-    fn make_writable(&self, at: Entry, write: bool) -> Result<()> {
+    fn make_writable(&self, cpu: &Cpu, at: Entry, write: bool) -> Result<()> {
         let _ptl = self.tables.meta(at.table).ptl.lock();
         let pte = self.read(at);
         if write && pte.is_leaf(at.level) && !pte.has(RW) && !pte.has(SPECIAL) {
+            // Dirty before it can be written, as `page_mkwrite()` does.
+            let memory = &cpu.host().memory;
+            memory.word(memory.head(pte.pfn())).set(FOLIO_DIRTY);
             self.word(at).fetch_or(RW, Ordering::AcqRel);
         }
         Ok(())
@@ -639,14 +656,29 @@ impl Mm {
         let active = vma.has_recency() && !cpu.is_reclaiming();
         let (pfn, major) = self.cached_page(cpu, &vma.mapping, index, active)?;
         if major {
-            cpu.count(Counter::PgMajFault);
+            self.count_event(cpu, Counter::PgMajFault);
         }
+        let memory = &cpu.host().memory;
         let _ptl = self.tables.meta(at.table).ptl.lock();
-        if !self.read(at).is_none() || vma.mapping.slot(index) != Slot::Page(pfn) {
+        if !self.read(at).is_none() {
             return Ok(());
         }
-        cpu.host().memory.map(pfn);
+        // Under the cache's lock, which reclaim takes to remove the page if
+        // nothing maps it.
+        let mut cached = false;
+        vma.mapping.update_slot(index, |slot| {
+            if slot == Slot::Page(pfn) {
+                memory.map(pfn);
+                cached = true;
+            }
+            slot
+        });
+        if !cached {
+            return Ok(());
+        }
         let bits = if write {
+            // As `page_mkwrite()`: a page that can be written is dirty.
+            memory.word(pfn).set(FOLIO_DIRTY);
             RW | DIRTY | ACCESSED
         } else {
             ACCESSED
@@ -803,31 +835,56 @@ impl Mm {
     }
 }
 
-/// Free a folio that nothing maps and that the page cache does not hold, if
-/// this thread can take it off its list.
+/// Free a folio that nothing maps and that no cache holds, if this thread can
+/// take it off its list.
 ///
 /// The LRU flag decides who frees: whoever clears it owns the folio. A thread
-/// that has the folio isolated finds it unmapped when it puts it back. Either
+/// that has the folio isolated finds it unused when it puts it back. Either
 /// that thread sees the map count this one lowered, or this one sees the flag
 /// that thread set: both sides are sequentially consistent read-modify-writes
 /// followed by a read of the other's word.
+///
+/// Not for hugetlb pages, which are on no list. `head` may be stale: the caller may hold nothing that keeps the folio. What
+/// is decided here is true of whatever folio is there now.
 pub(crate) fn release_if_unused(cpu: &Cpu, head: Pfn) {
-    let memory = &cpu.host().memory;
-    crate::sync::atomic::fence(Ordering::SeqCst);
-    if memory.mapcount(head) != 0 {
-        return;
+    let host = cpu.host();
+    let memory = &host.memory;
+    loop {
+        crate::sync::atomic::fence(Ordering::SeqCst);
+        if !is_unused(host, head) {
+            return;
+        }
+        if !memory.word(head).clear(LRU).has(LRU) {
+            return;
+        }
+        // Again, as the owner: reclaim may have unmapped the folio and put it
+        // back, still named by its swap slot, between two of the reads above.
+        if is_unused(host, head) {
+            lru_gen::del_folio(cpu, head);
+            super::swap::forget(cpu, head);
+            host.free_folio(head);
+            return;
+        }
+        memory.word(head).set(LRU);
     }
+}
+
+/// Whether nothing maps a folio and nothing could: no page-cache entry, no name
+/// of its swap slot.
+fn is_unused(host: &Host, head: Pfn) -> bool {
+    let memory = &host.memory;
     let word = memory.word(head).get();
-    if word.has(HUGETLB) {
-        cpu.host().free_folio(head);
-        return;
+    if word.any(TAIL | HUGETLB) {
+        return false;
     }
-    if !word.has(ANON) {
-        return;
+    // The slot's names before the map count: a fault maps the folio before it
+    // drops the name, so that not both are seen gone.
+    if word.has(SWAPCACHE) {
+        if host.swap.is_named(memory, head) {
+            return false;
+        }
+    } else if !word.has(ANON) && memory.mapping(head).load(Ordering::SeqCst) != 0 {
+        return false;
     }
-    if memory.word(head).clear(LRU).has(LRU) {
-        lru_gen::del_folio(cpu, head);
-        super::swap::forget(cpu, head);
-        cpu.host().free_folio(head);
-    }
+    memory.mapcount(head) == 0
 }

@@ -7,7 +7,8 @@
 
 use super::folio::Pfn;
 use super::memory::PAGE_SHIFT;
-use crate::sync::lock::SpinLock;
+use crate::sync::atomic::{AtomicU32, Ordering};
+use crate::sync::lock::{SpinGuard, SpinLock};
 use crate::table::{TABLE_ENTRIES, TABLE_SHIFT, TableId};
 
 /// A page-table entry.
@@ -71,10 +72,12 @@ impl Pte {
         Pte(u64::from(pfn.0) << FRAME_SHIFT | PRESENT | pse | bits)
     }
 
-    /// An entry that points to a table.
+    /// An entry that points to a table. It is born accessed (`_PAGE_TABLE`), so
+    /// that a table which only a secondary MMU's faults fill is not passed over
+    /// by an aging walk that looks at this bit.
     #[inline]
     pub fn table(id: TableId) -> Self {
-        Pte(u64::from(id.0) << FRAME_SHIFT | PRESENT | RW)
+        Pte(u64::from(id.0) << FRAME_SHIFT | PRESENT | RW | ACCESSED)
     }
 
     /// A swap slot.
@@ -136,5 +139,39 @@ impl Pte {
 #[derive(Default)]
 pub struct PtDesc {
     /// The table's lock (`pte_lockptr()`, `pmd_lock()`).
-    pub ptl: SpinLock<()>,
+    pub ptl: PtLock,
+}
+
+/// The split page-table lock: a [`SpinLock`] that can tell its holder that
+/// somebody waits.
+#[derive(Default)]
+pub struct PtLock {
+    lock: SpinLock<()>,
+    waiters: AtomicU32,
+}
+
+impl PtLock {
+    /// Take it.
+    #[inline]
+    pub fn lock(&self) -> SpinGuard<'_, ()> {
+        self.try_lock().unwrap_or_else(|| {
+            // Relaxed: a hint to the holder, who may see it late.
+            self.waiters.fetch_add(1, Ordering::Relaxed);
+            let guard = self.lock.lock();
+            self.waiters.fetch_sub(1, Ordering::Relaxed);
+            guard
+        })
+    }
+
+    /// Take it if it is free.
+    #[inline]
+    pub fn try_lock(&self) -> Option<SpinGuard<'_, ()>> {
+        self.lock.try_lock()
+    }
+
+    /// Whether somebody waits for it (`spin_is_contended()`).
+    #[inline]
+    pub fn is_contended(&self) -> bool {
+        self.waiters.load(Ordering::Relaxed) != 0
+    }
 }

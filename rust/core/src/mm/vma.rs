@@ -54,6 +54,15 @@ impl Vma {
         (address < self.end).then_some(address)
     }
 
+    /// Where the VMA shows pages `[index, index + nr_pages)`, as `[start, end)`.
+    #[inline]
+    pub fn addresses_of(&self, index: u64, nr_pages: u64) -> Option<(u64, u64)> {
+        let first = index.max(self.pgoff);
+        let start = self.address_of(first)?;
+        let left = (index + nr_pages).checked_sub(first).filter(|&n| n > 0)?;
+        Some((start, self.end.min(start + (left << PAGE_SHIFT))))
+    }
+
     /// Whether a fault through this VMA says that the page is in use
     /// (`vma_has_recency()`).
     #[inline]

@@ -1,0 +1,838 @@
+//! When to reclaim, and from whom: limits of memory cgroups, watermarks of
+//! nodes, the background thread, and the memory cgroup LRU (`mm/vmscan.c`,
+//! `mm/memcontrol.c`, `mm/page_alloc.c`).
+//!
+//! | what is short | who reclaims | walk context |
+//! |---|---|---|
+//! | a memory cgroup, at `memory.max` or over `memory.high` | the task that charges | none |
+//! | a memory cgroup, by `memory.reclaim` | whoever wrote it | one |
+//! | a node, below its low watermark | kswapd | one |
+//! | a node, below its min watermark | the task that allocates | none |
+//!
+//! kswapd is a thread only while [`with_kswapd`] runs; else whoever would wake
+//! it does its work, so that inline runs repeat.
+
+use super::aging::{should_run_aging, try_to_inc_max_seq};
+use super::evict::{DEF_PRIORITY, ScanControl, evict_folios};
+use super::lruvec::{ANON, FILE, LruVec, MIN_LRU_BATCH, gen_from_seq};
+use super::policy::View;
+use super::walk::Batch;
+use crate::cpu::{Cpu, CpuSeed};
+use crate::error::{Errno, Error, Result};
+use crate::host::Host;
+use crate::mm::memcg::UNLIMITED;
+use crate::mm::{Memcg, Pfn, filemap};
+use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use crate::sync::lock::{Condvar, Mutex};
+use crate::sync::thread;
+use crate::trace::Counter;
+use std::sync::Arc;
+
+/// The least that reclaim is asked for (`SWAP_CLUSTER_MAX`).
+const SWAP_CLUSTER_MAX: u64 = 32;
+/// Pages that a task over `memory.high` reclaims (`MEMCG_CHARGE_BATCH`).
+const CHARGE_BATCH: u64 = 64;
+/// Rounds without progress before giving up (`MAX_RECLAIM_RETRIES`).
+const MAX_RETRIES: u32 = 16;
+/// Dirty file pages written when reclaim meets nothing else.
+const FLUSH_BATCH: u64 = 1024;
+
+/// Free pages below which a node acts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Watermarks {
+    /// Allocation reclaims for itself.
+    pub min: u64,
+    /// kswapd is woken.
+    pub low: u64,
+    /// kswapd is done.
+    pub high: u64,
+}
+
+impl Watermarks {
+    /// For a node of `pages` pages (`init_per_zone_wmark_min()`,
+    /// `__setup_per_zone_wmarks()`, with the default scale factor).
+    pub fn new(pages: u64) -> Self {
+        // min_free_kbytes is the root of sixteen times the memory in KiB.
+        let min = (pages * 64).isqrt() / 4;
+        let step = (min / 4).max(pages / 1000);
+        Watermarks {
+            min,
+            low: min + step,
+            high: min + 2 * step,
+        }
+    }
+}
+
+/// What a node's reclaim needs (`struct pglist_data`, in part).
+pub(crate) struct NodeReclaim {
+    watermarks: Watermarks,
+    memcg_lru: Mutex<MemcgLru>,
+    /// Rounds of kswapd without a page, since the last page.
+    failures: AtomicU32,
+    live: AtomicBool,
+    kswapd: Mutex<Kswapd>,
+    wake: Condvar,
+}
+
+#[derive(Default)]
+struct Kswapd {
+    wanted: bool,
+    stop: bool,
+}
+
+impl NodeReclaim {
+    pub(crate) fn new(pages: u64) -> Self {
+        NodeReclaim {
+            watermarks: Watermarks::new(pages),
+            memcg_lru: Mutex::new(MemcgLru::new()),
+            failures: AtomicU32::new(0),
+            live: AtomicBool::new(false),
+            kswapd: Mutex::new(Kswapd::default()),
+            wake: Condvar::new(),
+        }
+    }
+
+    /// A memory cgroup was made (`lru_gen_online_memcg()`).
+    pub(crate) fn online_memcg(&self, id: u16) {
+        self.memcg_lru.lock().online(id);
+    }
+}
+
+/// Generations of memory cgroups (`MEMCG_NR_GENS`): old, young, and one that
+/// lets latecomers of a round be told from the next.
+const MEMCG_NR_GENS: usize = 3;
+/// Bins of a generation (`MEMCG_NR_BINS`): a random place for each rotation
+/// keeps concurrent reclaimers apart.
+const MEMCG_NR_BINS: usize = 8;
+
+/// Where a memory cgroup stands.
+#[derive(Clone, Copy)]
+struct Place {
+    generation: usize,
+    bin: usize,
+    /// It was moved to the tail once already (`MEMCG_LRU_TAIL` in `seg`).
+    at_tail: bool,
+}
+
+/// Moves in the memory cgroup LRU.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Rotation {
+    /// To the tail of its generation: one more try in this round.
+    Tail,
+    /// To the next generation: done for this round.
+    Young,
+}
+
+/// The LRU of memory cgroups of a node (`struct lru_gen_memcg`).
+struct MemcgLru {
+    seq: u64,
+    fifo: [[Vec<u16>; MEMCG_NR_BINS]; MEMCG_NR_GENS],
+    nr_memcgs: [usize; MEMCG_NR_GENS],
+    places: Vec<Place>,
+    random: u64,
+}
+
+impl MemcgLru {
+    fn new() -> Self {
+        MemcgLru {
+            seq: 0,
+            fifo: Default::default(),
+            nr_memcgs: [0; MEMCG_NR_GENS],
+            places: Vec::new(),
+            random: 0x9e37_79b9_7f4a_7c15,
+        }
+    }
+
+    fn generation(&self) -> usize {
+        (self.seq % MEMCG_NR_GENS as u64) as usize
+    }
+
+    /// A bin, by a generator that begins alike on every host (xorshift).
+    fn random_bin(&mut self) -> usize {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        (self.random >> 32) as usize % MEMCG_NR_BINS
+    }
+
+    fn online(&mut self, id: u16) {
+        let place = Place {
+            generation: self.generation(),
+            bin: self.random_bin(),
+            at_tail: false,
+        };
+        debug_assert_eq!(self.places.len(), usize::from(id));
+        self.places.push(place);
+        self.fifo[place.generation][place.bin].push(id);
+        self.nr_memcgs[place.generation] += 1;
+    }
+
+    /// Move a memory cgroup (`lru_gen_rotate_memcg()`). The round ends when its
+    /// generation is empty.
+    fn rotate(&mut self, id: u16, rotation: Rotation) {
+        let old = self.places[usize::from(id)];
+        let new = Place {
+            generation: match rotation {
+                Rotation::Tail => old.generation,
+                Rotation::Young => ((self.seq + 1) % MEMCG_NR_GENS as u64) as usize,
+            },
+            bin: self.random_bin(),
+            at_tail: rotation == Rotation::Tail,
+        };
+        self.fifo[old.generation][old.bin].retain(|&other| other != id);
+        self.fifo[new.generation][new.bin].push(id);
+        self.places[usize::from(id)] = new;
+        self.nr_memcgs[old.generation] -= 1;
+        self.nr_memcgs[new.generation] += 1;
+        if self.nr_memcgs[old.generation] == 0 && old.generation == self.generation() {
+            self.seq += 1;
+        }
+    }
+}
+
+/// Whether pages of a type can be had from swap at all, and how eagerly
+/// (`get_swappiness()`).
+fn swappiness(cpu: &Cpu, sc: &ScanControl) -> u32 {
+    let host = cpu.host();
+    if !sc.may_swap || host.swap.nr_free() < MIN_LRU_BATCH as u64 {
+        0
+    } else {
+        sc.swappiness.unwrap_or_else(|| host.lru_gen.swappiness())
+    }
+}
+
+/// The swappiness that a command without one gets: none when a batch would not
+/// find enough swap slots.
+pub(crate) fn default_swappiness(cpu: &Cpu, _memcg: &Memcg) -> u32 {
+    swappiness(cpu, &ScanControl::new(0))
+}
+
+/// What to do with a lruvec next (`get_nr_to_scan()`): scan so many pages, or
+/// leave it, having aged it or not.
+enum Next {
+    Scan(u64),
+    Aged,
+    Leave,
+}
+
+fn next_step(cpu: &Cpu, memcg: &Memcg, lruvec: &LruVec, sc: &ScanControl, can_swap: bool) -> Next {
+    let max_seq = lruvec.max_seq();
+    let (native, total) = should_run_aging(lruvec, max_seq, can_swap);
+    let advice = cpu.host().lru_gen.policy.ask(|policy| {
+        // Without a generation to evict there is nothing to decide.
+        (native && total == 0) || policy.should_age(&View::new(lruvec), can_swap)
+    });
+    // At the default priority, try to get away without.
+    if !advice || sc.priority == DEF_PRIORITY {
+        match total >> sc.priority {
+            0 => Next::Leave,
+            n => Next::Scan(n),
+        }
+    } else if try_to_inc_max_seq(cpu, memcg, lruvec, max_seq, can_swap, false) {
+        Next::Aged
+    } else {
+        Next::Leave
+    }
+}
+
+/// Whether reclaim from the whole machine has enough (`should_abort_scan()`).
+/// Reclaim from a memory cgroup goes on, to treat all alike.
+fn should_abort(cpu: &Cpu, node: usize, sc: &ScanControl) -> bool {
+    if cpu.has_error() || cpu.poll() {
+        return true;
+    }
+    if sc.target.is_some() {
+        return false;
+    }
+    if sc.nr_reclaimed >= sc.nr_to_reclaim.max(2) {
+        return true;
+    }
+    let host = cpu.host();
+    let enough = host.nodes[node].watermarks.high + MIN_LRU_BATCH as u64;
+    sc.kswapd && host.memory.nr_free(node) > enough
+}
+
+/// Reclaim from a lruvec (`try_to_shrink_lruvec()`). True when it was aged, and
+/// so has nothing cold for now.
+fn try_to_shrink_lruvec(cpu: &Cpu, memcg: &Memcg, lruvec: &LruVec, sc: &mut ScanControl) -> bool {
+    let mut scanned = 0;
+    let swappiness = swappiness(cpu, sc);
+    let mut aged = false;
+    loop {
+        let wanted = match next_step(cpu, memcg, lruvec, sc, swappiness != 0) {
+            Next::Scan(wanted) => wanted,
+            Next::Aged => {
+                aged = true;
+                break;
+            }
+            Next::Leave => break,
+        };
+        let delta = evict_folios(cpu, memcg, lruvec, sc, swappiness);
+        scanned += delta;
+        if delta == 0 || scanned >= wanted || should_abort(cpu, lruvec.node, sc) {
+            break;
+        }
+    }
+    // Nothing but dirty pages: have them written (`wakeup_flusher_threads()`).
+    if sc.unqueued_dirty > 0 && sc.unqueued_dirty == sc.file_taken {
+        filemap::flush_some(cpu, FLUSH_BATCH);
+    }
+    aged
+}
+
+/// Whether a lruvec has enough pages to be worth a visit
+/// (`lruvec_is_sizable()`).
+fn is_sizable(cpu: &Cpu, lruvec: &LruVec, sc: &ScanControl) -> bool {
+    let can_swap = swappiness(cpu, sc) != 0;
+    let max_seq = lruvec.max_seq();
+    let mut total = 0;
+    for ty in (if can_swap { ANON } else { FILE })..=FILE {
+        for seq in lruvec.min_seq(ty)..=max_seq {
+            total += lruvec.nr_pages(gen_from_seq(seq), ty).max(0) as u64;
+        }
+    }
+    total >> sc.priority != 0
+}
+
+/// Reclaim from one memory cgroup for the machine (`shrink_one()`).
+fn shrink_one(
+    cpu: &Cpu,
+    memcg: &Memcg,
+    lruvec: &LruVec,
+    sc: &mut ScanControl,
+    at_tail: bool,
+) -> Option<Rotation> {
+    if try_to_shrink_lruvec(cpu, memcg, lruvec, sc) {
+        return Some(Rotation::Young);
+    }
+    if is_sizable(cpu, lruvec, sc) {
+        return None;
+    }
+    Some(if at_tail {
+        Rotation::Young
+    } else {
+        Rotation::Tail
+    })
+}
+
+/// Reclaim from the memory cgroups of the oldest generation, until there is
+/// enough (`shrink_many()`).
+fn shrink_many(cpu: &Cpu, node: usize, sc: &mut ScanControl) {
+    let host = cpu.host();
+    let lru = &host.nodes[node].memcg_lru;
+    let (generation, first_bin) = {
+        let mut lru = lru.lock();
+        (lru.generation(), lru.random_bin())
+    };
+    for n in 0..MEMCG_NR_BINS {
+        let bin = (first_bin + n) % MEMCG_NR_BINS;
+        let mut visited = 0;
+        loop {
+            // The list may change while its lock is dropped: go on at the same
+            // place, where the next one is if the last was rotated away.
+            let next = {
+                let lru = lru.lock();
+                let id = lru.fifo[generation][bin].get(visited).copied();
+                id.map(|id| (id, lru.places[usize::from(id)].at_tail))
+            };
+            let Some((id, at_tail)) = next else {
+                break;
+            };
+            let Some(memcg) = host.memcg_ref(id) else {
+                break;
+            };
+            let rotation = shrink_one(cpu, memcg, &memcg.lruvecs[node], sc, at_tail);
+            match rotation {
+                Some(rotation) => lru.lock().rotate(id, rotation),
+                None => visited += 1,
+            }
+            if should_abort(cpu, node, sc) {
+                return;
+            }
+        }
+    }
+}
+
+/// Pick a priority at which one round should do
+/// (`set_initial_priority()`): the pages outside the two youngest generations
+/// are taken as what can be had.
+fn set_initial_priority(cpu: &Cpu, node: usize, sc: &mut ScanControl) {
+    if sc.priority != DEF_PRIORITY || sc.nr_to_reclaim < MIN_LRU_BATCH as u64 {
+        return;
+    }
+    let host = cpu.host();
+    let can_swap = host.swap.nr_free() > 0;
+    let mut reclaimable = 0;
+    for memcg in host.memcgs() {
+        let lruvec = &memcg.lruvecs[node];
+        reclaimable += lruvec.lru_size(FILE, false);
+        if can_swap {
+            reclaimable += lruvec.lru_size(ANON, false);
+        }
+    }
+    // Bit lengths: what can be had is rounded down, what is wanted up.
+    let bits = |n: u64| i64::from(u64::BITS - n.leading_zeros());
+    let priority = bits(reclaimable) - 1 - bits(sc.nr_to_reclaim - 1);
+    let (least, most) = (i64::from(DEF_PRIORITY / 2), i64::from(DEF_PRIORITY));
+    sc.priority = priority.clamp(least, most) as u32;
+}
+
+/// Reclaim from a node (`lru_gen_shrink_node()`).
+fn shrink_node(cpu: &Cpu, node: usize, sc: &mut ScanControl) {
+    let before = sc.nr_reclaimed;
+    if sc.kswapd || sc.proactive {
+        sc.walk = Some(Batch::default());
+    }
+    set_initial_priority(cpu, node, sc);
+    if sc.kswapd {
+        sc.nr_reclaimed = 0;
+    }
+    shrink_many(cpu, node, sc);
+    if sc.kswapd {
+        sc.nr_reclaimed += before;
+    }
+    sc.walk = None;
+    if sc.nr_reclaimed > before {
+        cpu.host().nodes[node].failures.store(0, Ordering::Relaxed);
+    }
+}
+
+/// Test whether some working set is old enough to be reclaimed
+/// (`lru_gen_age_node()`): if none is, that is an out-of-memory event.
+fn age_node(cpu: &Cpu, node: usize, sc: &mut ScanControl) {
+    set_initial_priority(cpu, node, sc);
+    let host = cpu.host();
+    let min_ttl_ns = u64::from(host.lru_gen.min_ttl_ms()) * 1_000_000;
+    if min_ttl_ns == 0 {
+        return;
+    }
+    let now = host.clock.now_ns();
+    let reclaimable = host.memcgs().iter().any(|memcg| {
+        let lruvec = &memcg.lruvecs[node];
+        is_sizable(cpu, lruvec, sc) && now > lruvec.timestamp(lruvec.min_seq(FILE)) + min_ttl_ns
+    });
+    if !reclaimable {
+        cpu.count(Counter::OomEvents);
+    }
+}
+
+/// Reclaim until a node has its high watermark free, or nothing more can be
+/// had (`balance_pgdat()`).
+fn balance_node(cpu: &Cpu, node: usize) {
+    let host = cpu.host();
+    let state = &host.nodes[node];
+    let high = state.watermarks.high;
+    let balanced = || host.memory.nr_free(node) >= high;
+    cpu.count(Counter::KswapdRuns);
+    let was = cpu.set_reclaiming(true);
+    let mut sc = ScanControl::new(0);
+    sc.kswapd = true;
+    let mut flushed = false;
+    while !balanced() && sc.priority >= 1 && !cpu.has_error() && !cpu.poll() {
+        sc.nr_to_reclaim = high.max(SWAP_CLUSTER_MAX);
+        let before = sc.nr_reclaimed;
+        sc.nr_scanned = 0;
+        age_node(cpu, node, &mut sc);
+        shrink_node(cpu, node, &mut sc);
+        let progress = sc.nr_reclaimed > before;
+        if sc.nr_scanned < sc.nr_to_reclaim || !progress {
+            sc.priority -= 1;
+        }
+        if sc.priority == 0 && !flushed && !balanced() {
+            // What periodic writeback would have done by now.
+            flushed = true;
+            if filemap::flush_some(cpu, FLUSH_BATCH) > 0 {
+                sc.priority = DEF_PRIORITY - 2;
+            }
+        }
+    }
+    cpu.set_reclaiming(was);
+    if sc.nr_reclaimed == 0 {
+        state.failures.fetch_add(1, Ordering::Relaxed);
+    } else {
+        state.failures.store(0, Ordering::Relaxed);
+    }
+}
+
+/// Wake a node's kswapd, or do its work (`wakeup_kswapd()`).
+fn wake_kswapd(cpu: &Cpu, node: usize) {
+    let state = &cpu.host().nodes[node];
+    // Hopeless: leave it to direct reclaim, whose progress revives it.
+    if state.failures.load(Ordering::Relaxed) >= MAX_RETRIES {
+        return;
+    }
+    if !state.live.load(Ordering::Acquire) {
+        if !cpu.is_reclaiming() {
+            balance_node(cpu, node);
+        }
+        return;
+    }
+    let mut kswapd = state.kswapd.lock();
+    if !kswapd.wanted {
+        kswapd.wanted = true;
+        state.wake.notify_one();
+    }
+}
+
+/// The background thread of a node (`kswapd()`).
+fn kswapd(cpu: &Cpu, node: usize) {
+    let state = &cpu.host().nodes[node];
+    loop {
+        {
+            let mut kswapd = state.kswapd.lock();
+            while !kswapd.wanted && !kswapd.stop {
+                state.wake.wait(&mut kswapd);
+            }
+            if kswapd.stop {
+                return;
+            }
+            kswapd.wanted = false;
+        }
+        balance_node(cpu, node);
+    }
+}
+
+/// Run `work` with a kswapd thread for each node, which are joined before this
+/// returns. While it runs, a second call on the same host only runs its work.
+///
+/// # Errors
+/// What a notifier raised in kswapd.
+pub fn with_kswapd<R>(host: &Arc<Host>, seed: &CpuSeed, work: impl FnOnce() -> R) -> Result<R> {
+    let started: Vec<usize> = (0..host.nodes.len())
+        .filter(|&node| !host.nodes[node].live.swap(true, Ordering::AcqRel))
+        .collect();
+    let result = thread::scope(|scope| {
+        let threads: Vec<_> = started
+            .iter()
+            .map(|&node| {
+                scope.spawn(move || {
+                    let cpu = seed.cpu();
+                    kswapd(&cpu, node);
+                    cpu.check_error()
+                })
+            })
+            .collect();
+        // Stopped also when the work panics, or the scope would never end.
+        let stop = StopKswapd(host, &started);
+        let result = work();
+        drop(stop);
+        for thread in threads {
+            if let Ok(ended) = thread.join() {
+                ended?;
+            }
+        }
+        Ok(result)
+    });
+    for &node in &started {
+        let state = &host.nodes[node];
+        *state.kswapd.lock() = Kswapd::default();
+        state.live.store(false, Ordering::Release);
+    }
+    result
+}
+
+struct StopKswapd<'a>(&'a Host, &'a [usize]);
+
+impl Drop for StopKswapd<'_> {
+    fn drop(&mut self) {
+        for &node in self.1 {
+            let state = &self.0.nodes[node];
+            state.kswapd.lock().stop = true;
+            state.wake.notify_all();
+        }
+    }
+}
+
+/// Reclaim for an allocation, in the task that makes it
+/// (`try_to_free_pages()`). Returns the pages freed.
+fn try_to_free_pages(cpu: &Cpu) -> u64 {
+    let host = cpu.host();
+    cpu.count(Counter::DirectReclaim);
+    let was = cpu.set_reclaiming(true);
+    let mut sc = ScanControl::new(SWAP_CLUSTER_MAX);
+    for priority in (0..=DEF_PRIORITY).rev() {
+        sc.priority = priority;
+        sc.nr_scanned = 0;
+        for node in 0..host.nodes.len() {
+            shrink_node(cpu, node, &mut sc);
+        }
+        if sc.nr_reclaimed >= sc.nr_to_reclaim || cpu.has_error() || cpu.poll() {
+            break;
+        }
+    }
+    if sc.nr_reclaimed == 0 && filemap::flush_some(cpu, FLUSH_BATCH) > 0 {
+        sc.priority = 0;
+        for node in 0..host.nodes.len() {
+            shrink_node(cpu, node, &mut sc);
+        }
+    }
+    cpu.set_reclaiming(was);
+    sc.nr_reclaimed
+}
+
+/// A folio, after direct reclaim if need be (`__alloc_pages()`): from a node
+/// above its low watermark; else kswapd is woken; below the min watermark the
+/// task reclaims; and what is below that is given out when even this fails.
+/// `None` when nothing is left.
+pub(crate) fn alloc_with_reclaim(cpu: &Cpu, _memcg: &Memcg, order: u32, flags: u64) -> Option<Pfn> {
+    let host = cpu.host();
+    let above = |mark: fn(&Watermarks) -> u64| {
+        let free = |&node: &usize| {
+            host.memory.nr_free(node) >= mark(&host.nodes[node].watermarks) + (1 << order)
+        };
+        (0..host.nodes.len()).find(free)
+    };
+    if let Some(node) = above(|marks| marks.low) {
+        return host.memory.alloc(cpu, node, order, flags);
+    }
+    for node in 0..host.nodes.len() {
+        wake_kswapd(cpu, node);
+    }
+    if !cpu.is_reclaiming() {
+        let mut retries = 0;
+        while above(|marks| marks.min).is_none() && retries < MAX_RETRIES {
+            retries += 1;
+            if try_to_free_pages(cpu) == 0 {
+                break;
+            }
+        }
+    }
+    let node = above(|marks| marks.min).unwrap_or(0);
+    let pfn = host.memory.alloc(cpu, node, order, flags);
+    if pfn.is_none() && order == 0 {
+        cpu.count(Counter::OomEvents);
+    }
+    pfn
+}
+
+/// Reclaim from a memory cgroup (`try_to_free_mem_cgroup_pages()`). Returns the
+/// pages freed.
+fn try_to_free_memcg_pages(
+    cpu: &Cpu,
+    memcg: &Memcg,
+    nr_pages: u64,
+    proactive: bool,
+    swappiness: Option<u32>,
+) -> u64 {
+    let was = cpu.set_reclaiming(true);
+    let mut sc = ScanControl::new(nr_pages.max(SWAP_CLUSTER_MAX));
+    sc.target = Some(memcg.id);
+    sc.proactive = proactive;
+    sc.swappiness = swappiness;
+    // The second time over stands for the walk over all cgroups that the kernel
+    // makes when a partial one yields nothing.
+    for _ in 0..2 {
+        for priority in (0..=DEF_PRIORITY).rev() {
+            sc.priority = priority;
+            sc.nr_scanned = 0;
+            for lruvec in &memcg.lruvecs {
+                sc.unqueued_dirty = 0;
+                sc.file_taken = 0;
+                sc.walk = proactive.then(Batch::default);
+                if try_to_shrink_lruvec(cpu, memcg, lruvec, &mut sc) {
+                    let node = &cpu.host().nodes[lruvec.node];
+                    node.memcg_lru.lock().rotate(memcg.id, Rotation::Young);
+                }
+                sc.walk = None;
+            }
+            if sc.nr_reclaimed >= sc.nr_to_reclaim || cpu.has_error() || cpu.poll() {
+                break;
+            }
+        }
+        if sc.nr_reclaimed > 0 || cpu.has_error() {
+            break;
+        }
+        filemap::flush_some(cpu, FLUSH_BATCH);
+    }
+    cpu.set_reclaiming(was);
+    sc.nr_reclaimed
+}
+
+/// Charge pages to a memory cgroup (`try_charge_memcg()`): at `memory.max` the
+/// task reclaims from it first; over `memory.high` it reclaims afterwards, and
+/// is counted as throttled. A task that is reclaiming already may exceed both.
+///
+/// # Errors
+/// `ENOMEM` when the limit cannot be kept.
+pub(crate) fn charge(cpu: &Cpu, memcg: &Memcg, pages: u64) -> Result<()> {
+    let mut retries = MAX_RETRIES;
+    while !memcg.try_charge(pages) {
+        if cpu.is_reclaiming() {
+            memcg.force_charge(pages);
+            return Ok(());
+        }
+        cpu.count(Counter::DirectReclaim);
+        let freed = try_to_free_memcg_pages(cpu, memcg, pages, false, None);
+        cpu.check_error()?;
+        // Huge pages are not worth insisting on: a base page will do.
+        if memcg.margin() >= pages || (freed > 0 && pages <= 8) {
+            continue;
+        }
+        if retries == 0 || pages > 8 || cpu.poll() {
+            cpu.count(Counter::OomEvents);
+            return Err(Error::new(
+                Errno::ENOMEM,
+                format!(
+                    "memory cgroup {:?} is at its limit of {} pages, and nothing in it \
+                     can be reclaimed",
+                    memcg.name,
+                    memcg.max.load(Ordering::Relaxed)
+                ),
+            ));
+        }
+        retries -= 1;
+    }
+    if memcg.is_over_high() && !cpu.is_reclaiming() {
+        // What a notifier raises here waits for the end of the pass: the pages
+        // are charged.
+        handle_over_high(cpu, memcg);
+    }
+    Ok(())
+}
+
+/// Bring a memory cgroup back below `memory.high`, or slow the task down
+/// (`mem_cgroup_handle_over_high()`).
+fn handle_over_high(cpu: &Cpu, memcg: &Memcg) {
+    let mut retries = MAX_RETRIES;
+    let mut wanted = CHARGE_BATCH;
+    loop {
+        cpu.count(Counter::DirectReclaim);
+        let freed = try_to_free_memcg_pages(cpu, memcg, wanted, false, None);
+        wanted = SWAP_CLUSTER_MAX;
+        let penalty = high_penalty_ns(memcg);
+        // Delays of up to 10 ms are not worth the bookkeeping.
+        if penalty <= 10_000_000 || cpu.has_error() || cpu.poll() {
+            return;
+        }
+        if freed == 0 {
+            if retries == 0 {
+                cpu.count_n(Counter::HighThrottleNs, penalty);
+                cpu.host().clock.advance_ns(penalty);
+                return;
+            }
+            retries -= 1;
+        }
+    }
+}
+
+/// How long a task over `memory.high` sleeps (`calculate_high_delay()`): the
+/// square of the relative excess, at most two seconds.
+fn high_penalty_ns(memcg: &Memcg) -> u64 {
+    const PRECISION: u32 = 20;
+    const SCALING: u32 = 14;
+    let high = memcg.high.load(Ordering::Relaxed);
+    let usage = memcg.usage();
+    if usage <= high {
+        return 0;
+    }
+    let overage = (u128::from(usage - high) << PRECISION) / u128::from(high.max(1));
+    let ns = (overage * overage * 1_000_000_000) >> (PRECISION + SCALING);
+    ns.min(2_000_000_000) as u64
+}
+
+/// Set `memory.high`, in pages, and reclaim down to it
+/// (`memory_high_write()`).
+///
+/// # Errors
+/// What a notifier raised; `EINTR`.
+pub fn set_high(cpu: &Cpu, memcg: &Memcg, pages: u64) -> Result<()> {
+    memcg.high.store(pages, Ordering::Relaxed);
+    reclaim_down_to(cpu, memcg, pages)
+}
+
+/// Set `memory.max`, in pages, and reclaim down to it (`memory_max_write()`).
+/// Where that fails the limit stands nevertheless.
+///
+/// # Errors
+/// What a notifier raised; `EINTR`.
+pub fn set_max(cpu: &Cpu, memcg: &Memcg, pages: u64) -> Result<()> {
+    memcg.max.store(pages, Ordering::Relaxed);
+    reclaim_down_to(cpu, memcg, pages)
+}
+
+fn reclaim_down_to(cpu: &Cpu, memcg: &Memcg, pages: u64) -> Result<()> {
+    let mut retries = MAX_RETRIES;
+    while pages != UNLIMITED && memcg.usage() > pages && !cpu.poll() {
+        let wanted = memcg.usage() - pages;
+        if try_to_free_memcg_pages(cpu, memcg, wanted, false, None) == 0 {
+            if retries == 0 {
+                break;
+            }
+            retries -= 1;
+        }
+        if cpu.has_error() {
+            break;
+        }
+    }
+    cpu.finish()
+}
+
+/// Reclaim pages from a memory cgroup because someone asked
+/// (`memory.reclaim`). Returns how many were.
+///
+/// # Errors
+/// `EAGAIN` when less than `nr_pages` could be had; `EINTR`; what a notifier
+/// raised.
+pub fn proactive_reclaim(
+    cpu: &Cpu,
+    memcg: &Memcg,
+    nr_pages: u64,
+    swappiness: Option<u32>,
+) -> Result<u64> {
+    let mut retries = MAX_RETRIES;
+    let mut freed = 0;
+    while freed < nr_pages && !cpu.poll() && !cpu.has_error() {
+        // Converges on nothing, but reclaim has a least amount.
+        let batch = (nr_pages - freed) / 4;
+        let got = try_to_free_memcg_pages(cpu, memcg, batch, true, swappiness);
+        if got == 0 {
+            if retries == 0 {
+                cpu.finish()?;
+                return Err(Error::new(
+                    Errno::EAGAIN,
+                    format!(
+                        "{freed} of {nr_pages} pages were reclaimed from memory cgroup {:?}",
+                        memcg.name
+                    ),
+                ));
+            }
+            retries -= 1;
+        }
+        freed += got;
+    }
+    cpu.finish()?;
+    Ok(freed)
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn watermarks_of_three_gib_are_the_kernels() {
+        let marks = Watermarks::new(3 << 18);
+        assert_eq!((marks.min, marks.low, marks.high), (1773, 2559, 3345));
+    }
+
+    #[test]
+    fn a_round_of_the_memcg_lru_visits_everyone_and_ends() {
+        let mut lru = MemcgLru::new();
+        for id in 0..20 {
+            lru.online(id);
+        }
+        let seq = lru.seq;
+        for id in 0..19 {
+            lru.rotate(id, Rotation::Young);
+            assert_eq!(lru.seq, seq);
+        }
+        lru.rotate(19, Rotation::Tail);
+        assert!(lru.places[19].at_tail);
+        assert_eq!(lru.seq, seq);
+        lru.rotate(19, Rotation::Young);
+        assert_eq!(lru.seq, seq + 1);
+        assert_eq!(lru.nr_memcgs.iter().sum::<usize>(), 20);
+        assert_eq!(lru.nr_memcgs[lru.generation()], 20);
+        let listed: usize = lru.fifo.iter().flatten().map(Vec::len).sum();
+        assert_eq!(listed, 20);
+    }
+}
