@@ -8,10 +8,10 @@ use crate::error::{Errno, Error, Result};
 use crate::host::{Host, HostConfig};
 use crate::kvm::mmu::spte::SpteFormat;
 use crate::kvm::{MemoryRegion, MmuKind, Protocol, Vm, VmConfig};
-use crate::lru_gen::{self, debugfs, histogram, reclaim};
+use crate::lru_gen::{self, debugfs, histogram};
 use crate::mm::address_space::Slot;
 use crate::mm::pagetable::Pte;
-use crate::mm::{AddressSpace, Kind, Memcg, Mm, PAGE_SIZE, VmFlags, filemap};
+use crate::mm::{AddressSpace, Kind, Memcg, Mm, PAGE_SIZE, VmFlags, filemap, memcg_files};
 use crate::sync::atomic::Ordering;
 use crate::trace::{Counter, CounterValues, Event};
 use std::collections::BTreeMap;
@@ -425,36 +425,7 @@ impl Runner {
 
     /// Write a file of the memory cgroup.
     fn memset(&self, cpu: &Cpu, file: &str, value: &str) -> Result<()> {
-        let memcg = &self.memcg;
-        let mut words = value.split_ascii_whitespace();
-        let pages = words.next().and_then(memory_pages).ok_or_else(|| {
-            Error::invalid(format!(
-                "{file} {value:?}: expected bytes, perhaps with K, M or G, or max"
-            ))
-        })?;
-        let mut swappiness = None;
-        for word in words {
-            let value = word
-                .strip_prefix("swappiness=")
-                .filter(|_| file == "memory.reclaim");
-            let value = value
-                .and_then(|n| n.parse().ok())
-                .filter(|&n: &u32| n <= 200);
-            swappiness = Some(value.ok_or_else(|| {
-                Error::invalid(format!("{file} {word:?}: expected swappiness=0 to 200"))
-            })?);
-        }
-        match file {
-            "memory.reclaim" => {
-                reclaim::proactive_reclaim(cpu, memcg, pages, swappiness).map(|_| ())
-            }
-            "memory.high" => reclaim::set_high(cpu, memcg, pages),
-            "memory.max" => reclaim::set_max(cpu, memcg, pages),
-            _ => Err(Error::new(
-                Errno::ENOENT,
-                format!("{file}: a memory cgroup of the model has no such file"),
-            )),
-        }
+        memcg_files::write(cpu, &self.memcg, file, value)
     }
 
     fn generations(&self) -> BTreeMap<u64, [u64; 2]> {
@@ -563,19 +534,4 @@ fn vm_config(conditions: &Conditions) -> VmConfig {
         mmu: MmuKind::Tdp,
         ..VmConfig::default()
     }
-}
-
-/// Pages of an amount of memory as cgroup files take it (`page_counter_memparse()`).
-fn memory_pages(text: &str) -> Option<u64> {
-    if text == "max" {
-        return Some(u64::MAX);
-    }
-    let (digits, shift) = match text.as_bytes().last()? {
-        b'k' | b'K' => (&text[..text.len() - 1], 10),
-        b'm' | b'M' => (&text[..text.len() - 1], 20),
-        b'g' | b'G' => (&text[..text.len() - 1], 30),
-        _ => (text, 0),
-    };
-    let amount: u64 = digits.parse().ok()?;
-    Some(amount.checked_mul(1 << shift)? / PAGE_SIZE)
 }
