@@ -399,16 +399,13 @@ impl Shadow {
         Ok(())
     }
 
-    /// Give the process its memory back, when vCPUs have left; false if that
-    /// was done before.
-    pub(in crate::kvm) fn shut_down(&self, vm: &Vm, cpu: &Cpu) -> bool {
-        let Some(start) = self.table_memory.lock().take() else {
-            return false;
-        };
-        if let Err(error) = vm.mm.munmap(cpu, start, GUEST_TABLE_FRAMES << PAGE_SHIFT) {
+    /// Give the process its memory back, when vCPUs have left.
+    pub(in crate::kvm) fn shut_down(&self, vm: &Vm, cpu: &Cpu) {
+        if let Some(start) = self.table_memory.lock().take()
+            && let Err(error) = vm.mm.munmap(cpu, start, GUEST_TABLE_FRAMES << PAGE_SHIFT)
+        {
             cpu.raise(error);
         }
-        true
     }
 
     /// The guest's loads and stores, to change its page tables by.

@@ -1241,7 +1241,7 @@ fn threads_of_vcpus_populate_every_machine() {
                 .expect("stream")
             })
             .collect();
-        m.vm.run_live(&m.host, &mut streams, &RunOptions::default())
+        m.vm.run_live(&cpu, &mut streams, &RunOptions::default())
             .expect("runs");
         for gfn in 0..1024 {
             assert_eq!(m.chains(&cpu, gfn), [1, 0, 0], "both vCPUs share a root");
