@@ -72,7 +72,7 @@ def selftest(command: str) -> str:
     """What the series' own selftest printed for a command, on a real kernel."""
     blocks = (DATA / "selftest-v7.txt").read_text().split("=== [")
     [found] = [block for block in blocks if f" {command}\n" in block and "enabled=0x000f" in block]
-    return found.split("\n", 1)[1]
+    return found.split("\n", 1)[1].split("=== rc=")[0]
 
 
 def shape(text: str) -> list[str]:
@@ -139,6 +139,13 @@ def test_without_the_capability_pages_do_not_get_younger(options, mode):
     assert f"generation {before}, and are in {after}" in found["detail"]
 
 
+def test_memory_that_fits_the_tlb_seems_to_stay_old():
+    found = result("access-tracking", "-l", "-b", "4M", "--tlb", "1536", code=1)
+    assert found["reason"] == "pages did not get younger"
+    assert found["counters"]["tlb_hits"] > 0
+    result("access-tracking", "-l", "-b", "64M", "--tlb", "1536")
+
+
 def test_baseline_that_asks_nothing_fails_as_before_the_series():
     arguments = ["-l", "-b", "8M", "--protocol", "baseline", "--aging-asks", "none"]
     found = result("access-tracking", *arguments, code=1)
@@ -189,9 +196,9 @@ def test_replay_without_a_tlb_is_exact():
 
 
 def test_replay_with_a_tlb_misses_what_the_tlb_hides():
-    found = result("replay", "--every", "5000")
+    found = result("replay", "--every", "5000", "--tlb", "1536")
     assert all(each["precision"] == 1.0 for each in found["passes"])
-    assert any(each["recall"] < 1.0 for each in found["passes"])
+    assert any(each["recall"] < 0.5 for each in found["passes"])
 
 
 def test_replay_prints_a_table_and_draws(tmp_path):

@@ -155,7 +155,7 @@ def cli() -> None:
 @click.option("--capabilities", type=_Number(), default=f"{defaults.CAPABILITIES:#x}",
               show_default=True, metavar="MASK", help="Mask of lru_gen/enabled.")  # fmt: skip
 @click.option("--tlb", "tlb_entries", type=click.IntRange(0, 1 << 20),
-              default=defaults.TLB_ENTRIES, show_default=True, metavar="ENTRIES",
+              default=defaults.ACCESS_TRACKING_TLB_ENTRIES, show_default=True, metavar="ENTRIES",
               help="Entries of each vCPU's TLB; 0 for none.")  # fmt: skip
 @click.option("--seed", type=_Number(), default=f"{defaults.SEED:#x}", show_default=True,
               help="Of everything random.")  # fmt: skip

@@ -2,13 +2,13 @@
 
 use crate::mm::Mm;
 use crate::native::{counters, run};
-use crate::stream::stream;
+use crate::stream::{Description, streams};
 use numpy::PyArray1;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use youngbit_core::access::{Accesses, Stream};
+use youngbit_core::access::Stream;
 use youngbit_core::kvm::memslot::MemoryRegion;
 use youngbit_core::kvm::mmu::spte::SpteFormat;
 use youngbit_core::kvm::protocol::Protocol;
@@ -16,7 +16,7 @@ use youngbit_core::kvm::tlb::TlbConfig;
 use youngbit_core::kvm::vcpu::{RunOptions, RunStats};
 use youngbit_core::kvm::vm::{self, MmuKind, VmConfig};
 use youngbit_core::lru_gen;
-use youngbit_core::mm::{Kind, PAGE_SIZE, VmFlags};
+use youngbit_core::mm::{Kind, PAGE_SIZE, VmFlags, page_idle};
 use youngbit_core::sync::atomic::{AtomicBool, Ordering};
 use youngbit_core::sync::thread;
 use youngbit_core::{Cpu, Error, Host, Result};
@@ -45,7 +45,18 @@ pub struct VmParameters {
     pub levels: u32,
     /// Level of the host's pages: 1, 2 or 3.
     pub backing: u32,
+    /// Kind of the memory behind the guest's.
+    pub kind: Kind,
     pub tlb: TlbConfig,
+}
+
+/// Pages of the page cache that back the guest.
+fn cached_pages(parameters: &VmParameters) -> u64 {
+    if parameters.kind == Kind::Anon {
+        0
+    } else {
+        parameters.nr_pages
+    }
 }
 
 fn config(parameters: &VmParameters) -> Result<VmConfig> {
@@ -92,7 +103,7 @@ impl Vm {
                     hugetlb_order: if parameters.backing == 3 { 18 } else { 0 },
                     ..VmFlags::default()
                 };
-                let space = host.create_space(Kind::Anon, 0);
+                let space = host.create_space(parameters.kind, cached_pages(parameters));
                 let address = mm.mmap(None, size, &space, 0, flags)?;
                 let core = vm::Vm::create(cpu, &mm, config)?;
                 core.set_memory_region(
@@ -121,21 +132,10 @@ impl Vm {
         })
     }
 
-    /// The accesses of each vCPU.
-    fn start(&self, streams: &[Stream], overlap: bool) -> Result<Vec<Accesses>> {
-        let vcpus = streams.len() as u64;
-        (0..vcpus)
-            .zip(streams)
-            .map(|(vcpu, stream)| {
-                let share = if overlap {
-                    (0, self.nr_pages)
-                } else {
-                    let first = self.nr_pages * vcpu / vcpus;
-                    (first, self.nr_pages * (vcpu + 1) / vcpus - first)
-                };
-                stream.start(share, self.nr_pages, vcpu as u32)
-            })
-            .collect()
+    /// Where in the process a range of guest pages is.
+    fn range(&self, first: u64, pages: u64) -> (u64, u64) {
+        let start = self.address + first * PAGE_SIZE;
+        (start, start + pages * PAGE_SIZE)
     }
 
     /// Run one thread a vCPU while the calling thread does `meanwhile` again
@@ -144,7 +144,7 @@ impl Vm {
     fn live(
         &self,
         cpu: &Cpu,
-        mut accesses: Vec<Accesses>,
+        mut accesses: Vec<Stream>,
         mut meanwhile: impl FnMut(&Cpu, &dyn Fn()) -> Result<()>,
     ) -> Result<RunStats> {
         let stop = AtomicBool::new(false);
@@ -182,6 +182,10 @@ impl Vm {
             failure.and(stats)
         })
     }
+}
+
+fn descriptions(given: &[Bound<'_, PyAny>]) -> PyResult<Vec<Description>> {
+    given.iter().map(Description::new).collect()
 }
 
 fn seconds(stats: &RunStats) -> Vec<f64> {
@@ -235,13 +239,13 @@ impl Vm {
     fn run<'py>(
         &self,
         py: Python<'py>,
-        streams: Vec<Bound<'py, PyAny>>,
+        given: Vec<Bound<'py, PyAny>>,
         live: bool,
         overlap: bool,
     ) -> PyResult<RunResult<'py>> {
-        let streams = streams.iter().map(stream).collect::<PyResult<Vec<_>>>()?;
+        let given = descriptions(&given)?;
         let ((elapsed, stats), mut counted) = run(py, &self.host, |cpu| {
-            let mut accesses = self.start(&streams, overlap)?;
+            let mut accesses = streams(&given, self.nr_pages, overlap)?;
             let start = Instant::now();
             let stats = if live {
                 self.live(cpu, accesses, |_, wait| {
@@ -268,22 +272,27 @@ impl Vm {
     fn run_while_aging<'py>(
         &self,
         py: Python<'py>,
-        streams: Vec<Bound<'py, PyAny>>,
+        given: Vec<Bound<'py, PyAny>>,
         overlap: bool,
         memcg: u16,
         node: usize,
         can_swap: bool,
         force_scan: bool,
     ) -> PyResult<RunWhileAgingResult<'py>> {
-        let streams = streams.iter().map(stream).collect::<PyResult<Vec<_>>>()?;
+        let given = descriptions(&given)?;
         let ((elapsed, stats, passes), mut counted) = run(py, &self.host, |cpu| {
-            let accesses = self.start(&streams, overlap)?;
+            let accesses = streams(&given, self.nr_pages, overlap)?;
             let memcg = crate::host::Host::memcg_of(&self.host, memcg)?;
             let mut passes = Vec::new();
             let start = Instant::now();
+            // Threads take time to start. Passes over a guest that does not
+            // run yet are not counted: there would be thousands.
+            let before = self.core.mm.memcg.usage();
             let stats = self.live(cpu, accesses, |cpu, _| {
                 let pass = lru_gen::age(cpu, &memcg, node, can_swap, force_scan)?;
-                passes.push(pass.elapsed.as_secs_f64());
+                if !passes.is_empty() || self.core.mm.memcg.usage() != before {
+                    passes.push(pass.elapsed.as_secs_f64());
+                }
                 Ok(())
             })?;
             Ok((start.elapsed().as_secs_f64(), stats, passes))
@@ -295,11 +304,53 @@ impl Vm {
         Ok((elapsed, seconds(&stats), passes, counted))
     }
 
+    /// Mark pages idle; returns how many were not and now are, how many were
+    /// still, and how many are not there.
+    fn mark_idle(&self, py: Python<'_>, first: u64, pages: u64) -> PyResult<(u64, u64, u64)> {
+        let ((still, marked), _) = run(py, &self.host, |cpu| {
+            let (start, end) = self.range(first, pages);
+            let still = page_idle::test_range(cpu, &self.core.mm, start, end)?;
+            let marked = page_idle::mark_range(cpu, &self.core.mm, start, end)?;
+            Ok((still, marked))
+        })?;
+        let newly = marked.idle.saturating_sub(still.idle);
+        Ok((newly, still.idle, pages.saturating_sub(marked.present)))
+    }
+
+    /// For each page whether it is idle.
+    fn test_idle<'py>(
+        &self,
+        py: Python<'py>,
+        first: u64,
+        pages: u64,
+    ) -> PyResult<Bound<'py, PyArray1<bool>>> {
+        let (found, _) = run(py, &self.host, |cpu| {
+            let mm = &self.core.mm;
+            let (start, _) = self.range(first, pages);
+            let mut idle = vec![false; pages as usize];
+            for (page, idle) in (0..pages).zip(&mut idle) {
+                let address = start + page * PAGE_SIZE;
+                let one = page_idle::test_range(cpu, mm, address, address + PAGE_SIZE)?;
+                *idle = one.idle != 0;
+                if page % 512 == 0 && cpu.poll() {
+                    break;
+                }
+            }
+            Ok(idle)
+        })?;
+        Ok(PyArray1::from_vec(py, found))
+    }
+
     /// For each guest page the number of its generation, or -1.
     fn page_generations<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<i64>>> {
         let (found, _) = run(py, &self.host, |cpu| {
             let mm = &self.core.mm;
-            Ok(lru_gen::page_generations(cpu, mm, self.address, self.nr_pages))
+            Ok(lru_gen::page_generations(
+                cpu,
+                mm,
+                self.address,
+                self.nr_pages,
+            ))
         })?;
         Ok(PyArray1::from_vec(py, found))
     }

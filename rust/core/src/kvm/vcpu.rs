@@ -16,6 +16,7 @@
 //! At least one sees the other: the vCPU flushes before its first access, or
 //! the flusher waits for it.
 
+use super::mmu::shadow::ShadowVcpu;
 use super::mmu::{GuestMmu, Walk};
 use super::tlb::{Tlb, TlbConfig};
 use super::vm::Vm;
@@ -55,6 +56,8 @@ pub struct Vcpu {
     pub as_id: usize,
     shared: CachePadded<Shared>,
     root: AtomicU32,
+    /// What the shadow MMU keeps with it.
+    pub shadow: ShadowVcpu,
     /// Held by whoever runs the vCPU (`vcpu->mutex`).
     running: Mutex<Tlb>,
 }
@@ -69,6 +72,7 @@ impl Vcpu {
                 acknowledged: AtomicU64::new(0),
             }),
             root: AtomicU32::new(NO_ROOT),
+            shadow: ShadowVcpu::default(),
             running: Mutex::new(Tlb::new(tlb)),
         }
     }
@@ -244,7 +248,8 @@ impl Vm {
         let result = (|| {
             let mut inside = self.enter(cpu, mmu, vcpu, tlb)?;
             for access in accesses {
-                let (page, write) = (access.page(), access.is_write());
+                let write = access.is_write();
+                let page = mmu.address(self, vcpu, access.page());
                 let pfn = loop {
                     if !self.is_current(mmu, &mut inside, tlb) {
                         drop(inside);
@@ -471,12 +476,38 @@ impl Vm {
         })
     }
 
+    /// Put a vCPU of a nested VM into its guest's guest, or back
+    /// (`enter_guest_mode()`, `leave_guest_mode()`). It gives up its root and
+    /// translations; KVM keeps both roots and tags translations.
+    ///
+    /// # Errors
+    /// `EINVAL` for an unknown vCPU, `EOPNOTSUPP` for a VM that is not nested,
+    /// `EBUSY` while another thread runs it.
+    pub fn set_guest_mode(&self, cpu: &Cpu, vcpu: u32, l2: bool) -> Result<()> {
+        if self.config.mmu != super::vm::MmuKind::Nested {
+            return Err(Error::new(
+                Errno::EOPNOTSUPP,
+                "only a vCPU of a nested VM can enter a guest of its own",
+            ));
+        }
+        let vcpu = self.vcpu(vcpu)?;
+        let mut tlb = take(vcpu)?;
+        if vcpu.shadow.is_l2() != l2 {
+            if let Some(mmu) = self.guest_mmu(vcpu) {
+                mmu.unload(self, cpu, vcpu);
+            }
+            tlb.flush();
+            vcpu.shadow.set_l2(l2);
+        }
+        Ok(())
+    }
+
     /// Make every vCPU give up its root. Waits for runs to end.
     pub(super) fn unload_vcpus(&self, cpu: &Cpu) {
         for vcpu in &self.vcpus {
             let mut tlb = vcpu.running.lock();
             if let Some(mmu) = self.guest_mmu(vcpu) {
-                mmu.unload(cpu, vcpu);
+                mmu.unload(self, cpu, vcpu);
             }
             tlb.flush();
         }
@@ -508,7 +539,7 @@ pub trait GuestLoop: Sync {
         store: Option<u8>,
     ) -> (u64, Result<()>);
     /// Give up the vCPU's root.
-    fn unload(&self, cpu: &Cpu, vcpu: &Vcpu);
+    fn unload(&self, vm: &Vm, cpu: &Cpu, vcpu: &Vcpu);
 }
 
 impl<M: GuestMmu> GuestLoop for M {
@@ -524,8 +555,8 @@ impl<M: GuestMmu> GuestLoop for M {
         vm.access_all(cpu, self, vcpu, tlb, accesses, store)
     }
 
-    fn unload(&self, cpu: &Cpu, vcpu: &Vcpu) {
-        GuestMmu::unload(self, cpu, vcpu);
+    fn unload(&self, vm: &Vm, cpu: &Cpu, vcpu: &Vcpu) {
+        GuestMmu::unload(self, vm, cpu, vcpu);
     }
 }
 

@@ -95,10 +95,7 @@ fn setup() {
 pub fn check(claim: &str, bound: Bound, model: impl Fn() + Send + Sync + 'static) {
     let _one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     setup();
-    let test = std::thread::current()
-        .name()
-        .unwrap_or("main")
-        .to_owned();
+    let test = std::thread::current().name().unwrap_or("main").to_owned();
     println!("CLAIM {test} | {claim}");
     let full = std::env::var_os("YOUNGBIT_FULL").is_some();
     let most = if full { bound.full } else { bound.reduced };
@@ -191,7 +188,9 @@ impl Sources {
             let code = text[line].trim_start();
             let rest = ["pub ", "pub(crate) ", "pub(super) ", "const ", "unsafe "]
                 .iter()
-                .fold(code, |code, prefix| code.strip_prefix(prefix).unwrap_or(code));
+                .fold(code, |code, prefix| {
+                    code.strip_prefix(prefix).unwrap_or(code)
+                });
             if let Some(rest) = rest.strip_prefix("fn ") {
                 break rest
                     .split(|c: char| !c.is_alphanumeric() && c != '_')
@@ -309,7 +308,11 @@ pub fn number(value: u64) -> String {
 /// What an rmap head reads as.
 pub fn head_text(head: u64) -> String {
     use youngbit_core::kvm::mmu::rmap::{RMAP_LOCKED, RMAP_MANY};
-    let lock = if head & RMAP_LOCKED != 0 { ", held" } else { "" };
+    let lock = if head & RMAP_LOCKED != 0 {
+        ", held"
+    } else {
+        ""
+    };
     match head & !RMAP_LOCKED {
         0 => format!("empty{lock}"),
         one if one & RMAP_MANY == 0 => format!("SPTE {:#x}{lock}", one >> 2),

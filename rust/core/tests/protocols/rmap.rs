@@ -82,7 +82,10 @@ fn reader_against(
         left.sort_unstable();
         assert_eq!(left, after);
         chain.descs.drain(&mut cache);
-        assert_eq!(chain.descs.live(), after.len().div_ceil(2) as u32 * u32::from(after.len() > 1));
+        assert_eq!(
+            chain.descs.live(),
+            after.len().div_ceil(2) as u32 * u32::from(after.len() > 1)
+        );
     });
 }
 

@@ -134,7 +134,8 @@ impl RmapHead<'_> {
         let backoff = Backoff::new();
         loop {
             counters.add(Counter::RmapSpins, 1);
-            let stale = mutant::active(Mutant::PauseAfterRead).then(|| self.0.load(Ordering::Relaxed));
+            let stale =
+                mutant::active(Mutant::PauseAfterRead).then(|| self.0.load(Ordering::Relaxed));
             backoff.wait();
             let seen = stale.unwrap_or_else(|| self.0.load(Ordering::Relaxed));
             if seen & RMAP_LOCKED == 0 {
@@ -215,6 +216,8 @@ const MAX_CHUNKS: usize = if cfg!(loom) { 1 } else { 65_536 };
 /// How many descriptors a fault may need: one for the leaf's chain and one for
 /// each parent's (`mmu_topup_memory_caches()`).
 pub const DESC_CACHE_MIN: usize = 1 + 5;
+/// A chain longer than this is zapped whole (`RMAP_RECYCLE_THRESHOLD`).
+pub const RMAP_RECYCLE_THRESHOLD: u64 = 1000;
 const DESC_CACHE_FILL: usize = if cfg!(loom) { 6 } else { 40 };
 
 /// One descriptor's words. Relaxed everywhere: the head's bit orders them.

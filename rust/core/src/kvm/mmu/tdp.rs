@@ -593,6 +593,25 @@ impl TdpMmu {
         }
     }
 
+    /// The entry at which a walk for `gfn` ends, in every root of the address
+    /// space, valid or not.
+    pub(super) fn for_each_root_leaf(
+        &self,
+        cpu: &Cpu,
+        as_id: usize,
+        gfn: u64,
+        mut visit: impl FnMut(u32, &AtomicU64),
+    ) {
+        let guard = cpu.rcu.lock();
+        for &root in self.roots.load(&guard) {
+            if self.tables.meta(root).as_id() as usize == as_id
+                && let Some((level, word)) = self.lookup(root, gfn)
+            {
+                visit(level, word);
+            }
+        }
+    }
+
     /// The SPTE that maps `gfn` in some valid root, and its level: for
     /// inspection and tests.
     pub fn leaf(&self, cpu: &Cpu, as_id: u32, gfn: u64) -> Option<(u32, u64)> {
@@ -938,6 +957,11 @@ impl TdpMmu {
         let page = self.tables.meta(root);
         let (mut level, as_id) = (page.level(), page.as_id());
         let gfn = fault.gfn;
+        // Under `mmu_lock`: no huge page around a shadowed page table.
+        let mut goal = fault.level;
+        while goal > LEVEL_4K && fault.slot.is_huge_tracked(gfn, goal) {
+            goal -= 1;
+        }
         let mut table = root;
         let outcome = loop {
             let word = &self.tables.entries(table)[gfn_index(gfn, level)];
@@ -954,7 +978,7 @@ impl TdpMmu {
                 level,
                 shared: true,
             };
-            if level > fault.level {
+            if level > goal {
                 if is_present(old) && !is_last(old, level) {
                     table = spte::table(old);
                     level -= 1;
@@ -984,7 +1008,9 @@ impl TdpMmu {
             let new = format.make_leaf(Leaf {
                 pfn: Pfn(fault.pfn.0 - offset as u32),
                 level,
-                writable: true,
+                // A frame that holds a page table which the shadow MMU
+                // shadows stays read-only.
+                writable: !(level == LEVEL_4K && fault.slot.is_write_tracked(gfn)),
                 host_writable: fault.map_writable,
                 prefetch: false,
                 ad_type: format.default_ad_type(),
@@ -1207,14 +1233,14 @@ impl GuestMmu for TdpMmu {
             if !self.is_root_invalid(root) {
                 return Ok(());
             }
-            self.unload(cpu, vcpu);
+            self.unload(vm, cpu, vcpu);
         }
         let root = self.alloc_root(vm, cpu, vcpu.as_id as u32, vm.config.levels)?;
         vcpu.set_root(Some(root));
         Ok(())
     }
 
-    fn unload(&self, cpu: &Cpu, vcpu: &Vcpu) {
+    fn unload(&self, _vm: &Vm, cpu: &Cpu, vcpu: &Vcpu) {
         if let Some(root) = vcpu.root() {
             vcpu.set_root(None);
             self.put_root(cpu, root);
