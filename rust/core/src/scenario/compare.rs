@@ -131,7 +131,11 @@ fn step(header: &Header, theirs: &Record, ours: &Record, slack: u64) -> Result<(
             slack,
         )?;
     }
-    if let Some(recorded) = &theirs.trace {
+    // Counting begins while the first VM is made: what the recorder's buffer
+    // held until then is in that step's counts.
+    if let Some(recorded) = &theirs.trace
+        && theirs.op != "vm"
+    {
         let mine = ours.trace.as_ref().ok_or("no trace in the run")?;
         trace(header, theirs, recorded, mine)?;
     }
