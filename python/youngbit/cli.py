@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 from rich.console import Console
@@ -32,7 +32,14 @@ EXIT_INTERRUPTED = 130
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-class _Size(click.ParamType):
+if TYPE_CHECKING:
+    _IntType = click.ParamType[int]
+else:
+    # Generic only in recent versions.
+    _IntType = click.ParamType
+
+
+class _Size(_IntType):
     name = "size"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
@@ -42,7 +49,7 @@ class _Size(click.ParamType):
             self.fail(str(error), param, ctx)
 
 
-class _Number(click.ParamType):
+class _Number(_IntType):
     """A whole number, decimal or with 0x."""
 
     name = "number"
@@ -148,7 +155,7 @@ def cli() -> None:
 @click.option("--capabilities", type=_Number(), default=f"{defaults.CAPABILITIES:#x}",
               show_default=True, metavar="MASK", help="Mask of lru_gen/enabled.")  # fmt: skip
 @click.option("--tlb", "tlb_entries", type=click.IntRange(0, 1 << 20),
-              default=defaults.TLB_ENTRIES, show_default=True, metavar="ENTRIES",
+              default=defaults.ACCESS_TRACKING_TLB_ENTRIES, show_default=True, metavar="ENTRIES",
               help="Entries of each vCPU's TLB; 0 for none.")  # fmt: skip
 @click.option("--seed", type=_Number(), default=f"{defaults.SEED:#x}", show_default=True,
               help="Of everything random.")  # fmt: skip

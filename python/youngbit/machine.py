@@ -390,6 +390,7 @@ class Host:
         format: str = defaults.FORMAT,  # noqa: A002
         levels: int = defaults.LEVELS,
         backing: str = defaults.BACKING,
+        kind: Kind = "anon",
         tlb_entries: int = defaults.TLB_ENTRIES,
         tlb_ways: int | None = None,
         memcg: Memcg | None = None,
@@ -409,6 +410,10 @@ class Host:
             levels: Of the page tables: 4 or 5.
             backing: Size of the host's pages behind guest memory: ``"4k"``,
                 ``"2m"`` or ``"1g"``.
+            kind: Of the memory behind the guest's: ``"anon"``, ``"shmem"`` or
+                ``"file"``. A read of anonymous memory that was never written
+                finds the zero page, which is nobody's and does not age; the
+                others have a page for it.
             tlb_entries: Of each vCPU's modelled TLB; 0 for none.
             tlb_ways: Its associativity: the entries are this times a power of
                 two. Otherwise about 12, whatever fits.
@@ -424,6 +429,7 @@ class Host:
         _choice(protocol, defaults.PROTOCOLS, "protocol")
         _choice(format, defaults.FORMATS, "format")
         _choice(backing, tuple(defaults.BACKINGS), "backing")
+        _choice(kind, defaults.KINDS, "kind")
         if aging_asks is None:
             aging_asks = defaults.PROTOCOL_ASKS[protocol]
         _choice(aging_asks, defaults.AGING_ASKS, "aging_asks")
@@ -448,6 +454,7 @@ class Host:
             "format": format,
             "levels": levels,
             "backing": backing,
+            "kind": kind,
             "tlb_entries": tlb_entries,
             "tlb_ways": ways,
         }
@@ -461,6 +468,7 @@ class Host:
             format,
             levels,
             tuple(defaults.BACKINGS).index(backing) + 1,
+            kind,
             tlb_entries,
             ways,
         )
@@ -539,9 +547,11 @@ class TextFile:
 class Mm:
     """A process: an address space of its own; made by `Host.create_mm`."""
 
-    def __init__(self, host: Host, native: _core.Mm) -> None:
+    def __init__(self, host: Host, native: _core.Mm, owner: Vm | None = None) -> None:
         self._host = host
         self._native = native
+        # A VM's process ends with the VM: whoever holds the one keeps the other.
+        self._owner = owner
 
     def __repr__(self) -> str:
         return f"Mm(id={self.id}, memcg={self.memcg.name!r})"
@@ -584,7 +594,7 @@ class Mm:
             OSError: ``EINVAL``, ``EEXIST`` or ``ENOMEM``, as ``mmap``.
 
         """
-        _choice(kind, ("anon", "shmem", "file"), "kind")
+        _choice(kind, defaults.KINDS, "kind")
         _choice(backing, tuple(defaults.BACKINGS), "backing")
         return self._native.mmap(
             parse_size(length, what="length"),
@@ -701,7 +711,6 @@ class Vm:
     def __init__(self, host: Host, native: _core.Vm, parameters: dict[str, Any]) -> None:
         self._host = host
         self._native = native
-        self._mm = Mm(host, native.mm)
         self._parameters = parameters
 
     def __repr__(self) -> str:
@@ -715,12 +724,12 @@ class Vm:
     @property
     def mm(self) -> Mm:
         """The process whose memory the guest sees."""
-        return self._mm
+        return Mm(self._host, self._native.mm, self)
 
     @property
     def memcg(self) -> Memcg:
         """The memory cgroup that guest memory is charged to."""
-        return self._mm.memcg
+        return self.mm.memcg
 
     @property
     def nr_pages(self) -> int:
@@ -765,7 +774,8 @@ class Vm:
 
         """
         _choice(mode, ("inline", "live"), "mode")
-        return RunStats(*self._native.run(self._streams(stream), mode == "live", overlap))
+        seconds, vcpus, counters = self._native.run(self._streams(stream), mode == "live", overlap)
+        return RunStats(seconds, tuple(vcpus), counters)
 
     def run_while_aging(
         self,
@@ -793,7 +803,7 @@ class Vm:
             can_swap,
             force_scan,
         )
-        return RunStats(seconds, vcpus, counters), passes
+        return RunStats(seconds, tuple(vcpus), counters), passes
 
     def _streams(self, stream: Stream | Sequence[Stream]) -> list[Stream]:
         streams = [stream] * self.nr_vcpus if isinstance(stream, Stream) else list(stream)

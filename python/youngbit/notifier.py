@@ -38,7 +38,7 @@ class MmuNotifier:
 
     """
 
-    has_fast_aging: ClassVar[bool] | bool = False
+    has_fast_aging: bool = False
 
     #: Operations that a subclass may define.
     OPERATIONS: ClassVar[tuple[str, ...]] = (

@@ -271,7 +271,7 @@ def shipped(name: str = SHIPPED) -> Trace:
     >>> shipped().nr_pages > 1000
     True
     """
-    resource = resources.files(__package__).joinpath("data", f"{name}.npz")
+    resource = resources.files(__package__).joinpath("data").joinpath(f"{name}.npz")
     with resources.as_file(resource) as path:
         if not path.is_file():
             raise ValueError(f"name: no trace {name!r} comes with the package")

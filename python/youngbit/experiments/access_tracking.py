@@ -173,7 +173,7 @@ class AccessTracking:
     ad: bool = True
     format: str = defaults.FORMAT
     capabilities: int = defaults.CAPABILITIES
-    tlb_entries: int = defaults.TLB_ENTRIES
+    tlb_entries: int = defaults.ACCESS_TRACKING_TLB_ENTRIES
     seed: int = defaults.SEED
     live: bool = defaults.LIVE
 

@@ -169,10 +169,16 @@ impl Cpu {
         self.counters.add(counter, n);
     }
 
+    /// Whether a tracepoint is on.
+    #[inline]
+    pub fn is_traced(&self, event: Event) -> bool {
+        self.trace_mask & event as u32 != 0
+    }
+
     /// Trace an event, if its tracepoint is on.
     #[inline]
     pub fn trace(&self, event: Event, args: &[u64]) {
-        if self.trace_mask & event as u32 != 0 {
+        if self.is_traced(event) {
             self.trace_slow(event, args);
         }
     }

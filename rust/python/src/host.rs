@@ -3,11 +3,13 @@
 use crate::error::to_python;
 use crate::mm::Mm;
 use crate::native::{counters, run};
+use crate::vm::{Vm, VmParameters};
 use numpy::{PyArray1, PyArray2, PyArrayMethods, ToPyArray};
 use pyo3::exceptions::{PyKeyError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use std::sync::Arc;
+use youngbit_core::kvm::tlb::TlbConfig;
 use youngbit_core::lru_gen::{self, Asking, caps, debugfs};
 use youngbit_core::mm::Memcg;
 use youngbit_core::trace::Event;
@@ -69,6 +71,42 @@ impl Host {
             host: Arc::clone(&self.core),
             core: mm.map_err(to_python)?,
         })
+    }
+
+    /// Make a virtual machine with memory, in a process of a memory cgroup.
+    #[allow(clippy::too_many_arguments)]
+    fn create_vm(
+        &self,
+        py: Python<'_>,
+        memcg: u16,
+        nr_pages: u64,
+        vcpus: u32,
+        mmu: String,
+        protocol: String,
+        ad: bool,
+        format: String,
+        levels: u32,
+        backing: u32,
+        kind: &str,
+        tlb_entries: u32,
+        tlb_ways: u32,
+    ) -> PyResult<Vm> {
+        let parameters = VmParameters {
+            nr_pages,
+            vcpus,
+            mmu,
+            protocol,
+            ad,
+            format,
+            levels,
+            backing,
+            kind: crate::mm::kind(kind)?,
+            tlb: TlbConfig {
+                entries: tlb_entries,
+                ways: tlb_ways,
+            },
+        };
+        Vm::create(py, &self.core, memcg, &parameters)
     }
 
     /// End a process.

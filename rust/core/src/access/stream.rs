@@ -530,7 +530,7 @@ mod tests {
         let seen = pages(&config(Pattern::HotCold { phases }, 0, 100, 3000));
         for (n, hot) in [(0, 0..10), (1, 90..100), (2, 0..10)] {
             let part = &seen[n * 1000..][..1000];
-            let hits = part.iter().filter(|page| hot.contains(page)).count();
+            let hits = part.iter().filter(|page| hot.contains(*page)).count();
             assert!((860..940).contains(&hits), "phase {n}: {hits}");
         }
         assert!(seen.iter().all(|&page| page < 100));

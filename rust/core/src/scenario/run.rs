@@ -6,6 +6,7 @@ use super::record::{MemoryStat, Record, RegionState, TraceCounts};
 use crate::cpu::Cpu;
 use crate::error::{Errno, Error, Result};
 use crate::host::{Host, HostConfig};
+use crate::kvm::mmu::shadow::ShadowConfig;
 use crate::kvm::mmu::spte::SpteFormat;
 use crate::kvm::{MemoryRegion, MmuKind, Protocol, Vm, VmConfig};
 use crate::lru_gen::{self, debugfs, histogram};
@@ -29,6 +30,9 @@ const GUEST_BASE: u64 = 1 << 30;
 const GUEST_ALIGN: u64 = 2 << 20;
 /// VMs of a scenario.
 const MAX_VMS: usize = 2;
+/// The memslot of the page through which the worker tells a guest what to do,
+/// which the guest has at address 0.
+const COMMAND_SLOT: u32 = 500;
 
 struct Region {
     kind: MapKind,
@@ -38,6 +42,12 @@ struct Region {
     /// Its memslot's number, and where guests have it.
     slot: u32,
     gpa: u64,
+}
+
+struct Guest {
+    vm: Arc<Vm>,
+    /// Where the worker has the page of its commands.
+    command: u64,
 }
 
 /// A worker process, its memory cgroup and its VMs.
@@ -51,7 +61,7 @@ pub struct Runner {
     own: Vec<u64>,
     /// The page that the worker reads files into.
     buffer: Option<u64>,
-    vms: [Option<Arc<Vm>>; MAX_VMS],
+    vms: [Option<Guest>; MAX_VMS],
     vm_config: VmConfig,
     mmu: Mmu,
     next_gpa: u64,
@@ -242,9 +252,12 @@ impl Runner {
                 pages,
                 write,
             } => {
-                let vm = self.vm(*vm)?;
+                let guest = self.guest(*vm)?;
                 let first = self.regions[&pages.region].gpa / PAGE_SIZE;
                 let byte = write.then_some(BYTE);
+                self.mm.touch(cpu, guest.command, true, None)?;
+                let vm = &guest.vm;
+                vm.access(cpu, 0, 0, false, None)?;
                 pages
                     .iter()
                     .try_for_each(|n| vm.access(cpu, 0, first + n, *write, byte))
@@ -295,7 +308,7 @@ impl Runner {
         Ok(())
     }
 
-    fn vm(&self, n: usize) -> Result<&Arc<Vm>> {
+    fn guest(&self, n: usize) -> Result<&Guest> {
         self.vms[n].as_ref().ok_or_else(|| {
             Error::new(
                 Errno::ENOENT,
@@ -304,23 +317,35 @@ impl Runner {
         })
     }
 
-    fn create_vm(&self, cpu: &Cpu) -> Result<Arc<Vm>> {
-        match self.mmu {
-            Mmu::Tdp => Vm::create(cpu, &self.mm, self.vm_config.clone()),
-            Mmu::None => Err(Error::new(
-                Errno::EINVAL,
-                "the scenario makes a VM, and its conditions say that there is none",
-            )),
-            Mmu::DirectRmap | Mmu::Shadow => Err(Error::new(
-                Errno::EOPNOTSUPP,
-                "the scenario needs a shadow MMU, which is not there",
-            )),
-        }
+    fn create_vm(&self, cpu: &Cpu) -> Result<Guest> {
+        let vm = match self.mmu {
+            Mmu::Tdp | Mmu::DirectRmap | Mmu::Shadow => {
+                Vm::create(cpu, &self.mm, self.vm_config.clone())?
+            }
+            Mmu::None => {
+                return Err(Error::invalid(
+                    "the scenario makes a VM, and its conditions say that there is none",
+                ));
+            }
+        };
+        let space = self.host.create_space(Kind::Anon, 0);
+        let len = WORKER_MAPPING_PAGES * PAGE_SIZE;
+        let command = self.mm.mmap(None, len, &space, 0, VmFlags::default())?;
+        let region = MemoryRegion {
+            as_id: 0,
+            slot: COMMAND_SLOT,
+            flags: 0,
+            guest_phys_addr: 0,
+            memory_size: PAGE_SIZE,
+            userspace_addr: command,
+        };
+        vm.set_memory_region(cpu, &region)?;
+        Ok(Guest { vm, command })
     }
 
     fn set_slot(&self, cpu: &Cpu, vm: usize, region: &str, there: bool) -> Result<()> {
         let region = &self.regions[region];
-        self.vm(vm)?.set_memory_region(
+        self.guest(vm)?.vm.set_memory_region(
             cpu,
             &MemoryRegion {
                 as_id: 0,
@@ -503,7 +528,16 @@ fn vm_config(conditions: &Conditions) -> VmConfig {
         } else {
             SpteFormat::EPT_NO_AD
         },
-        mmu: MmuKind::Tdp,
+        mmu: match conditions.mmu {
+            Mmu::None | Mmu::Tdp => MmuKind::Tdp,
+            Mmu::DirectRmap | Mmu::Shadow => MmuKind::Shadow,
+        },
+        // Direct in both: the recorder's guest runs with paging off, so that
+        // without nested paging too there are no tables of its to shadow.
+        shadow: ShadowConfig {
+            direct: true,
+            ..ShadowConfig::default()
+        },
         ..VmConfig::default()
     }
 }

@@ -6,9 +6,143 @@ pub use core::sync::atomic::{
 };
 
 #[cfg(loom)]
-pub use loom::sync::atomic::{
-    AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
-};
+pub use loom::sync::atomic::{Ordering, fence};
+#[cfg(loom)]
+pub use observed::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize};
+
+/// A sum that no thread decides anything by. A model checker does not see it:
+/// it is a statistic of the model, not a part of the protocol.
+pub type Tally = core::sync::atomic::AtomicU64;
+
+#[cfg(loom)]
+mod observed {
+    //! loom's words, each operation of which is kept as a
+    //! [step](crate::sync::step).
+
+    use super::super::step::{self, Op};
+    use super::Ordering;
+    use std::panic::Location;
+
+    macro_rules! observed {
+        ($($name:ident($int:ty) { $($fetch:ident)* })*) => {$(
+            /// As in `core`, observed.
+            #[derive(Debug, Default)]
+            pub struct $name(loom::sync::atomic::$name);
+
+            #[allow(trivial_numeric_casts, clippy::unnecessary_cast)]
+            impl $name {
+                /// A word.
+                #[track_caller]
+                pub fn new(value: $int) -> Self {
+                    Self(loom::sync::atomic::$name::new(value))
+                }
+                /// Read.
+                #[track_caller]
+                pub fn load(&self, order: Ordering) -> $int {
+                    let seen = self.0.load(order);
+                    step::word(self, Op::Load, seen as u64, seen as u64, Location::caller());
+                    seen
+                }
+                /// Write.
+                #[track_caller]
+                pub fn store(&self, value: $int, order: Ordering) {
+                    self.0.store(value, order);
+                    step::word(self, Op::Store, 0, value as u64, Location::caller());
+                }
+                /// Exchange.
+                #[track_caller]
+                pub fn swap(&self, value: $int, order: Ordering) -> $int {
+                    let old = self.0.swap(value, order);
+                    step::word(self, Op::Update, old as u64, value as u64, Location::caller());
+                    old
+                }
+                /// Compare and exchange.
+                ///
+                /// # Errors
+                /// The value that was found.
+                #[track_caller]
+                pub fn compare_exchange(
+                    &self,
+                    old: $int,
+                    new: $int,
+                    success: Ordering,
+                    failure: Ordering,
+                ) -> Result<$int, $int> {
+                    let result = self.0.compare_exchange(old, new, success, failure);
+                    let at = Location::caller();
+                    match result {
+                        Ok(_) => step::word(self, Op::Exchanged, old as u64, new as u64, at),
+                        Err(now) => {
+                            step::word(self, Op::ExchangeFailed, now as u64, now as u64, at);
+                        }
+                    }
+                    result
+                }
+                /// Compare and exchange.
+                ///
+                /// # Errors
+                /// The value that was found.
+                #[track_caller]
+                pub fn compare_exchange_weak(
+                    &self,
+                    old: $int,
+                    new: $int,
+                    success: Ordering,
+                    failure: Ordering,
+                ) -> Result<$int, $int> {
+                    self.compare_exchange(old, new, success, failure)
+                }
+                $(
+                    /// Change in one step.
+                    #[track_caller]
+                    pub fn $fetch(&self, value: $int, order: Ordering) -> $int {
+                        let old = self.0.$fetch(value, order);
+                        let new = update::$fetch(old, value);
+                        step::word(self, Op::Update, old as u64, new as u64, Location::caller());
+                        old
+                    }
+                )*
+            }
+        )*};
+    }
+
+    /// What the operations leave behind.
+    mod update {
+        pub fn fetch_and<T: std::ops::BitAnd<Output = T>>(a: T, b: T) -> T {
+            a & b
+        }
+        pub fn fetch_or<T: std::ops::BitOr<Output = T>>(a: T, b: T) -> T {
+            a | b
+        }
+        pub fn fetch_add<T: std::ops::Add<Output = T>>(a: T, b: T) -> T
+        where
+            std::num::Wrapping<T>: std::ops::Add<Output = std::num::Wrapping<T>>,
+        {
+            (std::num::Wrapping(a) + std::num::Wrapping(b)).0
+        }
+        pub fn fetch_sub<T: std::ops::Sub<Output = T>>(a: T, b: T) -> T
+        where
+            std::num::Wrapping<T>: std::ops::Sub<Output = std::num::Wrapping<T>>,
+        {
+            (std::num::Wrapping(a) - std::num::Wrapping(b)).0
+        }
+        pub fn fetch_max<T: Ord>(a: T, b: T) -> T {
+            a.max(b)
+        }
+        pub fn fetch_min<T: Ord>(a: T, b: T) -> T {
+            a.min(b)
+        }
+    }
+
+    observed! {
+        AtomicBool(bool) { fetch_and fetch_or }
+        AtomicU8(u8) { fetch_and fetch_or fetch_add fetch_sub fetch_max fetch_min }
+        AtomicU16(u16) { fetch_and fetch_or fetch_add fetch_sub fetch_max fetch_min }
+        AtomicU32(u32) { fetch_and fetch_or fetch_add fetch_sub fetch_max fetch_min }
+        AtomicU64(u64) { fetch_and fetch_or fetch_add fetch_sub fetch_max fetch_min }
+        AtomicUsize(usize) { fetch_and fetch_or fetch_add fetch_sub fetch_max fetch_min }
+    }
+}
 
 /// An atomic integer whose all-zero bit pattern is the value 0.
 ///

@@ -56,13 +56,50 @@ mod model {
     //! The same names over loom's locks, whose methods return `Result`s
     //! because a panicking thread may poison them.
 
-    pub use loom::sync::{Condvar, MutexGuard, RwLockReadGuard, RwLockWriteGuard};
+    pub use loom::sync::{RwLockReadGuard, RwLockWriteGuard};
+    use std::ops::{Deref, DerefMut};
 
     const POISONED: &str = "a thread of the model panicked while it held the lock";
 
     /// A sleeping mutual exclusion lock.
     #[derive(Default)]
     pub struct Mutex<T>(loom::sync::Mutex<T>);
+
+    /// Proof that a [`Mutex`] is held; empty only inside [`Condvar::wait`].
+    pub struct MutexGuard<'a, T>(Option<loom::sync::MutexGuard<'a, T>>);
+
+    impl<T> Deref for MutexGuard<'_, T> {
+        type Target = T;
+        fn deref(&self) -> &T {
+            self.0.as_ref().expect("not waiting")
+        }
+    }
+
+    impl<T> DerefMut for MutexGuard<'_, T> {
+        fn deref_mut(&mut self) -> &mut T {
+            self.0.as_mut().expect("not waiting")
+        }
+    }
+
+    /// Waiting for a condition under a [`Mutex`].
+    #[derive(Default)]
+    pub struct Condvar(loom::sync::Condvar);
+
+    impl Condvar {
+        /// Drop the lock, wait, take it again.
+        pub fn wait<T>(&self, guard: &mut MutexGuard<'_, T>) {
+            let held = guard.0.take().expect("not waiting");
+            guard.0 = Some(self.0.wait(held).expect(POISONED));
+        }
+        /// Wake one.
+        pub fn notify_one(&self) {
+            self.0.notify_one();
+        }
+        /// Wake all.
+        pub fn notify_all(&self) {
+            self.0.notify_all();
+        }
+    }
 
     impl<T> Mutex<T> {
         /// An unlocked lock.
@@ -71,11 +108,11 @@ mod model {
         }
         /// Take it.
         pub fn lock(&self) -> MutexGuard<'_, T> {
-            self.0.lock().expect(POISONED)
+            MutexGuard(Some(self.0.lock().expect(POISONED)))
         }
         /// Take it if it is free.
         pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
-            self.0.try_lock().ok()
+            self.0.try_lock().ok().map(|guard| MutexGuard(Some(guard)))
         }
         /// The value, of which there is no other owner.
         pub fn get_mut(&mut self) -> &mut T {
@@ -158,10 +195,14 @@ impl QrwLock {
     pub fn read(&self) -> (QrwReadGuard<'_>, Wait) {
         // Acquire: pairs with the release of the last writer's unlock.
         let seen = self.count.fetch_add(READER, Ordering::Acquire);
-        if seen & (WRITER | WRITER_WAITING) == 0 {
-            return (QrwReadGuard(self), Duration::ZERO);
-        }
-        (QrwReadGuard(self), self.read_slow())
+        let wait = if seen & (WRITER | WRITER_WAITING) == 0 {
+            Duration::ZERO
+        } else {
+            self.read_slow()
+        };
+        #[cfg(loom)]
+        super::step::note("read_lock(&mmu_lock)");
+        (QrwReadGuard(self), wait)
     }
 
     #[cold]
@@ -184,14 +225,18 @@ impl QrwLock {
     #[inline]
     pub fn write(&self) -> (QrwWriteGuard<'_>, Wait) {
         // Acquire: pairs with the release of every earlier unlock.
-        if self
+        let free = self
             .count
             .compare_exchange(0, WRITER, Ordering::Acquire, Ordering::Relaxed)
-            .is_ok()
-        {
-            return (QrwWriteGuard(self), Duration::ZERO);
-        }
-        (QrwWriteGuard(self), self.write_slow())
+            .is_ok();
+        let wait = if free {
+            Duration::ZERO
+        } else {
+            self.write_slow()
+        };
+        #[cfg(loom)]
+        super::step::note("write_lock(&mmu_lock)");
+        (QrwWriteGuard(self), wait)
     }
 
     #[cold]
@@ -241,6 +286,8 @@ pub struct QrwReadGuard<'a>(&'a QrwLock);
 
 impl Drop for QrwReadGuard<'_> {
     fn drop(&mut self) {
+        #[cfg(loom)]
+        super::step::note("read_unlock(&mmu_lock)");
         // Release: pairs with the acquire of the next writer.
         self.0.count.fetch_sub(READER, Ordering::Release);
     }
@@ -251,6 +298,8 @@ pub struct QrwWriteGuard<'a>(&'a QrwLock);
 
 impl Drop for QrwWriteGuard<'_> {
     fn drop(&mut self) {
+        #[cfg(loom)]
+        super::step::note("write_unlock(&mmu_lock)");
         // Release: pairs with the acquire of the next holder. Subtract, not
         // store: a waiter's bit and queued readers' counts may be in the word.
         self.0.count.fetch_sub(WRITER, Ordering::Release);

@@ -18,6 +18,8 @@ pub mod cell;
 pub mod lock;
 pub mod rcu;
 pub mod spin;
+#[cfg(loom)]
+pub mod step;
 pub mod thread;
 
 pub use crossbeam_utils::CachePadded;

@@ -219,8 +219,8 @@ mod imp {
     //! its section happens before what was deferred from it. `begun`: a section
     //! that a grace period does not wait for sees what came before it.
 
-    use crate::sync::atomic::{AtomicUsize, Ordering};
-    use loom::sync::atomic::AtomicPtr;
+    use crate::sync::step;
+    use loom::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
     use std::cell::Cell;
     use std::collections::BTreeSet;
     use std::sync::{Arc, Mutex};
@@ -257,6 +257,7 @@ mod imp {
             // after it, and sees what the writer unlinked; or before, and the
             // writer finds the token.
             self.begun.fetch_add(0, Ordering::Acquire);
+            step::note("rcu_read_lock()");
             token
         }
 
@@ -268,6 +269,7 @@ mod imp {
         }
 
         fn leave(&self, token: u64) {
+            step::note("rcu_read_unlock()");
             // Release: pairs with the acquire in `run_ready`.
             self.left.fetch_add(1, Ordering::Release);
             self.with(|state| {
@@ -292,8 +294,10 @@ mod imp {
                 return;
             }
             // Acquire: pairs with the release of every reader that left.
-            self.left.load(Ordering::Acquire);
+            // A read-modify-write, for a load could find an older value.
+            self.left.fetch_add(0, Ordering::Acquire);
             for callback in ready {
+                step::note("the grace period is over: what was deferred runs");
                 callback();
                 self.with(|state| state.run += 1);
             }
@@ -337,11 +341,13 @@ mod imp {
         /// Wait until every section entered before this call is left.
         pub fn synchronize(&self) {
             let before = self.0.begin();
+            step::note("synchronize_rcu() begins to wait");
             while self.0.with(|state| !state.inside.is_disjoint(&before)) {
                 loom::thread::yield_now();
             }
-            // Acquire: pairs with the release of every reader that left.
-            self.0.left.load(Ordering::Acquire);
+            step::note("synchronize_rcu() returns");
+            // Acquire: as in `run_ready`.
+            self.0.left.fetch_add(0, Ordering::Acquire);
         }
 
         /// Wait for everything deferred before this call to have run.
@@ -400,6 +406,7 @@ mod imp {
         /// Run `f` once no reader that could hold what was unlinked is left.
         pub fn defer(&self, f: impl FnOnce() + Send + 'static) {
             let readers = self.0.shared.begin();
+            step::note("call_rcu()");
             self.0.shared.with(|state| {
                 state.deferred += 1;
                 // Those that have left in the meantime are not waited for.

@@ -1,0 +1,371 @@
+//! Virtual machines and runs of their vCPUs.
+
+use crate::mm::Mm;
+use crate::native::{counters, run};
+use crate::stream::{Description, streams};
+use numpy::PyArray1;
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use youngbit_core::access::Stream;
+use youngbit_core::kvm::memslot::MemoryRegion;
+use youngbit_core::kvm::mmu::spte::SpteFormat;
+use youngbit_core::kvm::protocol::Protocol;
+use youngbit_core::kvm::tlb::TlbConfig;
+use youngbit_core::kvm::vcpu::{RunOptions, RunStats};
+use youngbit_core::kvm::vm::{self, MmuKind, VmConfig};
+use youngbit_core::lru_gen;
+use youngbit_core::mm::{Kind, PAGE_SIZE, VmFlags, page_idle};
+use youngbit_core::sync::atomic::{AtomicBool, Ordering};
+use youngbit_core::sync::thread;
+use youngbit_core::{Cpu, Error, Host, Result};
+
+/// How often the calling thread of a live run looks after it.
+const WATCH_PERIOD: Duration = Duration::from_millis(10);
+
+/// A virtual machine. When the last reference goes, it is destroyed and its
+/// process ends.
+#[pyclass(frozen, module = "youngbit._core")]
+pub struct Vm {
+    host: Arc<Host>,
+    core: Arc<vm::Vm>,
+    address: u64,
+    nr_pages: u64,
+}
+
+/// What Python's `Host.create_vm` has checked.
+pub struct VmParameters {
+    pub nr_pages: u64,
+    pub vcpus: u32,
+    pub mmu: String,
+    pub protocol: String,
+    pub ad: bool,
+    pub format: String,
+    pub levels: u32,
+    /// Level of the host's pages: 1, 2 or 3.
+    pub backing: u32,
+    /// Kind of the memory behind the guest's.
+    pub kind: Kind,
+    pub tlb: TlbConfig,
+}
+
+/// Pages of the page cache that back the guest.
+fn cached_pages(parameters: &VmParameters) -> u64 {
+    if parameters.kind == Kind::Anon {
+        0
+    } else {
+        parameters.nr_pages
+    }
+}
+
+fn config(parameters: &VmParameters) -> Result<VmConfig> {
+    let unknown = |what: &str, name: &str| Error::invalid(format!("{what} {name:?} is unknown"));
+    let mmu = match parameters.mmu.as_str() {
+        "tdp" => MmuKind::Tdp,
+        other => return Err(unknown("mmu", other)),
+    };
+    let mut format = match parameters.format.as_str() {
+        "ept" => SpteFormat::EPT,
+        "npt" => SpteFormat::NPT,
+        other => return Err(unknown("format", other)),
+    };
+    format.ad_bits = parameters.ad;
+    let config = VmConfig {
+        protocol: Protocol::by_name(&parameters.protocol)
+            .ok_or_else(|| unknown("protocol", &parameters.protocol))?,
+        format,
+        mmu,
+        levels: parameters.levels,
+        vcpus: parameters.vcpus,
+        tlb: parameters.tlb,
+        ..VmConfig::default()
+    };
+    config.check()?;
+    Ok(config)
+}
+
+impl Vm {
+    /// Make a process with memory, and a VM that shows it to a guest.
+    pub fn create(
+        py: Python<'_>,
+        host: &Arc<Host>,
+        memcg: u16,
+        parameters: &VmParameters,
+    ) -> PyResult<Vm> {
+        let ((core, address), _) = run(py, host, |cpu| {
+            let config = config(parameters)?;
+            let mm = host.create_mm(memcg)?;
+            let made = (|| {
+                let size = parameters.nr_pages * PAGE_SIZE;
+                let flags = VmFlags {
+                    thp: parameters.backing == 2,
+                    hugetlb_order: if parameters.backing == 3 { 18 } else { 0 },
+                    ..VmFlags::default()
+                };
+                let space = host.create_space(parameters.kind, cached_pages(parameters));
+                let address = mm.mmap(None, size, &space, 0, flags)?;
+                let core = vm::Vm::create(cpu, &mm, config)?;
+                core.set_memory_region(
+                    cpu,
+                    &MemoryRegion {
+                        as_id: 0,
+                        slot: 0,
+                        flags: 0,
+                        guest_phys_addr: 0,
+                        memory_size: size,
+                        userspace_addr: address,
+                    },
+                )?;
+                Ok((core, address))
+            })();
+            if made.is_err() {
+                host.exit_mm(cpu, &mm);
+            }
+            made
+        })?;
+        Ok(Vm {
+            host: Arc::clone(host),
+            core,
+            address,
+            nr_pages: parameters.nr_pages,
+        })
+    }
+
+    /// Where in the process a range of guest pages is.
+    fn range(&self, first: u64, pages: u64) -> (u64, u64) {
+        let start = self.address + first * PAGE_SIZE;
+        (start, start + pages * PAGE_SIZE)
+    }
+
+    /// Run one thread a vCPU while the calling thread does `meanwhile` again
+    /// and again; stop the vCPUs when the calling thread was asked to stop, or
+    /// `meanwhile` failed.
+    fn live(
+        &self,
+        cpu: &Cpu,
+        mut accesses: Vec<Stream>,
+        mut meanwhile: impl FnMut(&Cpu, &dyn Fn()) -> Result<()>,
+    ) -> Result<RunStats> {
+        let stop = AtomicBool::new(false);
+        let done = AtomicBool::new(false);
+        let options = RunOptions {
+            stop: Some(&stop),
+            ..RunOptions::default()
+        };
+        let caller = std::thread::current();
+        thread::scope(|scope| {
+            let vcpus = scope.spawn(|| {
+                let stats = self.core.run_live(&self.host, &mut accesses, &options);
+                // Release: what the vCPUs did happens before what follows.
+                done.store(true, Ordering::Release);
+                caller.unpark();
+                stats
+            });
+            // The vCPUs wake the caller when they are done.
+            let wait = || std::thread::park_timeout(WATCH_PERIOD);
+            let mut failure = Ok(());
+            while !done.load(Ordering::Acquire) {
+                if failure.is_ok() {
+                    failure = meanwhile(cpu, &wait);
+                } else {
+                    wait();
+                }
+                if failure.is_err() || cpu.poll() {
+                    stop.store(true, Ordering::Relaxed);
+                }
+            }
+            let stats = match vcpus.join() {
+                Ok(stats) => stats,
+                Err(panic) => std::panic::resume_unwind(panic),
+            };
+            failure.and(stats)
+        })
+    }
+}
+
+fn descriptions(given: &[Bound<'_, PyAny>]) -> PyResult<Vec<Description>> {
+    given.iter().map(Description::new).collect()
+}
+
+fn seconds(stats: &RunStats) -> Vec<f64> {
+    stats
+        .vcpus
+        .iter()
+        .map(|vcpu| Duration::from_nanos(vcpu.wall_ns).as_secs_f64())
+        .collect()
+}
+
+type RunResult<'py> = (f64, Vec<f64>, Bound<'py, PyDict>);
+type RunWhileAgingResult<'py> = (f64, Vec<f64>, Vec<f64>, Bound<'py, PyDict>);
+
+#[pymethods]
+impl Vm {
+    /// The process whose memory the guest sees.
+    #[getter]
+    fn mm(&self) -> Mm {
+        Mm {
+            host: Arc::clone(&self.host),
+            core: Arc::clone(&self.core.mm),
+        }
+    }
+
+    /// Guest memory in pages.
+    #[getter]
+    fn nr_pages(&self) -> u64 {
+        self.nr_pages
+    }
+
+    /// vCPUs.
+    #[getter]
+    fn nr_vcpus(&self) -> u32 {
+        self.core.config.vcpus
+    }
+
+    /// Where in the process guest memory begins.
+    #[getter]
+    fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// First byte of guest memory and one past the last, as the guest counts.
+    #[getter]
+    fn guest_physical(&self) -> (u64, u64) {
+        (0, self.nr_pages * PAGE_SIZE)
+    }
+
+    /// Run each vCPU on its stream; returns seconds, seconds of each vCPU,
+    /// counters.
+    fn run<'py>(
+        &self,
+        py: Python<'py>,
+        given: Vec<Bound<'py, PyAny>>,
+        live: bool,
+        overlap: bool,
+    ) -> PyResult<RunResult<'py>> {
+        let given = descriptions(&given)?;
+        let ((elapsed, stats), mut counted) = run(py, &self.host, |cpu| {
+            let mut accesses = streams(&given, self.nr_pages, overlap)?;
+            let start = Instant::now();
+            let stats = if live {
+                self.live(cpu, accesses, |_, wait| {
+                    wait();
+                    Ok(())
+                })?
+            } else {
+                self.core
+                    .run_inline(cpu, &mut accesses, &RunOptions::default())?
+            };
+            Ok((start.elapsed().as_secs_f64(), stats))
+        })?;
+        if live {
+            for vcpu in &stats.vcpus {
+                counted.merge(&vcpu.counters);
+            }
+        }
+        Ok((elapsed, seconds(&stats), counters(py, &counted)?))
+    }
+
+    /// Run each vCPU on its stream in a thread of its own, and age in a loop
+    /// until all are done; returns seconds, seconds of each vCPU, seconds of
+    /// each pass, counters.
+    fn run_while_aging<'py>(
+        &self,
+        py: Python<'py>,
+        given: Vec<Bound<'py, PyAny>>,
+        overlap: bool,
+        memcg: u16,
+        node: usize,
+        can_swap: bool,
+        force_scan: bool,
+    ) -> PyResult<RunWhileAgingResult<'py>> {
+        let given = descriptions(&given)?;
+        let ((elapsed, stats, passes), mut counted) = run(py, &self.host, |cpu| {
+            let accesses = streams(&given, self.nr_pages, overlap)?;
+            let memcg = crate::host::Host::memcg_of(&self.host, memcg)?;
+            let mut passes = Vec::new();
+            let start = Instant::now();
+            // Threads take time to start. Passes over a guest that does not
+            // run yet are not counted: there would be thousands.
+            let before = self.core.mm.memcg.usage();
+            let stats = self.live(cpu, accesses, |cpu, _| {
+                let pass = lru_gen::age(cpu, &memcg, node, can_swap, force_scan)?;
+                if !passes.is_empty() || self.core.mm.memcg.usage() != before {
+                    passes.push(pass.elapsed.as_secs_f64());
+                }
+                Ok(())
+            })?;
+            Ok((start.elapsed().as_secs_f64(), stats, passes))
+        })?;
+        for vcpu in &stats.vcpus {
+            counted.merge(&vcpu.counters);
+        }
+        let counted = counters(py, &counted)?;
+        Ok((elapsed, seconds(&stats), passes, counted))
+    }
+
+    /// Mark pages idle; returns how many were not and now are, how many were
+    /// still, and how many are not there.
+    fn mark_idle(&self, py: Python<'_>, first: u64, pages: u64) -> PyResult<(u64, u64, u64)> {
+        let ((still, marked), _) = run(py, &self.host, |cpu| {
+            let (start, end) = self.range(first, pages);
+            let still = page_idle::test_range(cpu, &self.core.mm, start, end)?;
+            let marked = page_idle::mark_range(cpu, &self.core.mm, start, end)?;
+            Ok((still, marked))
+        })?;
+        let newly = marked.idle.saturating_sub(still.idle);
+        Ok((newly, still.idle, pages.saturating_sub(marked.present)))
+    }
+
+    /// For each page whether it is idle.
+    fn test_idle<'py>(
+        &self,
+        py: Python<'py>,
+        first: u64,
+        pages: u64,
+    ) -> PyResult<Bound<'py, PyArray1<bool>>> {
+        let (found, _) = run(py, &self.host, |cpu| {
+            let mm = &self.core.mm;
+            let (start, _) = self.range(first, pages);
+            let mut idle = vec![false; pages as usize];
+            for (page, idle) in (0..pages).zip(&mut idle) {
+                let address = start + page * PAGE_SIZE;
+                let one = page_idle::test_range(cpu, mm, address, address + PAGE_SIZE)?;
+                *idle = one.idle != 0;
+                if page % 512 == 0 && cpu.poll() {
+                    break;
+                }
+            }
+            Ok(idle)
+        })?;
+        Ok(PyArray1::from_vec(py, found))
+    }
+
+    /// For each guest page the number of its generation, or -1.
+    fn page_generations<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<i64>>> {
+        let (found, _) = run(py, &self.host, |cpu| {
+            let mm = &self.core.mm;
+            Ok(lru_gen::page_generations(
+                cpu,
+                mm,
+                self.address,
+                self.nr_pages,
+            ))
+        })?;
+        Ok(PyArray1::from_vec(py, found))
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        // Its process goes with it, as when the program that made it exits.
+        // The GIL is released: a notifier of the process may be Python's.
+        Python::attach(|py| {
+            py.detach(|| {
+                let cpu = Cpu::new(&self.host);
+                let _ = self.core.destroy(&cpu);
+                self.host.exit_mm(&cpu, &self.core.mm);
+            });
+        });
+    }
+}

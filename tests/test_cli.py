@@ -1,0 +1,309 @@
+"""The command, as users and their scripts run it."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from youngbit import defaults, traces
+
+DATA = Path(__file__).parent / "data"
+SECONDS = r"\d+\.\d{9}s"
+
+STEPS = [
+    "Populating memory",
+    "Writing to populated memory",
+    "Reading from populated memory",
+]
+LRU_STEPS = [
+    *STEPS,
+    "lru_gen: Aging",
+    "lru_gen: Aging",
+    "Writing to idle memory",
+    "lru_gen: Aging",
+    "lru_gen: Aging",
+    "Reading from idle memory",
+    "lru_gen: Aging",
+]
+IDLE_STEPS = [
+    *STEPS,
+    "Mark memory idle",
+    "Writing to idle memory",
+    "Mark memory idle",
+    "Reading from idle memory",
+]
+
+
+def run(*arguments: str, code: int = 0, **options) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "youngbit", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+        **options,
+    )
+    assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
+    assert "panicked" not in done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def result(*arguments: str, code: int = 0) -> dict:
+    found = json.loads(run(*arguments, "--json", "-", code=code).stdout)
+    assert found["schema"].startswith("youngbit/")
+    assert found["build"]["version"]
+    return found
+
+
+def layout(text: str) -> list[str]:
+    """What a script that parses the selftest sees."""
+    return [m[1].rstrip() for m in re.finditer(rf"^(.{{30}}): {SECONDS}$", text, re.MULTILINE)]
+
+
+def selftest(command: str) -> str:
+    """What the series' own selftest printed for a command, on a real kernel."""
+    blocks = (DATA / "selftest-v7.txt").read_text().split("=== [")
+    [found] = [block for block in blocks if f" {command}\n" in block and "enabled=0x000f" in block]
+    return found.split("\n", 1)[1].split("=== rc=")[0]
+
+
+def shape(text: str) -> list[str]:
+    """The text with its numbers blanked."""
+    text = re.sub(r"0x[0-9a-f]+", "0xN", text)
+    text = re.sub(r"Created memcg at .*", "Created memcg", text)
+    return re.sub(r"\d+(\.\d+)?s|(?<=passes:)\d+", "N", text).splitlines()
+
+
+@pytest.mark.parametrize("mode", ["--live", "--inline"])
+@pytest.mark.parametrize(
+    ("command", "steps"), [("-l -v 2 -b 16M", LRU_STEPS), ("-v 2 -b 16M", IDLE_STEPS)]
+)
+def test_access_tracking_prints_what_the_selftest_printed(command, steps, mode):
+    done = run("access-tracking", *command.split(), mode)
+    assert layout(done.stdout) == steps
+    assert shape(done.stdout) == shape(selftest(f"access_tracking_perf_test {command}"))
+    assert done.stderr == ""
+
+
+def test_benchmark_prints_what_the_selftest_printed():
+    done = run("access-tracking", "-l", "-p", "-v", "2", "-b", "16M")
+    expected = selftest("access_tracking_perf_test -l -p -v 2 -b 16M")
+    assert shape(done.stdout) == shape(expected)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["-v", "1", "-b", "8M"],
+        ["-v", "2", "-b", "8M", "-o"],
+        ["-b", "8M", "-s", "2m"],
+        ["-b", "8M", "--format", "npt"],
+        ["-b", "8M", "--no-ad"],
+        ["-b", "8M", "--protocol", "v9"],
+        ["-b", "8M", "--protocol", "baseline"],
+        ["-b", "8M", "--tlb", "0"],
+        ["-b", "8M", "--capabilities", "0xb"],
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("mode", ["--live", "--inline"])
+def test_lru_gen_is_verified(options, mode):
+    found = result("access-tracking", "-l", *options, mode)
+    assert found["verdict"] == "pass"
+    assert found["reason"] is None
+    assert [step["name"] for step in found["steps"]] == LRU_STEPS
+    a, b, c, d, e = found["majority_generations"]
+    assert a == b < c == d < e
+    assert len(found["generations"]) == 5
+
+
+@pytest.mark.parametrize("options", [["--capabilities", "0x7"], ["--capabilities", "0x3"]])
+@pytest.mark.parametrize("mode", ["--live", "--inline"])
+def test_without_the_capability_pages_do_not_get_younger(options, mode):
+    done = run("access-tracking", "-l", "-b", "16M", *options, mode, code=1)
+    assert layout(done.stdout) == LRU_STEPS[:7]
+    assert done.stderr.splitlines()[0] == "==== Test Assertion Failure ===="
+    assert done.stderr.splitlines()[-1] == "  pages did not get younger"
+    found = result("access-tracking", "-l", "-b", "16M", *options, mode, code=1)
+    assert (found["verdict"], found["failed_check"]) == ("fail", 3)
+    assert found["reason"] == "pages did not get younger"
+    before, _, after = found["majority_generations"]
+    assert f"generation {before}, and are in {after}" in found["detail"]
+
+
+def test_memory_that_fits_the_tlb_seems_to_stay_old():
+    found = result("access-tracking", "-l", "-b", "4M", "--tlb", "1536", code=1)
+    assert found["reason"] == "pages did not get younger"
+    assert found["counters"]["tlb_hits"] > 0
+    result("access-tracking", "-l", "-b", "64M", "--tlb", "1536")
+
+
+def test_baseline_that_asks_nothing_fails_as_before_the_series():
+    arguments = ["-l", "-b", "8M", "--protocol", "baseline", "--aging-asks", "none"]
+    found = result("access-tracking", *arguments, code=1)
+    assert found["reason"] == "pages did not get younger"
+    assert found["parameters"]["protocol"] == "baseline"
+
+
+def test_inline_runs_repeat():
+    arguments = ["access-tracking", "-l", "-b", "4M", "--inline", "--seed", "5"]
+    one, two = result(*arguments), result(*arguments)
+    for found in (one, two):
+        del found["counters"]["mmu_lock_wait_ns"]
+        for generations in found["generations"]:
+            for generation in generations:
+                del generation["age_ms"]
+    for key in ("generations", "counters", "majority_generations", "parameters"):
+        assert one[key] == two[key], key
+
+
+def test_json_of_the_benchmark():
+    found = result("access-tracking", "-l", "-p", "-b", "16M")
+    assert found["vcpu_wall_seconds"] > 0
+    aging = found["aging"]
+    assert aging["passes"] > 0
+    assert aging["total_seconds"] == pytest.approx(aging["passes"] * aging["average_seconds"])
+    assert found["counters"]["guest_accesses"] == 4096
+
+
+def test_json_goes_to_a_file_whole(tmp_path):
+    path = tmp_path / "out.json"
+    done = run("access-tracking", "-l", "-b", "4M", "--json", path)
+    assert layout(done.stdout) == LRU_STEPS
+    assert json.loads(path.read_text())["verdict"] == "pass"
+    assert [path.name for path in tmp_path.iterdir()] == ["out.json"]
+    run("access-tracking", "-l", "-b", "4M", "--json", tmp_path / "no" / "out.json", code=2)
+
+
+def test_replay_without_a_tlb_is_exact():
+    found = result("replay", "--tlb", "0", "--every", "5000")
+    trace = traces.shipped()
+    assert found["trace"]["pages"] == trace.nr_pages
+    assert len(found["passes"]) == -(-len(trace) // 5000)
+    for each in found["passes"]:
+        assert each["precision"] == 1.0
+        assert each["recall"] == 1.0
+        assert each["true_pages"] == each["estimated_pages"] > 0
+    assert found["counters"]["guest_accesses"] == len(trace)
+
+
+def test_replay_with_a_tlb_misses_what_the_tlb_hides():
+    found = result("replay", "--every", "5000", "--tlb", "1536")
+    assert all(each["precision"] == 1.0 for each in found["passes"])
+    assert any(each["recall"] < 0.5 for each in found["passes"])
+
+
+def test_replay_prints_a_table_and_draws(tmp_path):
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "plot.png"
+    done = run("replay", "--every", "10000", "--plot", path)
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert len(path.read_bytes()) > 10_000
+    assert "precision" in done.stdout
+    assert len(done.stdout.splitlines()) == 2 + 7 + 1
+    assert done.stderr == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["plot.png"]
+
+
+def test_replay_of_other_formats(tmp_path):
+    found = result("replay", DATA / "lackey.txt", "--every", "3", "--tlb", "0")
+    assert found["trace"]["pages"] == 6
+    path = tmp_path / "t.csv"
+    path.write_text("time,page,write\n1,7,0\n2,9,1\n3,7,0\n")
+    found = result("replay", path, "--every", "2", "--tlb", "0")
+    assert [each["true_pages"] for each in found["passes"]] == [2, 1]
+    assert [each["estimated_pages"] for each in found["passes"]] == [2, 1]
+
+
+def test_info():
+    done = run("info")
+    assert done.stdout.startswith("youngbit  ")
+    found = result("info")
+    assert found["cpu"]["count"] >= 1
+    assert found["features"]["protocols"] == list(defaults.PROTOCOLS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["access-tracking", "-p"], "-p specified without -l"),
+        (["access-tracking", "-l", "-p", "--inline"], "-p is always live"),
+        (["access-tracking", "-b", "lots"], "'lots' is not a size"),
+        (["access-tracking", "-b", "5000"], "multiple of the backing"),
+        (["access-tracking", "-b", "3M", "-s", "2m"], "multiple of the backing"),
+        (["access-tracking", "-v", "0"], "not in the range"),
+        (["access-tracking", "-s", "8k"], "'8k' is not one of"),
+        (["access-tracking", "--protocol", "v8"], "'v8' is not one of"),
+        (["access-tracking", "--capabilities", "all"], "'all' is not a number"),
+        (["access-tracking", "--seed", "-1"], "negative"),
+        (["access-tracking", "--tlb", "1001"], "power of two"),
+        (["access-tracking", "--no-ad", "--format", "npt", "-b", "4M"], "EPT"),
+        (["access-tracking", "--frobnicate"], "No such option"),
+        (["access-tracking", "extra"], "unexpected extra argument"),
+        (["replay", "/nonexistent.npz"], "does not exist"),
+        (["replay", "--every", "0"], "not in the range"),
+        (["replay", "--plot", "/nonexistent/plot.png"], "no directory"),
+        (["replay", "--json", "/"], "is a directory"),
+        (["nothing"], "No such command"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_bad_usage(arguments, says):
+    done = run(*arguments, code=2)
+    assert says in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_bad_trace_names_file_and_line(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("time,page,write\n1,2\n")
+    done = run("replay", path, code=2)
+    assert done.stderr == (
+        f"youngbit: {path}: line 2: found `1,2`, expected two numbers and 0 or 1,"
+        " separated by commas, as `1200,5120,1`\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["access-tracking", "-l", "-b", "4G", "--json", "out.json"],
+        ["access-tracking", "-l", "-b", "4G", "--inline", "--json", "out.json"],
+        ["access-tracking", "-l", "-p", "-b", "4G", "--json", "out.json"],
+    ],
+    ids=["live", "inline", "benchmark"],
+)
+def test_ctrl_c_stops_at_once_and_leaves_no_file(arguments, tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-m", "youngbit", *arguments],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        # The heading is printed when the machine is there and the run begins.
+        for line in process.stdout:
+            if line.startswith(("guest physical", "Populating")):
+                break
+        time.sleep(0.3)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        start = time.monotonic()
+        _, errors = process.communicate(timeout=30)
+        took = time.monotonic() - start
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert errors.splitlines()[-1] == "youngbit: interrupted"
+    assert list(tmp_path.iterdir()) == []
+    # A tenth of a second to stop; the rest is giving back 4 GiB of model.
+    assert took < 3.0
