@@ -167,6 +167,9 @@ pub struct RunStats {
     pub stopped: bool,
 }
 
+/// What the caller of a live run does in its own thread.
+type Meanwhile<'a> = &'a mut dyn FnMut(&Cpu) -> Result<()>;
+
 impl Vm {
     /// Make every vCPU forget its translations, and wait until none uses an
     /// old one (`kvm_flush_remote_tlbs()`). A vCPU in guest mode never waits
@@ -428,7 +431,7 @@ impl Vm {
         cpu: &Cpu,
         streams: &mut [Stream],
         options: &RunOptions<'_>,
-        mut meanwhile: Option<&mut dyn FnMut(&Cpu) -> Result<()>>,
+        mut meanwhile: Option<Meanwhile<'_>>,
     ) -> Result<RunStats> {
         let vcpus = self.vcpus_for(streams.len())?;
         let failed = AtomicBool::new(false);

@@ -318,16 +318,12 @@ impl Runner {
     }
 
     fn create_vm(&self, cpu: &Cpu) -> Result<Guest> {
-        let vm = match self.mmu {
-            Mmu::Tdp | Mmu::DirectRmap | Mmu::Shadow => {
-                Vm::create(cpu, &self.mm, self.vm_config.clone())?
-            }
-            Mmu::None => {
-                return Err(Error::invalid(
-                    "the scenario makes a VM, and its conditions say that there is none",
-                ));
-            }
-        };
+        if self.mmu == Mmu::None {
+            return Err(Error::invalid(
+                "the scenario makes a VM, and its conditions say that there is none",
+            ));
+        }
+        let vm = Vm::create(cpu, &self.mm, self.vm_config.clone())?;
         let space = self.host.create_space(Kind::Anon, 0);
         let len = WORKER_MAPPING_PAGES * PAGE_SIZE;
         let command = self.mm.mmap(None, len, &space, 0, VmFlags::default())?;
@@ -532,8 +528,8 @@ fn vm_config(conditions: &Conditions) -> VmConfig {
             Mmu::None | Mmu::Tdp => MmuKind::Tdp,
             Mmu::DirectRmap | Mmu::Shadow => MmuKind::Shadow,
         },
-        // Direct in both: the recorder's guest runs with paging off, so that
-        // without nested paging too there are no tables of its to shadow.
+        // The recorded guests run with paging off, so that shadow paging too has
+        // no guest page table to shadow and maps guest frames directly.
         shadow: ShadowConfig {
             direct: true,
             ..ShadowConfig::default()

@@ -359,21 +359,20 @@ fn readers_see_only_published_sets() {
 }
 
 #[test]
-fn rmap_heads_are_made_on_use_and_move_with_copies_not_with_moves() {
+fn rmap_heads_are_made_on_use_and_stay_with_copies_not_with_moves() {
     let m = Machine::v7(64);
     m.slot(0, 1, 0, 1000, 600, m.hva);
     let find = || m.vm.memslots.all(&m.cpu).into_iter().find(|s| s.id == 1);
     let slot = find().expect("there");
-    assert!(slot.rmap_if_any(1).is_none());
-    assert_eq!(slot.rmap(1).len(), 600);
-    // GFNs 1000 to 1599 lie in three huge pages: 512.., 1024.., 1536...
-    assert_eq!(slot.rmap(2).len(), 3);
-    assert_eq!((slot.rmap_index(1000, 2), slot.rmap_index(1599, 2)), (0, 2));
-    slot.rmap(1)[5].store(4, Ordering::Relaxed);
+    assert!(slot.rmaps_if_any().is_none());
+    slot.rmaps();
     m.slot(0, 1, LOG_DIRTY_PAGES, 1000, 600, m.hva);
-    let changed = find().expect("there");
-    assert_eq!(changed.rmap(1)[5].load(Ordering::Relaxed), 4);
+    let copy = find().expect("there");
+    assert!(std::ptr::eq(
+        slot.rmaps(),
+        copy.rmaps_if_any().expect("shared")
+    ));
     m.slot(0, 1, LOG_DIRTY_PAGES, 2000, 600, m.hva);
-    assert!(find().expect("there").rmap_if_any(1).is_none());
+    assert!(find().expect("there").rmaps_if_any().is_none());
     m.finish();
 }
