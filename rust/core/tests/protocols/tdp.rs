@@ -177,8 +177,15 @@ fn write_against_zap(claim: &str, format: SpteFormat, before: fn(SpteFormat, u64
         note(format!("the page holds {written}"));
         let dirty = machine.folio_is_dirty(pfn);
         assert!(written != 7 || dirty, "a write is lost by the zap");
-        assert!(machine.leaf(&here, 0).is_none(), "mapped during the invalidation");
-        assert_eq!(machine.content(pfn), written, "written through a stale mapping");
+        assert!(
+            machine.leaf(&here, 0).is_none(),
+            "mapped during the invalidation"
+        );
+        assert_eq!(
+            machine.content(pfn),
+            written,
+            "written through a stale mapping"
+        );
         machine.vm.invalidate_range_end(&here, at, at + 4096);
         vcpu.join().unwrap();
         assert_eq!(machine.content(pfn), 7);
@@ -289,7 +296,10 @@ fn tdp_fault_against_fault() {
             let tdp = machine.vm.tdp.as_ref().expect("a TDP MMU");
             note("both vCPUs have written");
             for gfn in 0..2 {
-                assert!(machine.leaf(&here, gfn).is_some(), "gfn {gfn} is not mapped");
+                assert!(
+                    machine.leaf(&here, gfn).is_some(),
+                    "gfn {gfn} is not mapped"
+                );
                 assert_eq!(machine.content(machine.pfn(gfn)), gfn as u8 + 1);
             }
             // One root and one table a level: both pages share them.
