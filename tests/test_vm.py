@@ -29,6 +29,38 @@ def touched(vm: yb.Vm, lru: yb.LruGen, stream, **options) -> set[int]:
 
 
 @pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"mmu": "shadow"},
+        {"mmu": "shadow", "direct": True},
+        {"mmu": "shadow", "aliases": 16},
+        {"mmu": "nested"},
+    ],
+    ids=str,
+)
+def test_rmaps_are_aged_too(mode, options):
+    host, vm, lru = machine(tlb_entries=0, vcpus=2, **options)
+    vm.run(access.sequential(write=True), mode=mode)
+    assert touched(vm, lru, access.strided(5), mode=mode) >= {*range(0, 1024, 5)}
+    pages = {page for page in range(2048) if page % 7 == 0}
+    own = access.arrays(sorted(pages), False)
+    assert touched(vm, lru, own, mode=mode) == pages
+    assert host.counters["rmap_sptes"] > 0
+    assert host.counters["poison_reads"] == 0
+
+
+def test_a_nested_guest_and_its_guest_touch_the_same_pages():
+    _, vm, lru = machine(mmu="nested", tlb_entries=0)
+    vm.run(access.sequential(write=True))
+    assert touched(vm, lru, access.strided(2)) == set(range(0, 2048, 2))
+    vm.set_guest_mode(l2=False)
+    assert touched(vm, lru, access.strided(3)) == set(range(0, 2048, 3))
+    with pytest.raises(OSError, match="only a vCPU of a nested VM"):
+        machine()[1].set_guest_mode(l2=True)
+
+
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("vcpus", [1, 3])
 def test_only_vcpus_touch_guest_memory_and_aging_sees_it(mode, vcpus):
     host, vm, lru = machine(vcpus=vcpus, tlb_entries=0)
