@@ -275,7 +275,8 @@ impl Vm {
     /// notifiers, and says whether it is fast once it is set up.
     ///
     /// # Errors
-    /// As [`VmConfig::check`].
+    /// As [`VmConfig::check`]; `ENOMEM` without room for the guest's own page
+    /// tables.
     pub fn create(cpu: &Cpu, mm: &Arc<Mm>, config: VmConfig) -> Result<Arc<Vm>> {
         config.check()?;
         let shadow = (config.mmu != MmuKind::Tdp).then(|| Box::new(Shadow::new()));
