@@ -219,6 +219,41 @@ fn a_guests_writes_survive_eviction() {
 }
 
 #[test]
+fn huge_pages_are_split_and_evicted() {
+    const PAGES: u64 = 4 * 512;
+    let mut m = Machine::new(16384, 8192);
+    let cpu = m.cpu();
+    let space = m.host.create_space(Kind::Anon, 0);
+    let flags = VmFlags {
+        thp: true,
+        ..VmFlags::default()
+    };
+    let at =
+        m.mm.mmap(None, PAGES * PAGE_SIZE, &space, 0, flags)
+            .expect("mapped");
+    m.spaces.push(space);
+    m.fill(&cpu, at, PAGES, |n| (n * 5) as u8);
+    assert_eq!(m.mm.mapping_level(&cpu, at), 2);
+    // Part of one is gone already, and one is in use.
+    m.mm.munmap(&cpu, at + 512 * PAGE_SIZE, 100 * PAGE_SIZE)
+        .expect("unmapped");
+    m.age(&cpu, 3);
+    m.mm.touch(&cpu, at + 1024 * PAGE_SIZE, false, None)
+        .expect("read");
+    let freed = m.evict(&cpu, 200, u64::MAX).expect("evicted");
+    assert_eq!(freed, PAGES - 100 - 512);
+    // What was unmapped went with the split.
+    assert_eq!(m.memcg.usage(), 512);
+    assert_eq!(m.mm.mapping_level(&cpu, at + 1024 * PAGE_SIZE), 2);
+    for n in (0..PAGES).filter(|n| !(512..612).contains(n)) {
+        assert_eq!(m.content(&cpu, at + n * PAGE_SIZE), (n * 5) as u8);
+    }
+    drop(cpu);
+    check(&m.host).expect("consistent lists");
+    m.tear_down();
+}
+
+#[test]
 fn used_pages_stay_and_go_to_the_youngest_generation() {
     let mut m = Machine::new(4096, 2048);
     let cpu = m.cpu();
