@@ -73,8 +73,8 @@ impl Machine {
     /// What a page holds; nothing else is running.
     fn content(&self, cpu: &Cpu, address: u64) -> u8 {
         self.mm.touch(cpu, address, false, None).expect("read");
-        let (_, pte) = self.mm.lookup(address);
-        self.host.memory.content(pte.pfn()).load(Ordering::Relaxed)
+        let page = self.mm.gup(cpu, address, false).expect("present");
+        self.host.memory.content(page.pfn).load(Ordering::Relaxed)
     }
 
     /// Make `n` generations, so that what is not used is old.
