@@ -103,6 +103,12 @@ impl Cpu {
         if left == 0 { self.poll_slow() } else { false }
     }
 
+    /// [`poll`](Self::poll), looking at the clock each time: for whoever waits
+    /// between two calls.
+    pub fn poll_now(&self) -> bool {
+        self.stop.load(Ordering::Relaxed) || self.poll_slow()
+    }
+
     #[cold]
     fn poll_slow(&self) -> bool {
         let Some(poll) = &self.poll else {

@@ -460,7 +460,7 @@ impl Vm {
                 .collect();
             let mut mine = Ok(());
             while mine.is_ok() && *running.lock() > 0 {
-                if cpu.poll() {
+                if cpu.poll_now() {
                     mine = cpu.finish();
                 } else if let Some(work) = &mut meanwhile {
                     mine = work(cpu);
