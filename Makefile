@@ -66,6 +66,7 @@ wheel: $(DEPS)   ## build a wheel into dist/
 	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(PY) -m maturin build --release --locked --out dist
 
 wheel-check: wheel ## install the wheel into an empty environment and run it there
+	@mkdir -p $(OUT)
 	$(PYTHON) -m venv --clear $(OUT)/wheel-env
 	$(OUT)/wheel-env/bin/python -m pip install --quiet dist/*.whl
 	cd $(OUT) && env -i wheel-env/bin/youngbit access-tracking -l -b 16M
