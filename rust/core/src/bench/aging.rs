@@ -1,7 +1,7 @@
 //! Whole aging passes through the per-page path: page-table walk, notifier
 //! call, memslot lookup, SPTE walk, generation update, a page at a time.
 
-use super::contest::{Case, Contestant, Sample, Stage};
+use super::contest::{Case, Contestant, Sample, Stage, worked};
 use super::{Guest, GuestConfig, wrong};
 use crate::cpu::Cpu;
 use crate::error::Result;
@@ -22,7 +22,8 @@ fn pass(guest: &Guest, young: bool) -> Result<Sample> {
     if young {
         guest.sweep(&cpu, 0, guest.pages)?;
     }
-    let stats = guest.age(&cpu)?;
+    let (ns, stats) = worked(|| guest.age(&cpu));
+    let stats = stats?;
     let counted = stats.counters;
     let found = counted.get(Counter::MmLeafYoung);
     let asked =
@@ -34,7 +35,6 @@ fn pass(guest: &Guest, young: bool) -> Result<Sample> {
             guest.pages
         )));
     }
-    let ns = u64::try_from(stats.elapsed.as_nanos()).unwrap_or(u64::MAX);
     Ok(Sample::per_item(ns, guest.pages, counted))
 }
 

@@ -1,6 +1,6 @@
 //! Eviction of a guest's memory, with its neighbours asked after and without.
 
-use super::contest::{Case, Contestant, Metric, Sample, Stage, timed};
+use super::contest::{Case, Contestant, Metric, Sample, Stage, worked};
 use super::{Guest, GuestConfig, wrong};
 use crate::cpu::Cpu;
 use crate::error::Result;
@@ -81,7 +81,7 @@ fn evict(pages: u64, protocol: Protocol, caps: u32, young: bool) -> Result<Sampl
     let lruvec = &memcg.lruvecs[0];
     let oldest = lruvec.max_seq() - 2;
     let before = cpu.counters.snapshot();
-    let (ns, evicted) = timed(|| evict::run_eviction(&cpu, memcg, lruvec, oldest, 100, u64::MAX));
+    let (ns, evicted) = worked(|| evict::run_eviction(&cpu, memcg, lruvec, oldest, 100, u64::MAX));
     let evicted = evicted?;
     let counters = cpu.counters.snapshot().since(&before);
     let scanned = counters.get(Counter::PgScan);

@@ -1,7 +1,7 @@
 //! Operations on one entry, over a flat array: what the hardware allows, and
 //! what aging makes of it.
 
-use super::contest::{Case, Contestant, Metric, Sample, Stage, timed};
+use super::contest::{Case, Contestant, Metric, Sample, Stage, worked};
 use super::wrong;
 use crate::error::Result;
 use crate::kvm::mmu::spte::{AD_DISABLED, AD_ENABLED, LEVEL_4K, Leaf, SpteFormat, Write};
@@ -213,7 +213,7 @@ pub(super) fn run(stage: &mut Stage<'_>) -> Result<()> {
                             if contended {
                                 return beside_a_setter(flat, work, write, options.seed, affinity);
                             }
-                            let (ns, young) = timed(|| black_box(work(black_box(flat))));
+                            let (ns, young) = worked(|| black_box(work(black_box(flat))));
                             verify(flat, name, clears, expected, young)?;
                             let counters = counted(flat, young, write);
                             let share = young as f64 / flat.len() as f64;
@@ -282,7 +282,7 @@ fn beside_a_setter(
         while !started.load(Ordering::Acquire) {
             thread::yield_now();
         }
-        let (ns, young) = timed(|| black_box(work(black_box(flat))));
+        let (ns, young) = worked(|| black_box(work(black_box(flat))));
         stop.store(true, Ordering::Relaxed);
         let set = match setter.join() {
             Ok(set) => set,

@@ -1,6 +1,6 @@
 //! Range walks, rmap chains and memslot walks.
 
-use super::contest::{Case, Contestant, Metric, Sample, Stage, timed};
+use super::contest::{Case, Contestant, Metric, Sample, Stage, worked};
 use super::guest::sequential;
 use super::spte::{Flat, fill};
 use super::{Guest, GuestConfig, wrong};
@@ -29,7 +29,7 @@ pub(super) fn run(stage: &mut Stage<'_>) -> Result<()> {
 fn age_range(guest: &Guest, young: bool, items: u64) -> Result<Sample> {
     let cpu = Cpu::new(&guest.host);
     let (start, end) = (guest.hva, guest.end());
-    let (ns, found) = timed(|| {
+    let (ns, found) = worked(|| {
         let found = guest.mm.notifiers.clear_young(&cpu, start, end, false);
         black_box(found)
     });
@@ -88,7 +88,7 @@ fn tdp(stage: &mut Stage<'_>) -> Result<()> {
                     fill(&flat, share, 0);
                 }
                 let work = if young { Flat::fetch_and } else { Flat::scan };
-                let (ns, found) = timed(|| black_box(work(black_box(&flat))));
+                let (ns, found) = worked(|| black_box(work(black_box(&flat))));
                 if found != pages * u64::from(young) {
                     return Err(wrong(format!("{limit} found {found} young of {pages}")));
                 }
@@ -236,7 +236,7 @@ fn range_beside_faults(guest: &Guest, half: u64, affinity: &Affinity) -> Result<
         let vcpu = scope.spawn(|| {
             affinity.pin(1);
             let cpu = Cpu::new(&guest.host);
-            let (ns, ran) = timed(|| {
+            let (ns, ran) = worked(|| {
                 guest
                     .vm
                     .run_inline(&cpu, &mut stream, &RunOptions::default())
@@ -246,7 +246,7 @@ fn range_beside_faults(guest: &Guest, half: u64, affinity: &Affinity) -> Result<
         let mut ns = 0;
         let mut walks = 0;
         while walks == 0 || !vcpu.is_finished() {
-            ns += timed(|| {
+            ns += worked(|| {
                 black_box(guest.mm.notifiers.clear_young(&cpu, start, end, false));
             })
             .0;
@@ -381,7 +381,7 @@ fn chains(stage: &mut Stage<'_>) -> Result<()> {
                     fill(flat, share, 0);
                 }
                 let work = if young { Flat::fetch_and } else { Flat::scan };
-                let (ns, found) = timed(|| black_box(work(black_box(flat))));
+                let (ns, found) = worked(|| black_box(work(black_box(flat))));
                 if found != items * u64::from(young) {
                     return Err(wrong(format!("{limit} found {found} young of {items}")));
                 }
@@ -394,7 +394,7 @@ fn chains(stage: &mut Stage<'_>) -> Result<()> {
                 let contestant = Contestant::new(name, move || {
                     chains.fill(young);
                     let before = chains.counters.snapshot();
-                    let (ns, found) = timed(|| black_box(black_box(chains).age(lockless)));
+                    let (ns, found) = worked(|| black_box(black_box(chains).age(lockless)));
                     if found != items * u64::from(young) {
                         return Err(wrong(format!("{name}: {found} young of {items}")));
                     }
@@ -455,7 +455,7 @@ fn memslots(stage: &mut Stage<'_>) -> Result<()> {
                     let cpu = Cpu::new(&guest.host);
                     // As a walk of the primary page tables calls it.
                     let _section = cpu.srcu.lock();
-                    let (ns, found) = timed(|| {
+                    let (ns, found) = worked(|| {
                         let mut found = 0;
                         for page in 0..pages {
                             let at = guest.hva + page * PAGE_SIZE;

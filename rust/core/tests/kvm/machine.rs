@@ -6,6 +6,8 @@ use youngbit_core::kvm::mmu::spte::SpteFormat;
 use youngbit_core::kvm::mmu::tdp::TdpMmu;
 use youngbit_core::kvm::{MemoryRegion, Protocol, Vm, VmConfig};
 use youngbit_core::mm::{FolioWord, Kind, Mm, PAGE_SIZE, VmFlags, folio};
+use youngbit_core::sync::atomic::{AtomicBool, Ordering};
+use youngbit_core::sync::thread;
 use youngbit_core::trace::{Counter, CounterValues};
 use youngbit_core::{Cpu, Host, HostConfig};
 
@@ -197,12 +199,81 @@ impl Machine {
     }
 }
 
+/// What threads share of a machine: everything but its `Cpu`.
+#[derive(Clone, Copy)]
+pub struct Parts<'a> {
+    pub vm: &'a Vm,
+    pub mm: &'a Arc<Mm>,
+    pub host: &'a Arc<Host>,
+    pub hva: u64,
+}
+
+impl Machine {
+    pub fn parts(&self) -> Parts<'_> {
+        Parts {
+            vm: &self.vm,
+            mm: &self.mm,
+            host: &self.host,
+            hva: self.hva,
+        }
+    }
+}
+
+impl<'a> Parts<'a> {
+    pub fn hva_of(&self, gfn: u64) -> u64 {
+        self.hva + gfn * PAGE_SIZE
+    }
+
+    pub fn age(&self, cpu: &Cpu, gfn: u64, pages: u64) -> bool {
+        let (start, end) = (self.hva_of(gfn), self.hva_of(gfn + pages));
+        self.mm.notifiers.clear_young(cpu, start, end, false)
+    }
+
+    /// Run `f` again and again in a thread of its own, until `stop`.
+    pub fn spawn<'scope>(
+        self,
+        scope: &'scope thread::Scope<'scope, '_>,
+        stop: &'scope AtomicBool,
+        mut f: impl FnMut(Self, &Cpu) + Send + 'scope,
+    ) where
+        'a: 'scope,
+    {
+        scope.spawn(move || {
+            let cpu = Cpu::new(self.host);
+            while !stop.load(Ordering::Relaxed) {
+                f(self, &cpu);
+                cpu.check_error().expect("no callback fails");
+                thread::yield_now();
+            }
+        });
+    }
+}
+
 pub fn config(protocol: Protocol, format: SpteFormat) -> VmConfig {
     VmConfig {
         protocol,
         format,
         ..VmConfig::default()
     }
+}
+
+/// Whether a test with threads has done enough: `wanted` rounds, or fewer where
+/// the machine is busy with other things.
+pub fn enough(start: std::time::Instant, done: u64, wanted: u64) -> bool {
+    done >= wanted || (done >= 3 && start.elapsed().as_millis() > 500)
+}
+
+/// Protocols and formats that differ in how SPTEs are written.
+pub fn distinct_configs() -> Vec<VmConfig> {
+    [
+        (Protocol::BASELINE, SpteFormat::EPT),
+        (Protocol::BASELINE, SpteFormat::EPT_NO_AD),
+        (Protocol::V7, SpteFormat::EPT),
+        (Protocol::V7, SpteFormat::EPT_NO_AD),
+        (Protocol::V9, SpteFormat::NPT),
+    ]
+    .map(|(protocol, format)| config(protocol, format))
+    .into()
 }
 
 /// Every protocol with every format.

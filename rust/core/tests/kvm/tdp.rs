@@ -523,10 +523,6 @@ fn a_vm_that_cannot_be_is_refused() {
             ..base()
         },
         VmConfig {
-            mmu: youngbit_core::kvm::MmuKind::Shadow,
-            ..base()
-        },
-        VmConfig {
             tlb: youngbit_core::kvm::TlbConfig {
                 entries: 5,
                 ways: 2,

@@ -87,6 +87,9 @@ pub struct ShadowConfig {
     pub l1_ad: bool,
     /// How often the guest maps each of its pages, at different addresses.
     pub aliases: u64,
+    /// Level of the leaves that the guest maps its memory by: 1, or 2 and 3 for
+    /// huge pages, which the host need not have.
+    pub guest_level: u32,
     /// Most shadow pages; `None` is KVM's own rule, 2 percent of the pages of
     /// guest memory and at least 64, once for every alias.
     pub max_pages: Option<u64>,
@@ -98,6 +101,7 @@ impl Default for ShadowConfig {
             direct: false,
             l1_ad: true,
             aliases: 1,
+            guest_level: LEVEL_4K,
             max_pages: None,
         }
     }
@@ -122,6 +126,12 @@ impl ShadowConfig {
             return Err(Error::invalid(
                 "aliases need a guest page table; direct shadow pages have none",
             ));
+        }
+        if !(LEVEL_4K..=LEVEL_1G).contains(&self.guest_level) {
+            return Err(Error::invalid(format!(
+                "guest pages of level {}: expected {LEVEL_4K} to {LEVEL_1G}",
+                self.guest_level
+            )));
         }
         if let Some(max) = self.max_pages
             && max < MIN_SHADOW_PAGES
@@ -392,8 +402,10 @@ impl Shadow {
             )?;
         }
         let end = GUEST_TABLE_GFN + GUEST_TABLE_FRAMES;
-        let aliases = vm.config.shadow.aliases;
-        let kernel = GuestKernel::new(Self::paging(vm), GUEST_TABLE_GFN, end, aliases)?;
+        let config = &vm.config.shadow;
+        let frames = (GUEST_TABLE_GFN, end);
+        let kernel =
+            GuestKernel::new(Self::paging(vm), frames, config.aliases, config.guest_level)?;
         let first = self.kernel.set(kernel);
         debug_assert!(first.is_ok(), "a guest boots once");
         Ok(())

@@ -31,6 +31,7 @@ use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use crate::sync::lock::SpinLock;
 use crate::sync::rcu::{Guard, RcuCell};
 use crate::sync::spin::Backoff;
+use crate::sync::thread;
 use crate::table::{Arena, POISON, TABLE_SHIFT, TableId};
 use crate::trace::{Counter, Event};
 use std::sync::Arc;
@@ -818,7 +819,11 @@ impl TdpMmu {
     /// (`kvm_tdp_mmu_wrprot_slot()`). `mmu_lock` is held for read. Whether TLBs
     /// must be flushed.
     pub fn write_protect(&self, vm: &Vm, cpu: &Cpu, slot: &Memslot, start: u64, end: u64) -> bool {
-        let as_id = slot.as_id as u32;
+        self.clear_bit(vm, cpu, slot.as_id as u32, start, end, WRITABLE)
+    }
+
+    /// Clear one bit of every leaf of a range that has it.
+    fn clear_bit(&self, vm: &Vm, cpu: &Cpu, as_id: u32, start: u64, end: u64, bit: u64) -> bool {
         let guard = cpu.rcu.lock();
         let mut changed = false;
         let mut gather = Gather::default();
@@ -833,12 +838,12 @@ impl TdpMmu {
                     };
                     loop {
                         let old = word.load(Ordering::Relaxed);
-                        if !is_present_leaf(old, level) || !is_writable(old) {
+                        if !is_present_leaf(old, level) || old & bit == 0 {
                             break;
                         }
                         // Never `fetch_and`: the word may become a pointer to
-                        // a table, which must stay writable.
-                        let new = old & !WRITABLE;
+                        // a table, which must stay as it is.
+                        let new = old & !bit;
                         if self.set_atomic(vm, cpu, &mut gather, word, old, new, at) {
                             changed = true;
                             break;
@@ -880,6 +885,21 @@ impl TdpMmu {
                 vm.set_pfn_dirty(cpu, spte::pfn(old));
             }
         }
+    }
+
+    /// Clear the dirty bits of a range's leaves and mark their folios dirty
+    /// (`kvm_tdp_mmu_clear_dirty_slot()`, which logging by PML uses). Leaves
+    /// without a dirty bit are write-protected instead. `mmu_lock` is taken for
+    /// read. Whether TLBs must be flushed.
+    pub fn clear_dirty(&self, vm: &Vm, cpu: &Cpu, as_id: u32, start: u64, end: u64) -> bool {
+        let format = vm.format();
+        let bit = if format.ad_bits {
+            format.dirty
+        } else {
+            WRITABLE
+        };
+        let _shared = cpu.read_lock(&vm.mmu_lock);
+        self.clear_bit(vm, cpu, as_id, start, end, bit)
     }
 
     /// Unlink tables of a slot whose range the host maps huge, so that the next
@@ -1145,7 +1165,8 @@ impl TdpMmu {
         }
         let Some(fault) = vm.faultin_pfn(cpu, vcpu.as_id, gfn, write)? else {
             cpu.count(Counter::FaultRetries);
-            Backoff::new().wait();
+            // Whoever is in the way needs the processor to get out of it.
+            thread::yield_now();
             return Ok(());
         };
         let _shared = cpu.read_lock(&vm.mmu_lock);

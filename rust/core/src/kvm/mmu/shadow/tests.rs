@@ -159,6 +159,16 @@ fn aliased(config: VmConfig, aliases: u64) -> VmConfig {
     }
 }
 
+fn huge_in_guest(config: VmConfig) -> VmConfig {
+    VmConfig {
+        shadow: ShadowConfig {
+            guest_level: 2,
+            ..config.shadow
+        },
+        ..config
+    }
+}
+
 const PROTOCOLS: [Protocol; 3] = [Protocol::BASELINE, Protocol::V7, Protocol::V9];
 
 #[test]
@@ -942,6 +952,13 @@ fn configurations_that_cannot_be_are_refused() {
         },
         VmConfig {
             shadow: ShadowConfig {
+                guest_level: 4,
+                ..ShadowConfig::default()
+            },
+            ..shadow(Protocol::V7)
+        },
+        VmConfig {
+            shadow: ShadowConfig {
                 direct: true,
                 ..ShadowConfig::default()
             },
@@ -1082,6 +1099,7 @@ fn random_programs_agree_with_a_set_of_pages() {
         for protocol in PROTOCOLS {
             random_program(shadow(protocol), seed, 300);
             random_program(aliased(shadow(protocol), 3), seed, 300);
+            random_program(huge_in_guest(shadow(protocol)), seed, 300);
             random_program(direct(protocol, true), seed, 300);
             random_program(nested(protocol, true), seed, 300);
             if protocol != Protocol::V7 {
