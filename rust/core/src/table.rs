@@ -123,9 +123,11 @@ impl<M: Default> Arena<M> {
 
     /// The entries of a table.
     #[inline]
-    pub fn entries(&self, id: TableId) -> &[AtomicU64] {
-        let first = (id.0 as usize % CHUNK_TABLES) * TABLE_ENTRIES;
-        &self.chunk(id).entries[first..first + TABLE_ENTRIES]
+    pub fn entries(&self, id: TableId) -> &[AtomicU64; TABLE_ENTRIES] {
+        // An array, so that an index masked to its size needs no check: a walk
+        // looks up a table at every level.
+        let (tables, _) = self.chunk(id).entries.as_chunks();
+        &tables[id.0 as usize % CHUNK_TABLES]
     }
 
     /// What stands beside a table.

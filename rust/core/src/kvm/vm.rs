@@ -402,18 +402,11 @@ impl Vm {
             lockless,
             fast_only,
         } = range;
-        if end <= start {
-            return Err(Error::invalid(format!(
-                "walk of memslots over [{start:#x}, {end:#x}): the range is empty"
-            )));
-        }
-        if handler.is_none() && on_lock.is_none() {
-            return Err(Error::invalid(
-                "walk of memslots with neither a handler nor on_lock",
-            ));
-        }
-        if lockless && on_lock.is_some() {
-            return Err(Error::invalid("lockless walk of memslots with on_lock"));
+        if end <= start
+            || (handler.is_none() && on_lock.is_none())
+            || (lockless && on_lock.is_some())
+        {
+            return Err(refused(start, end, lockless));
         }
         let mut result = HvaResult::default();
         let mut locked = None;
@@ -453,6 +446,18 @@ impl Vm {
         drop(locked);
         Ok(result)
     }
+}
+
+/// Why a walk of memslots was refused.
+#[cold]
+fn refused(start: u64, end: u64, lockless: bool) -> Error {
+    Error::invalid(if end <= start {
+        format!("walk of memslots over [{start:#x}, {end:#x}): the range is empty")
+    } else if lockless {
+        "lockless walk of memslots with on_lock, or with no handler".into()
+    } else {
+        "walk of memslots with neither a handler nor on_lock".into()
+    })
 }
 
 // ---- memslots ----
