@@ -168,7 +168,7 @@ CASES: dict[str, tuple[Callable[[], object], type[BaseException], str]] = {
     "vm-out-of-memory": (
         lambda: vm(memory="64M").run(access.sequential(write=True)),
         OSError,
-        "out of memory",
+        "out of host memory",
     ),
 }
 

@@ -72,7 +72,7 @@ def selftest(command: str) -> str:
     """What the series' own selftest printed for a command, on a real kernel."""
     blocks = (DATA / "selftest-v7.txt").read_text().split("=== [")
     [found] = [block for block in blocks if f" {command}\n" in block and "enabled=0x000f" in block]
-    return found.split("\n", 1)[1]
+    return found.split("\n", 1)[1].split("=== rc=")[0]
 
 
 def shape(text: str) -> list[str]:
@@ -111,6 +111,12 @@ def test_benchmark_prints_what_the_selftest_printed():
         ["-b", "8M", "--protocol", "baseline"],
         ["-b", "8M", "--tlb", "0"],
         ["-b", "8M", "--capabilities", "0xb"],
+        ["-b", "8M", "--mmu", "shadow"],
+        ["-b", "8M", "--mmu", "shadow", "--alias", "3", "-v", "2"],
+        ["-b", "8M", "--mmu", "shadow", "--protocol", "baseline"],
+        ["-b", "8M", "--mmu", "shadow", "--protocol", "v9", "--no-ad"],
+        ["-b", "8M", "--mmu", "nested"],
+        ["-b", "8M", "--mmu", "nested", "--protocol", "v9", "--l1-no-ad"],
     ],
     ids=" ".join,
 )
@@ -137,6 +143,26 @@ def test_without_the_capability_pages_do_not_get_younger(options, mode):
     assert found["reason"] == "pages did not get younger"
     before, _, after = found["majority_generations"]
     assert f"generation {before}, and are in {after}" in found["detail"]
+
+
+def test_memory_that_fits_the_tlb_seems_to_stay_old():
+    found = result("access-tracking", "-l", "-b", "4M", "--tlb", "1536", code=1)
+    assert found["reason"] == "pages did not get younger"
+    assert found["counters"]["tlb_hits"] > 0
+    result("access-tracking", "-l", "-b", "64M", "--tlb", "1536")
+
+
+@pytest.mark.parametrize(
+    "options", [["--mmu", "shadow", "--no-ad"], ["--mmu", "nested", "--l1-no-ad"]], ids=" ".join
+)
+def test_rmaps_without_ad_bits_stay_young_as_on_a_real_kernel(options):
+    done = run("access-tracking", "-l", "-b", "16M", *options, code=1)
+    assert layout(done.stdout) == LRU_STEPS[:5]
+    real = (DATA / "selftest-v7.txt").read_text().splitlines()[-2]
+    assert done.stderr.splitlines()[-1] == real == "  unexpected gen change: 4 vs. 3"
+    # The accurate notifier does age them.
+    asked = result("access-tracking", "-l", "-b", "8M", *options, "--aging-asks", "accurate")
+    assert asked["verdict"] == "pass"
 
 
 def test_baseline_that_asks_nothing_fails_as_before_the_series():
@@ -189,9 +215,9 @@ def test_replay_without_a_tlb_is_exact():
 
 
 def test_replay_with_a_tlb_misses_what_the_tlb_hides():
-    found = result("replay", "--every", "5000")
+    found = result("replay", "--every", "5000", "--tlb", "1536")
     assert all(each["precision"] == 1.0 for each in found["passes"])
-    assert any(each["recall"] < 1.0 for each in found["passes"])
+    assert any(each["recall"] < 0.5 for each in found["passes"])
 
 
 def test_replay_prints_a_table_and_draws(tmp_path):

@@ -4,9 +4,10 @@ from typing import TypedDict, final
 import numpy as np
 import numpy.typing as npt
 
+from .access import Stream
 from .notifier import MmuNotifier
 
-__all__ = ["Host", "Mm", "Registration", "build_info", "read_csv", "read_lackey"]
+__all__ = ["Host", "Mm", "Registration", "Vm", "build_info", "read_csv", "read_lackey"]
 
 class _BuildInfo(TypedDict):
     version: str
@@ -29,6 +30,24 @@ class Host:
     def create_memcg(self, name: str) -> int: ...
     def memcgs(self) -> list[tuple[int, str, int]]: ...
     def create_mm(self, memcg: int) -> Mm: ...
+    def create_vm(
+        self,
+        memcg: int,
+        nr_pages: int,
+        vcpus: int,
+        mmu: str,
+        protocol: str,
+        ad: bool,
+        format: str,
+        levels: int,
+        backing: int,
+        kind: str,
+        direct: bool,
+        l1_ad: bool,
+        aliases: int,
+        tlb_entries: int,
+        tlb_ways: int,
+    ) -> Vm: ...
     def exit_mm(self, mm: Mm) -> None: ...
     def nodes(self) -> list[tuple[int, int]]: ...
     def counters(self) -> dict[str, int]: ...
@@ -82,3 +101,32 @@ class Registration:
     def unregister(self) -> None: ...
     @property
     def has_fast_aging(self) -> bool: ...
+
+@final
+class Vm:
+    @property
+    def mm(self) -> Mm: ...
+    @property
+    def nr_pages(self) -> int: ...
+    @property
+    def nr_vcpus(self) -> int: ...
+    @property
+    def address(self) -> int: ...
+    @property
+    def guest_physical(self) -> tuple[int, int]: ...
+    def run(
+        self, given: list[Stream], live: bool, overlap: bool
+    ) -> tuple[float, list[float], dict[str, int]]: ...
+    def run_while_aging(
+        self,
+        given: list[Stream],
+        overlap: bool,
+        memcg: int,
+        node: int,
+        can_swap: bool,
+        force_scan: bool,
+    ) -> tuple[float, list[float], list[float], dict[str, int]]: ...
+    def page_generations(self) -> npt.NDArray[np.int64]: ...
+    def set_guest_mode(self, l2: bool) -> None: ...
+    def mark_idle(self, first: int, pages: int) -> tuple[int, int, int]: ...
+    def test_idle(self, first: int, pages: int) -> npt.NDArray[np.bool_]: ...

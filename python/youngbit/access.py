@@ -4,7 +4,7 @@ A stream says which pages are touched, in which order, and whether they are
 written. It is only a description; the accesses are made natively when the
 stream runs. Everything random comes from the stream's own ``seed``: the same
 stream makes the same accesses, whenever and wherever it runs. vCPU *i* of a
-run draws from the seed and *i*.
+run draws from the seed and *i*; which pages are Zipf's hottest differs too.
 
 ``region`` limits a stream to a part of guest memory: ``(start, length)``, both
 sizes as in `youngbit.sizes`. Without it, a partitioned run gives each vCPU its
@@ -109,7 +109,7 @@ class Sequential(Stream):
 
 @dataclass(frozen=True)
 class Strided(Stream):
-    """Every ``stride``-th page of the region, in order, once or more."""
+    """Every ``stride``-th page of the region, each pass one page further on."""
 
     kind = "strided"
     stride: int
@@ -160,7 +160,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class HotCold(Stream):
-    """Pages drawn uniformly from a hot part or from everywhere, phase by phase."""
+    """Pages drawn uniformly from a hot part or from the rest, phase by phase."""
 
     kind = "hot_cold"
     phases: tuple[Phase, ...]
@@ -222,6 +222,9 @@ def strided(
     region: Region = None,
 ) -> Strided:
     """Touch every ``stride``-th page in order, starting at page ``offset``.
+
+    Each further pass starts one page after the one before it, so that ``stride``
+    passes touch every page once.
 
     Args:
         stride: Pages from one access to the next.

@@ -387,9 +387,13 @@ class Host:
         protocol: str = defaults.PROTOCOL,
         aging_asks: str | None = None,
         ad: bool = True,
-        format: str = defaults.FORMAT,  # noqa: A002
+        format: str | None = None,  # noqa: A002
         levels: int = defaults.LEVELS,
         backing: str = defaults.BACKING,
+        kind: Kind = "anon",
+        direct: bool | None = None,
+        l1_ad: bool = True,
+        aliases: int = 1,
         tlb_entries: int = defaults.TLB_ENTRIES,
         tlb_ways: int | None = None,
         memcg: Memcg | None = None,
@@ -405,10 +409,23 @@ class Host:
                 ``"none"``, ``"accurate"`` or ``"fast_only"``; otherwise what the
                 protocol's kernel asks.
             ad: Whether the page tables have accessed and dirty bits.
-            format: Of the page-table entries: ``"ept"`` or ``"npt"``.
+            format: Of the page-table entries: ``"ept"`` or ``"npt"``; otherwise
+                EPT, and for shadow paging legacy, which is NPT's.
             levels: Of the page tables: 4 or 5.
             backing: Size of the host's pages behind guest memory: ``"4k"``,
                 ``"2m"`` or ``"1g"``.
+            kind: Of the memory behind the guest's: ``"anon"``, ``"shmem"`` or
+                ``"file"``. A read of anonymous memory that was never written
+                finds the zero page, which is nobody's and does not age; the
+                others have a page for it.
+            direct: For the shadow MMU: map guest frames directly, as KVM does
+                with nested paging when the TDP MMU is switched off, instead of
+                shadowing the guest's page tables. Otherwise so without A/D bits,
+                which shadow paging always has.
+            l1_ad: For a nested VM: whether its guest gives its own guest page
+                tables with A/D bits.
+            aliases: At how many addresses a guest with page tables of its own
+                maps each page; accesses take turns.
             tlb_entries: Of each vCPU's modelled TLB; 0 for none.
             tlb_ways: Its associativity: the entries are this times a power of
                 two. Otherwise about 12, whatever fits.
@@ -422,8 +439,13 @@ class Host:
         pages = parse_pages(memory, what="memory")
         _choice(mmu, defaults.MMUS, "mmu")
         _choice(protocol, defaults.PROTOCOLS, "protocol")
+        if direct is None:
+            direct = mmu == "shadow" and not ad
+        if format is None:
+            format = "npt" if mmu == "shadow" and not direct else defaults.FORMAT  # noqa: A001
         _choice(format, defaults.FORMATS, "format")
         _choice(backing, tuple(defaults.BACKINGS), "backing")
+        _choice(kind, defaults.KINDS, "kind")
         if aging_asks is None:
             aging_asks = defaults.PROTOCOL_ASKS[protocol]
         _choice(aging_asks, defaults.AGING_ASKS, "aging_asks")
@@ -448,6 +470,10 @@ class Host:
             "format": format,
             "levels": levels,
             "backing": backing,
+            "kind": kind,
+            "direct": bool(direct),
+            "l1_ad": bool(l1_ad),
+            "aliases": aliases,
             "tlb_entries": tlb_entries,
             "tlb_ways": ways,
         }
@@ -461,6 +487,10 @@ class Host:
             format,
             levels,
             tuple(defaults.BACKINGS).index(backing) + 1,
+            kind,
+            bool(direct),
+            bool(l1_ad),
+            _address(aliases, "aliases"),
             tlb_entries,
             ways,
         )
@@ -539,9 +569,11 @@ class TextFile:
 class Mm:
     """A process: an address space of its own; made by `Host.create_mm`."""
 
-    def __init__(self, host: Host, native: _core.Mm) -> None:
+    def __init__(self, host: Host, native: _core.Mm, owner: Vm | None = None) -> None:
         self._host = host
         self._native = native
+        # A VM's process ends with the VM: whoever holds the one keeps the other.
+        self._owner = owner
 
     def __repr__(self) -> str:
         return f"Mm(id={self.id}, memcg={self.memcg.name!r})"
@@ -584,7 +616,7 @@ class Mm:
             OSError: ``EINVAL``, ``EEXIST`` or ``ENOMEM``, as ``mmap``.
 
         """
-        _choice(kind, ("anon", "shmem", "file"), "kind")
+        _choice(kind, defaults.KINDS, "kind")
         _choice(backing, tuple(defaults.BACKINGS), "backing")
         return self._native.mmap(
             parse_size(length, what="length"),
@@ -701,7 +733,6 @@ class Vm:
     def __init__(self, host: Host, native: _core.Vm, parameters: dict[str, Any]) -> None:
         self._host = host
         self._native = native
-        self._mm = Mm(host, native.mm)
         self._parameters = parameters
 
     def __repr__(self) -> str:
@@ -715,12 +746,12 @@ class Vm:
     @property
     def mm(self) -> Mm:
         """The process whose memory the guest sees."""
-        return self._mm
+        return Mm(self._host, self._native.mm, self)
 
     @property
     def memcg(self) -> Memcg:
         """The memory cgroup that guest memory is charged to."""
-        return self._mm.memcg
+        return self.mm.memcg
 
     @property
     def nr_pages(self) -> int:
@@ -765,7 +796,8 @@ class Vm:
 
         """
         _choice(mode, ("inline", "live"), "mode")
-        return RunStats(*self._native.run(self._streams(stream), mode == "live", overlap))
+        seconds, vcpus, counters = self._native.run(self._streams(stream), mode == "live", overlap)
+        return RunStats(seconds, tuple(vcpus), counters)
 
     def run_while_aging(
         self,
@@ -793,7 +825,7 @@ class Vm:
             can_swap,
             force_scan,
         )
-        return RunStats(seconds, vcpus, counters), passes
+        return RunStats(seconds, tuple(vcpus), counters), passes
 
     def _streams(self, stream: Stream | Sequence[Stream]) -> list[Stream]:
         streams = [stream] * self.nr_vcpus if isinstance(stream, Stream) else list(stream)
@@ -810,6 +842,15 @@ class Vm:
         -1 stands for a page that is not there or on no list.
         """
         return self._native.page_generations()
+
+    def set_guest_mode(self, *, l2: bool) -> None:
+        """Let every vCPU of a nested VM run the guest's guest (as at first), or the guest.
+
+        Raises:
+            OSError: ``EOPNOTSUPP`` if the VM is not nested.
+
+        """
+        self._native.set_guest_mode(l2)
 
     def mark_idle(self, first_page: int = 0, nr_pages: int | None = None) -> IdleStats:
         """Mark pages idle through ``page_idle``; those that are idle still stay so.

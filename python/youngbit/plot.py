@@ -32,31 +32,41 @@ def generations_over_time(result: ReplayResult, path: str | os.PathLike[str]) ->
     from matplotlib.figure import Figure
 
     passes = result.passes
-    x = np.array([each.accesses for each in passes]) / 1000
-    rank = np.zeros((4, len(passes)), dtype=np.int64)
+    edges = np.array([0, *(each.accesses for each in passes)]) / 1000
+    # After a pass the youngest generation is new and empty; what was touched is
+    # in the one before it.
+    layers = np.zeros((3, len(passes)), dtype=np.int64)
     for i, each in enumerate(passes):
-        # The youngest is always empty after a pass: the walk promoted to the one before it.
-        for age, generation in enumerate(reversed(each.generations[-4:])):
-            rank[age, i] = generation.nr_pages
+        for age, generation in enumerate(reversed(each.generations[-4:-1])):
+            layers[age, i] = generation.nr_pages
 
     figure = Figure(figsize=(9, 6), layout="constrained")
     FigureCanvasAgg(figure)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
-    names = ("youngest", "second youngest: touched since the last pass", "third", "oldest")
-    colours = ("#fde725", "#5ec962", "#21918c", "#3b528b")
-    width = float(x[0]) if len(x) == 1 else float(np.diff(x, prepend=0.0).max())
+    names = ("touched since the pass before", "one generation older", "oldest")
+    colours = ("#fde725", "#21918c", "#3b528b")
     base = np.zeros(len(passes), dtype=np.int64)
-    for age in (3, 2, 1, 0):
-        upper.bar(
-            x - width / 2, rank[age], width, bottom=base, color=colours[age], label=names[age]
+    for age in (2, 1, 0):
+        upper.stairs(
+            base + layers[age],
+            edges,
+            baseline=base,
+            fill=True,
+            color=colours[age],
+            label=names[age],
         )
-        base += rank[age]
+        base += layers[age]
+    upper.set_ylim(0, 1.2 * max(int(base.max()), 1))
     upper.set_ylabel("pages of 4 KiB")
     upper.set_title(f"Generations after each aging pass: {result.trace['source']}")
-    upper.legend(loc="lower right", fontsize="small")
-    lower.step(x, [each.true_pages for each in passes], where="mid", label="touched (truth)")
-    lower.step(
-        x, [each.estimated_pages for each in passes], where="mid", ls="--", label="estimated"
+    upper.legend(loc="upper left", ncols=3, fontsize="small")
+    lower.stairs([each.true_pages for each in passes], edges, baseline=None, label="touched, truth")
+    lower.stairs(
+        [each.estimated_pages for each in passes],
+        edges,
+        baseline=None,
+        ls="--",
+        label="touched, estimate of aging",
     )
     lower.set_xlabel("guest accesses, thousands")
     lower.set_ylabel("pages of 4 KiB")

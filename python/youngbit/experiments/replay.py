@@ -140,9 +140,12 @@ class Replay:
             clock="virtual",
             capabilities=self.capabilities,
         )
+        # Shared memory, so that a read of what nobody wrote finds a page: what
+        # the program reads was there before it.
         vm = host.create_vm(
             Pages(trace.nr_pages),
             vcpus=1,
+            kind="shmem",
             protocol=self.protocol,
             tlb_entries=self.tlb_entries,
         )

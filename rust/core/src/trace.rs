@@ -80,8 +80,22 @@ counters! {
     RmapLocks = "rmap_locks",
     /// Rounds spent waiting for an rmap chain's bit.
     RmapSpins = "rmap_spins",
+    /// Exchanges for an rmap chain's bit that another thread spoiled.
+    RmapLost = "rmap_lost",
     /// SPTEs visited through rmap chains.
     RmapSptes = "rmap_sptes",
+    /// Non-present SPTEs that an rmap walk met under mmu_lock: must stay 0.
+    RmapCorrupt = "rmap_corrupt",
+    /// Shadow pages zapped.
+    ShadowPagesZapped = "shadow_pages_zapped",
+    /// Shadow pages zapped because too many were in use.
+    ShadowPagesRecycled = "shadow_pages_recycled",
+    /// Guest writes to shadowed page tables that trapped and were emulated.
+    ShadowWriteTraps = "shadow_write_traps",
+    /// Shadow pages zapped because their guest page table was written often.
+    ShadowWriteFloods = "shadow_write_floods",
+    /// Faults passed on to the guest.
+    GuestPageFaults = "guest_page_faults",
     /// mmu_lock acquisitions for read.
     MmuLockRead = "mmu_lock_read",
     /// mmu_lock acquisitions for write.

@@ -5,10 +5,10 @@ use proptest::prelude::*;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use youngbit_core::lru_gen::lruvec::{ANON, FILE, MmStat, hist_from_seq};
-use youngbit_core::lru_gen::{Asking, age, caps, check, run_aging};
+use youngbit_core::lru_gen::{Asking, age, caps, check, evict, run_aging};
 use youngbit_core::mm::pagetable::{ACCESSED, PMD, level_size};
 use youngbit_core::mm::{FolioWord, Kind, Memcg, Mm, MmuNotifier, PAGE_SIZE, VmFlags};
-use youngbit_core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use youngbit_core::sync::atomic::{AtomicBool, Ordering};
 use youngbit_core::sync::lock::Mutex;
 use youngbit_core::sync::thread;
 use youngbit_core::trace::Counter;
@@ -353,15 +353,11 @@ fn without_force_only_those_that_ran_are_walked_and_only_busy_tables() {
     let lruvec = &memcg.lruvecs[0];
     let pass = |force| age(&cpu, &memcg, 0, true, force).expect("aged").counters;
     let evict_empty = || {
-        // What eviction does first: retire empty generations.
-        while lruvec.nr_gens(ANON) == 4 {
-            let seq = lruvec.min_seq(ANON);
-            youngbit_core::lru_gen::evict::run_eviction(&cpu, &memcg, lruvec, seq, 200, 0)
-                .expect("retired");
-            if lruvec.min_seq(ANON) == seq {
-                break;
-            }
-        }
+        // The generation that every page has left, and those below it.
+        let seq = lruvec.max_seq() - 3;
+        let gone = evict::run_eviction(&cpu, &memcg, lruvec, seq, 200, u64::MAX);
+        assert_eq!(gone.expect("retired"), 0);
+        assert!(lruvec.nr_gens(ANON) < 4);
     };
     // A new mm is scanned whole, forced or not; both tables are busy.
     assert_eq!(pass(true).get(Counter::MmNonleafAdded), 2);
@@ -377,10 +373,16 @@ fn without_force_only_those_that_ran_are_walked_and_only_busy_tables() {
         1,
         "64 of 512 is just enough"
     );
-    evict_empty();
-    if lruvec.nr_gens(ANON) == 4 {
-        return; // Eviction leaves pages; nothing more can be seen unforced.
+    // Everything young again, so that nothing is left in old generations.
+    populate(&cpu, &mm, at, 1024);
+    pass(true);
+    for n in 0..64 {
+        mm.touch(&cpu, at + n * 8 * PAGE_SIZE, false, None)
+            .expect("touched");
     }
+    pass(true);
+    populate(&cpu, &mm, at, 1024);
+    evict_empty();
     mm.note_ran();
     let third = pass(false);
     assert_eq!(
@@ -396,6 +398,52 @@ fn without_force_only_those_that_ran_are_walked_and_only_busy_tables() {
         0,
         "it did not run"
     );
+}
+
+#[test]
+fn an_mm_that_is_new_turns_force_scan_on_for_those_after_it() {
+    let (host, memcg, old) = machine(8192);
+    let cpu = Cpu::new(&host);
+    let add = |mm: &Arc<Mm>| {
+        let at = map(&host, mm, Kind::Anon, 4, VmFlags::default());
+        populate(&cpu, mm, at, 4);
+        mm.ran.store(0, Ordering::Relaxed);
+    };
+    add(&old);
+    let pass = age(&cpu, &memcg, 0, true, true).expect("aged").counters;
+    assert_eq!(pass.get(Counter::MmLeafTotal), 4);
+    // None of them ran; the first is known, the others are new.
+    let others = [(); 2].map(|()| host.create_mm(memcg.id).expect("mm"));
+    others.iter().for_each(add);
+    // Retire what the first pass emptied, so that an unforced one may run.
+    let gone = evict::run_eviction(&cpu, &memcg, &memcg.lruvecs[0], 2, 200, u64::MAX);
+    assert_eq!(gone.expect("retired"), 0);
+    let pass = age(&cpu, &memcg, 0, true, false).expect("aged").counters;
+    assert_eq!(pass.get(Counter::MmLeafTotal), 8, "the two new ones");
+}
+
+#[test]
+fn a_promoted_page_starts_to_count_references_anew() {
+    let (host, memcg, mm) = machine(4096);
+    let cpu = Cpu::new(&host);
+    let at = map(&host, &mm, Kind::File, 2, VmFlags::default());
+    for n in [0, 1] {
+        mm.touch(&cpu, at + n * PAGE_SIZE, false, None)
+            .expect("touched");
+    }
+    age(&cpu, &memcg, 0, true, true).expect("aged");
+    let refs = |n: u64| {
+        let word = host.memory.word(mm.lookup(at + n * PAGE_SIZE).1.pfn());
+        youngbit_core::lru_gen::folio::lru_refs(word.get())
+    };
+    for n in [0, 1] {
+        let pfn = mm.lookup(at + n * PAGE_SIZE).1.pfn();
+        (0..9).for_each(|_| youngbit_core::lru_gen::mark_accessed(&host.memory, pfn));
+        assert_eq!(refs(n), 4, "as far as it counts");
+    }
+    mm.touch(&cpu, at, false, None).expect("touched");
+    age(&cpu, &memcg, 0, true, true).expect("aged");
+    assert_eq!((refs(0), refs(1)), (0, 4));
 }
 
 #[test]
@@ -520,8 +568,6 @@ fn concurrent_agers_have_one_winner_a_sequence() {
     check::check(&host).expect("consistent");
 }
 
-static NEXT: AtomicU64 = AtomicU64::new(0);
-
 #[derive(Clone, Debug)]
 enum Do {
     Map(u8, u16),
@@ -533,6 +579,7 @@ enum Do {
     Ask(u8),
     Guest(u8, u16),
     Reference(u8, u16),
+    Evict { swappiness: u8, pages: u8 },
 }
 
 fn program() -> impl Strategy<Value = Vec<Do>> {
@@ -546,6 +593,7 @@ fn program() -> impl Strategy<Value = Vec<Do>> {
         1 => (0..3u8).prop_map(Do::Ask),
         4 => (any::<u8>(), any::<u16>()).prop_map(|(r, p)| Do::Guest(r, p)),
         2 => (any::<u8>(), any::<u16>()).prop_map(|(r, p)| Do::Reference(r, p)),
+        2 => (0..=200u8, any::<u8>()).prop_map(|(swappiness, pages)| Do::Evict { swappiness, pages }),
     ];
     prop::collection::vec(op, 1..60)
 }
@@ -558,7 +606,6 @@ proptest! {
         let cpu = Cpu::new(&host);
         let secondary = Secondary::register(&cpu, &mm, true);
         let mut regions: Vec<(u64, u64)> = Vec::new();
-        NEXT.fetch_add(1, Ordering::Relaxed);
         for op in program {
             let region = |r: u8| (!regions.is_empty()).then(|| regions[r as usize % regions.len()]);
             match op {
@@ -602,6 +649,12 @@ proptest! {
                 Do::Reference(r, p) => if let Some((at, pages)) = region(r) {
                     let _ = mm.gup(&cpu, at + u64::from(p) % pages * PAGE_SIZE, true);
                 },
+                Do::Evict { swappiness, pages } => {
+                    let lruvec = &memcg.lruvecs[0];
+                    let seq = lruvec.max_seq() - 2;
+                    evict::run_eviction(&cpu, &memcg, lruvec, seq, swappiness.into(), pages.into())
+                        .map_err(|e| TestCaseError::fail(e.to_string()))?;
+                }
                 Do::Map(..) => {}
             }
             check::check(&host).map_err(TestCaseError::fail)?;

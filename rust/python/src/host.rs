@@ -3,11 +3,14 @@
 use crate::error::to_python;
 use crate::mm::Mm;
 use crate::native::{counters, run};
+use crate::vm::{Vm, VmParameters};
 use numpy::{PyArray1, PyArray2, PyArrayMethods, ToPyArray};
 use pyo3::exceptions::{PyKeyError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use std::sync::Arc;
+use youngbit_core::kvm::mmu::shadow::ShadowConfig;
+use youngbit_core::kvm::tlb::TlbConfig;
 use youngbit_core::lru_gen::{self, Asking, caps, debugfs};
 use youngbit_core::mm::Memcg;
 use youngbit_core::trace::Event;
@@ -69,6 +72,51 @@ impl Host {
             host: Arc::clone(&self.core),
             core: mm.map_err(to_python)?,
         })
+    }
+
+    /// Make a virtual machine with memory, in a process of a memory cgroup.
+    #[allow(clippy::too_many_arguments)]
+    fn create_vm(
+        &self,
+        py: Python<'_>,
+        memcg: u16,
+        nr_pages: u64,
+        vcpus: u32,
+        mmu: String,
+        protocol: String,
+        ad: bool,
+        format: String,
+        levels: u32,
+        backing: u32,
+        kind: &str,
+        direct: bool,
+        l1_ad: bool,
+        aliases: u64,
+        tlb_entries: u32,
+        tlb_ways: u32,
+    ) -> PyResult<Vm> {
+        let parameters = VmParameters {
+            nr_pages,
+            vcpus,
+            mmu,
+            protocol,
+            ad,
+            format,
+            levels,
+            backing,
+            kind: crate::mm::kind(kind)?,
+            shadow: ShadowConfig {
+                direct,
+                l1_ad,
+                aliases,
+                ..ShadowConfig::default()
+            },
+            tlb: TlbConfig {
+                entries: tlb_entries,
+                ways: tlb_ways,
+            },
+        };
+        Vm::create(py, &self.core, memcg, &parameters)
     }
 
     /// End a process.

@@ -7,7 +7,9 @@ mod host;
 mod mm;
 mod native;
 mod notifier;
+mod stream;
 mod traces;
+mod vm;
 
 use pyo3::prelude::*;
 
@@ -22,4 +24,6 @@ mod _core {
     use super::mm::{Mm, Registration};
     #[pymodule_export]
     use super::traces::{read_csv, read_lackey};
+    #[pymodule_export]
+    use super::vm::Vm;
 }

@@ -27,6 +27,18 @@ fn checked_range(start: u64, end: u64) -> youngbit_core::Result<()> {
     )))
 }
 
+/// A kind of memory by its name.
+pub fn kind(name: &str) -> PyResult<Kind> {
+    match name {
+        "anon" => Ok(Kind::Anon),
+        "shmem" => Ok(Kind::Shmem),
+        "file" => Ok(Kind::File),
+        other => Err(PyValueError::new_err(format!(
+            "kind: {other:?} is none of 'anon', 'shmem', 'file'"
+        ))),
+    }
+}
+
 #[pymethods]
 impl Mm {
     /// Its number on the host.
@@ -56,15 +68,11 @@ impl Mm {
         read_only: bool,
         no_recency: bool,
     ) -> PyResult<u64> {
-        let (kind, pages) = match kind {
-            "anon" => (Kind::Anon, 0),
-            "shmem" => (Kind::Shmem, length / PAGE_SIZE),
-            "file" => (Kind::File, length / PAGE_SIZE),
-            other => {
-                return Err(PyValueError::new_err(format!(
-                    "kind: {other:?} is none of 'anon', 'shmem', 'file'"
-                )));
-            }
+        let kind = self::kind(kind)?;
+        let pages = if kind == Kind::Anon {
+            0
+        } else {
+            length / PAGE_SIZE
         };
         let flags = VmFlags {
             thp,

@@ -2,27 +2,22 @@
 
 use crate::mm::Mm;
 use crate::native::{counters, run};
-use crate::stream::stream;
+use crate::stream::{Description, streams};
 use numpy::PyArray1;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use youngbit_core::access::{Accesses, Stream};
 use youngbit_core::kvm::memslot::MemoryRegion;
+use youngbit_core::kvm::mmu::shadow::ShadowConfig;
 use youngbit_core::kvm::mmu::spte::SpteFormat;
 use youngbit_core::kvm::protocol::Protocol;
 use youngbit_core::kvm::tlb::TlbConfig;
 use youngbit_core::kvm::vcpu::{RunOptions, RunStats};
 use youngbit_core::kvm::vm::{self, MmuKind, VmConfig};
 use youngbit_core::lru_gen;
-use youngbit_core::mm::{Kind, PAGE_SIZE, VmFlags};
-use youngbit_core::sync::atomic::{AtomicBool, Ordering};
-use youngbit_core::sync::thread;
+use youngbit_core::mm::{Kind, PAGE_SIZE, VmFlags, page_idle};
 use youngbit_core::{Cpu, Error, Host, Result};
-
-/// How often the calling thread of a live run looks after it.
-const WATCH_PERIOD: Duration = Duration::from_millis(10);
 
 /// A virtual machine. When the last reference goes, it is destroyed and its
 /// process ends.
@@ -45,13 +40,28 @@ pub struct VmParameters {
     pub levels: u32,
     /// Level of the host's pages: 1, 2 or 3.
     pub backing: u32,
+    /// What its shadow MMU is to be, if it has one.
+    pub shadow: ShadowConfig,
+    /// Kind of the memory behind the guest's.
+    pub kind: Kind,
     pub tlb: TlbConfig,
+}
+
+/// Pages of the page cache that back the guest.
+fn cached_pages(parameters: &VmParameters) -> u64 {
+    if parameters.kind == Kind::Anon {
+        0
+    } else {
+        parameters.nr_pages
+    }
 }
 
 fn config(parameters: &VmParameters) -> Result<VmConfig> {
     let unknown = |what: &str, name: &str| Error::invalid(format!("{what} {name:?} is unknown"));
     let mmu = match parameters.mmu.as_str() {
         "tdp" => MmuKind::Tdp,
+        "shadow" => MmuKind::Shadow,
+        "nested" => MmuKind::Nested,
         other => return Err(unknown("mmu", other)),
     };
     let mut format = match parameters.format.as_str() {
@@ -66,6 +76,7 @@ fn config(parameters: &VmParameters) -> Result<VmConfig> {
         format,
         mmu,
         levels: parameters.levels,
+        shadow: parameters.shadow,
         vcpus: parameters.vcpus,
         tlb: parameters.tlb,
         ..VmConfig::default()
@@ -92,7 +103,7 @@ impl Vm {
                     hugetlb_order: if parameters.backing == 3 { 18 } else { 0 },
                     ..VmFlags::default()
                 };
-                let space = host.create_space(Kind::Anon, 0);
+                let space = host.create_space(parameters.kind, cached_pages(parameters));
                 let address = mm.mmap(None, size, &space, 0, flags)?;
                 let core = vm::Vm::create(cpu, &mm, config)?;
                 core.set_memory_region(
@@ -106,6 +117,12 @@ impl Vm {
                         userspace_addr: address,
                     },
                 )?;
+                if core.config.mmu == MmuKind::Nested {
+                    // Its vCPUs run the guest's guest until told otherwise.
+                    for vcpu in 0..parameters.vcpus {
+                        core.set_guest_mode(cpu, vcpu, true)?;
+                    }
+                }
                 Ok((core, address))
             })();
             if made.is_err() {
@@ -121,67 +138,15 @@ impl Vm {
         })
     }
 
-    /// The accesses of each vCPU.
-    fn start(&self, streams: &[Stream], overlap: bool) -> Result<Vec<Accesses>> {
-        let vcpus = streams.len() as u64;
-        (0..vcpus)
-            .zip(streams)
-            .map(|(vcpu, stream)| {
-                let share = if overlap {
-                    (0, self.nr_pages)
-                } else {
-                    let first = self.nr_pages * vcpu / vcpus;
-                    (first, self.nr_pages * (vcpu + 1) / vcpus - first)
-                };
-                stream.start(share, self.nr_pages, vcpu as u32)
-            })
-            .collect()
+    /// Where in the process a range of guest pages is.
+    fn range(&self, first: u64, pages: u64) -> (u64, u64) {
+        let start = self.address + first * PAGE_SIZE;
+        (start, start + pages * PAGE_SIZE)
     }
+}
 
-    /// Run one thread a vCPU while the calling thread does `meanwhile` again
-    /// and again; stop the vCPUs when the calling thread was asked to stop, or
-    /// `meanwhile` failed.
-    fn live(
-        &self,
-        cpu: &Cpu,
-        mut accesses: Vec<Accesses>,
-        mut meanwhile: impl FnMut(&Cpu, &dyn Fn()) -> Result<()>,
-    ) -> Result<RunStats> {
-        let stop = AtomicBool::new(false);
-        let done = AtomicBool::new(false);
-        let options = RunOptions {
-            stop: Some(&stop),
-            ..RunOptions::default()
-        };
-        let caller = std::thread::current();
-        thread::scope(|scope| {
-            let vcpus = scope.spawn(|| {
-                let stats = self.core.run_live(&self.host, &mut accesses, &options);
-                // Release: what the vCPUs did happens before what follows.
-                done.store(true, Ordering::Release);
-                caller.unpark();
-                stats
-            });
-            // The vCPUs wake the caller when they are done.
-            let wait = || std::thread::park_timeout(WATCH_PERIOD);
-            let mut failure = Ok(());
-            while !done.load(Ordering::Acquire) {
-                if failure.is_ok() {
-                    failure = meanwhile(cpu, &wait);
-                } else {
-                    wait();
-                }
-                if failure.is_err() || cpu.poll() {
-                    stop.store(true, Ordering::Relaxed);
-                }
-            }
-            let stats = match vcpus.join() {
-                Ok(stats) => stats,
-                Err(panic) => std::panic::resume_unwind(panic),
-            };
-            failure.and(stats)
-        })
-    }
+fn descriptions(given: &[Bound<'_, PyAny>]) -> PyResult<Vec<Description>> {
+    given.iter().map(Description::new).collect()
 }
 
 fn seconds(stats: &RunStats) -> Vec<f64> {
@@ -235,22 +200,19 @@ impl Vm {
     fn run<'py>(
         &self,
         py: Python<'py>,
-        streams: Vec<Bound<'py, PyAny>>,
+        given: Vec<Bound<'py, PyAny>>,
         live: bool,
         overlap: bool,
     ) -> PyResult<RunResult<'py>> {
-        let streams = streams.iter().map(stream).collect::<PyResult<Vec<_>>>()?;
+        let given = descriptions(&given)?;
         let ((elapsed, stats), mut counted) = run(py, &self.host, |cpu| {
-            let mut accesses = self.start(&streams, overlap)?;
+            let mut accesses = streams(&given, self.nr_pages, overlap)?;
             let start = Instant::now();
+            let options = RunOptions::default();
             let stats = if live {
-                self.live(cpu, accesses, |_, wait| {
-                    wait();
-                    Ok(())
-                })?
+                self.core.run_live(cpu, &mut accesses, &options)?
             } else {
-                self.core
-                    .run_inline(cpu, &mut accesses, &RunOptions::default())?
+                self.core.run_inline(cpu, &mut accesses, &options)?
             };
             Ok((start.elapsed().as_secs_f64(), stats))
         })?;
@@ -268,22 +230,28 @@ impl Vm {
     fn run_while_aging<'py>(
         &self,
         py: Python<'py>,
-        streams: Vec<Bound<'py, PyAny>>,
+        given: Vec<Bound<'py, PyAny>>,
         overlap: bool,
         memcg: u16,
         node: usize,
         can_swap: bool,
         force_scan: bool,
     ) -> PyResult<RunWhileAgingResult<'py>> {
-        let streams = streams.iter().map(stream).collect::<PyResult<Vec<_>>>()?;
+        let given = descriptions(&given)?;
         let ((elapsed, stats, passes), mut counted) = run(py, &self.host, |cpu| {
-            let accesses = self.start(&streams, overlap)?;
+            let mut accesses = streams(&given, self.nr_pages, overlap)?;
             let memcg = crate::host::Host::memcg_of(&self.host, memcg)?;
             let mut passes = Vec::new();
             let start = Instant::now();
-            let stats = self.live(cpu, accesses, |cpu, _| {
+            // Threads take time to start. Passes over a guest that does not
+            // run yet are not counted: there would be thousands.
+            let before = self.core.mm.memcg.usage();
+            let options = RunOptions::default();
+            let stats = self.core.run_with(cpu, &mut accesses, &options, |cpu| {
                 let pass = lru_gen::age(cpu, &memcg, node, can_swap, force_scan)?;
-                passes.push(pass.elapsed.as_secs_f64());
+                if !passes.is_empty() || self.core.mm.memcg.usage() != before {
+                    passes.push(pass.elapsed.as_secs_f64());
+                }
                 Ok(())
             })?;
             Ok((start.elapsed().as_secs_f64(), stats, passes))
@@ -295,11 +263,61 @@ impl Vm {
         Ok((elapsed, seconds(&stats), passes, counted))
     }
 
+    /// Put every vCPU of a nested VM into its guest's guest, or back.
+    fn set_guest_mode(&self, py: Python<'_>, l2: bool) -> PyResult<()> {
+        run(py, &self.host, |cpu| {
+            (0..self.core.config.vcpus).try_for_each(|vcpu| self.core.set_guest_mode(cpu, vcpu, l2))
+        })?;
+        Ok(())
+    }
+
+    /// Mark pages idle; returns how many were not and now are, how many were
+    /// still, and how many are not there.
+    fn mark_idle(&self, py: Python<'_>, first: u64, pages: u64) -> PyResult<(u64, u64, u64)> {
+        let ((still, marked), _) = run(py, &self.host, |cpu| {
+            let (start, end) = self.range(first, pages);
+            let still = page_idle::test_range(cpu, &self.core.mm, start, end)?;
+            let marked = page_idle::mark_range(cpu, &self.core.mm, start, end)?;
+            Ok((still, marked))
+        })?;
+        let newly = marked.idle.saturating_sub(still.idle);
+        Ok((newly, still.idle, pages.saturating_sub(marked.present)))
+    }
+
+    /// For each page whether it is idle.
+    fn test_idle<'py>(
+        &self,
+        py: Python<'py>,
+        first: u64,
+        pages: u64,
+    ) -> PyResult<Bound<'py, PyArray1<bool>>> {
+        let (found, _) = run(py, &self.host, |cpu| {
+            let mm = &self.core.mm;
+            let (start, _) = self.range(first, pages);
+            let mut idle = vec![false; pages as usize];
+            for (page, idle) in (0..pages).zip(&mut idle) {
+                let address = start + page * PAGE_SIZE;
+                let one = page_idle::test_range(cpu, mm, address, address + PAGE_SIZE)?;
+                *idle = one.idle != 0;
+                if page % 512 == 0 && cpu.poll() {
+                    break;
+                }
+            }
+            Ok(idle)
+        })?;
+        Ok(PyArray1::from_vec(py, found))
+    }
+
     /// For each guest page the number of its generation, or -1.
     fn page_generations<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<i64>>> {
         let (found, _) = run(py, &self.host, |cpu| {
             let mm = &self.core.mm;
-            Ok(lru_gen::page_generations(cpu, mm, self.address, self.nr_pages))
+            Ok(lru_gen::page_generations(
+                cpu,
+                mm,
+                self.address,
+                self.nr_pages,
+            ))
         })?;
         Ok(PyArray1::from_vec(py, found))
     }

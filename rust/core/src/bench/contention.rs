@@ -207,9 +207,10 @@ fn throughput(setup: Setup, ager: Ager, affinity: &Affinity) -> Result<Sample> {
         let runner = scope.spawn(|| {
             // Its threads inherit where it may run.
             place(setup, affinity, false);
+            let cpu = Cpu::new(&guest.host);
             guest
                 .vm
-                .run_live(&guest.host, &mut streams, &RunOptions::default())
+                .run_live(&cpu, &mut streams, &RunOptions::default())
         });
         let aging = age_until(&guest, ager, || runner.is_finished());
         match runner.join() {

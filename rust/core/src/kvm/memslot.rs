@@ -15,7 +15,9 @@ use crate::sync::rcu::{Domain, Guard};
 use std::cell::UnsafeCell;
 use std::sync::{Arc, OnceLock};
 
-use super::mmu::spte::{LEVEL_4K, NR_PAGE_SIZES, gfn_shift};
+use super::mmu::rmap::SlotRmaps;
+use super::mmu::shadow::SlotTracking;
+use super::mmu::spte::gfn_shift;
 
 /// The slot records which pages are written (`KVM_MEM_LOG_DIRTY_PAGES`).
 pub const LOG_DIRTY_PAGES: u32 = 1 << 0;
@@ -36,7 +38,8 @@ pub const MAX_GFN: u64 = 1 << (52 - PAGE_SHIFT);
 /// slot share it; a moved slot gets a new one.
 #[derive(Default)]
 pub struct ArchMemslot {
-    rmap: [OnceLock<Box<[AtomicU64]>>; NR_PAGE_SIZES],
+    rmaps: OnceLock<SlotRmaps>,
+    tracking: OnceLock<SlotTracking>,
 }
 
 /// One slot (`struct kvm_memory_slot`). It never changes: an update replaces
@@ -139,29 +142,45 @@ impl Memslot {
             && (self.base_gfn ^ (self.userspace_addr >> PAGE_SHIFT)) & (pages - 1) == 0
     }
 
-    /// The rmap heads of a level, one word for each page of that size that the
-    /// slot touches (`gfn_to_rmap()`); made on first use.
-    pub fn rmap(&self, level: u32) -> &[AtomicU64] {
-        let shift = gfn_shift(level);
-        self.arch.rmap[(level - LEVEL_4K) as usize].get_or_init(|| {
-            let first = self.base_gfn >> shift;
-            let last = (self.end_gfn() - 1) >> shift;
-            zeroed((last - first + 1) as usize)
-        })
-    }
-
-    /// The rmap heads of a level, if they were ever made.
-    pub fn rmap_if_any(&self, level: u32) -> Option<&[AtomicU64]> {
-        self.arch.rmap[(level - LEVEL_4K) as usize]
-            .get()
-            .map(|heads| &**heads)
-    }
-
-    /// Index in [`rmap`](Self::rmap) of the page of `level` with `gfn`
-    /// (`gfn_to_index()`).
+    /// The slot's rmap heads, made on first use.
     #[inline]
-    pub fn rmap_index(&self, gfn: u64, level: u32) -> usize {
-        ((gfn >> gfn_shift(level)) - (self.base_gfn >> gfn_shift(level))) as usize
+    pub fn rmaps(&self) -> &SlotRmaps {
+        self.arch
+            .rmaps
+            .get_or_init(|| SlotRmaps::new(self.base_gfn, self.npages))
+    }
+
+    /// The slot's rmap heads, if they were ever made.
+    #[inline]
+    pub fn rmaps_if_any(&self) -> Option<&SlotRmaps> {
+        self.arch.rmaps.get()
+    }
+
+    /// Which frames of the slot are write-tracked, made on first use.
+    pub fn tracking(&self) -> &SlotTracking {
+        self.arch
+            .tracking
+            .get_or_init(|| SlotTracking::new(self.base_gfn, self.npages))
+    }
+
+    /// Whether a guest frame holds a page table that KVM shadows, so that
+    /// writes to it must trap (`kvm_gfn_is_write_tracked()`).
+    #[inline]
+    pub fn is_write_tracked(&self, gfn: u64) -> bool {
+        self.arch
+            .tracking
+            .get()
+            .is_some_and(|tracking| tracking.is_tracked(gfn))
+    }
+
+    /// Whether a huge page of `level` around `gfn` contains a write-tracked
+    /// frame, so that it must not be mapped as one (`disallow_lpage`).
+    #[inline]
+    pub fn is_huge_tracked(&self, gfn: u64, level: u32) -> bool {
+        self.arch
+            .tracking
+            .get()
+            .is_some_and(|tracking| tracking.tracked_in(gfn, level) != 0)
     }
 
     fn with_dirty_bitmap(mut self) -> Self {

@@ -16,6 +16,7 @@
 //! At least one sees the other: the vCPU flushes before its first access, or
 //! the flusher waits for it.
 
+use super::mmu::shadow::ShadowVcpu;
 use super::mmu::{GuestMmu, Walk};
 use super::tlb::{Tlb, TlbConfig};
 use super::vm::Vm;
@@ -25,17 +26,20 @@ use crate::error::{Errno, Error, Result};
 use crate::host::{Clock, Host};
 use crate::sync::CachePadded;
 use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
-use crate::sync::lock::Mutex;
+use crate::sync::lock::{Condvar, Mutex};
 use crate::sync::spin::Backoff;
 use crate::sync::thread;
 use crate::table::TableId;
 use crate::trace::{Counter, CounterValues};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 const OUTSIDE_GUEST_MODE: u32 = 0;
 const IN_GUEST_MODE: u32 = 1;
 const NO_ROOT: u32 = u32::MAX;
+
+/// How long a caller who waits for vCPUs goes without looking at its stop flag.
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Virtual time that a guest access takes.
 pub const ACCESS_NS: u64 = 100;
@@ -55,6 +59,8 @@ pub struct Vcpu {
     pub as_id: usize,
     shared: CachePadded<Shared>,
     root: AtomicU32,
+    /// What the shadow MMU keeps with it.
+    pub shadow: ShadowVcpu,
     /// Held by whoever runs the vCPU (`vcpu->mutex`).
     running: Mutex<Tlb>,
 }
@@ -69,6 +75,7 @@ impl Vcpu {
                 acknowledged: AtomicU64::new(0),
             }),
             root: AtomicU32::new(NO_ROOT),
+            shadow: ShadowVcpu::default(),
             running: Mutex::new(Tlb::new(tlb)),
         }
     }
@@ -160,6 +167,9 @@ pub struct RunStats {
     pub stopped: bool,
 }
 
+/// What the caller of a live run does in its own thread.
+type Meanwhile<'a> = &'a mut dyn FnMut(&Cpu) -> Result<()>;
+
 impl Vm {
     /// Make every vCPU forget its translations, and wait until none uses an
     /// old one (`kvm_flush_remote_tlbs()`). A vCPU in guest mode never waits
@@ -244,7 +254,8 @@ impl Vm {
         let result = (|| {
             let mut inside = self.enter(cpu, mmu, vcpu, tlb)?;
             for access in accesses {
-                let (page, write) = (access.page(), access.is_write());
+                let write = access.is_write();
+                let page = mmu.address(self, vcpu, access.page());
                 let pfn = loop {
                     if !self.is_current(mmu, &mut inside, tlb) {
                         drop(inside);
@@ -264,6 +275,9 @@ impl Vm {
                             // whose holder waits for this vCPU's flush.
                             drop(inside);
                             mmu.fault(self, cpu, vcpu, page, write, present)?;
+                            if cpu.poll() {
+                                cpu.finish()?;
+                            }
                             inside = self.enter(cpu, mmu, vcpu, tlb)?;
                         }
                     }
@@ -354,6 +368,9 @@ impl Vm {
         'run: while left {
             left = false;
             for (n, stream) in streams.iter_mut().enumerate() {
+                if cpu.poll() {
+                    cpu.finish()?;
+                }
                 if is_set(options.stop) {
                     stopped = true;
                     break 'run;
@@ -387,20 +404,50 @@ impl Vm {
     /// vCPUs, and all of them stop.
     pub fn run_live(
         &self,
-        host: &Arc<Host>,
+        cpu: &Cpu,
         streams: &mut [Stream],
         options: &RunOptions<'_>,
     ) -> Result<RunStats> {
+        self.run_threads(cpu, streams, options, None)
+    }
+
+    /// [`run_live`](Self::run_live), and call `meanwhile` in a loop in the
+    /// calling thread until the last vCPU is done. Its error stops the run.
+    ///
+    /// # Errors
+    /// As [`run_live`](Self::run_live), and those of `meanwhile`.
+    pub fn run_with(
+        &self,
+        cpu: &Cpu,
+        streams: &mut [Stream],
+        options: &RunOptions<'_>,
+        mut meanwhile: impl FnMut(&Cpu) -> Result<()>,
+    ) -> Result<RunStats> {
+        self.run_threads(cpu, streams, options, Some(&mut meanwhile))
+    }
+
+    fn run_threads(
+        &self,
+        cpu: &Cpu,
+        streams: &mut [Stream],
+        options: &RunOptions<'_>,
+        mut meanwhile: Option<Meanwhile<'_>>,
+    ) -> Result<RunStats> {
         let vcpus = self.vcpus_for(streams.len())?;
         let failed = AtomicBool::new(false);
-        let runs: Vec<(VcpuRun, Result<bool>)> = thread::scope(|scope| {
+        let running = Mutex::new(streams.len());
+        let done = Condvar::new();
+        let seed = cpu.seed();
+        let (mine, runs) = thread::scope(|scope| {
             let threads: Vec<_> = vcpus
                 .iter()
                 .zip(streams.iter_mut())
                 .map(|(vcpu, stream)| {
-                    let failed = &failed;
+                    let (failed, running, done, seed) = (&failed, &running, &done, &seed);
                     scope.spawn(move || {
-                        let cpu = Cpu::new(host);
+                        // Said also when this thread unwinds.
+                        let _leaves = Leaves { running, done };
+                        let cpu = seed.cpu();
                         let mut run = VcpuRun::new(vcpu);
                         let result = self.run_one(&cpu, vcpu, stream, options, failed, &mut run);
                         if result.is_err() {
@@ -411,18 +458,40 @@ impl Vm {
                     })
                 })
                 .collect();
-            threads
+            let mut mine = Ok(());
+            while mine.is_ok() && *running.lock() > 0 {
+                if cpu.poll_now() {
+                    mine = cpu.finish();
+                } else if let Some(work) = &mut meanwhile {
+                    mine = work(cpu);
+                } else {
+                    let mut left = running.lock();
+                    if *left > 0 {
+                        done.wait_for(&mut left, POLL_INTERVAL);
+                    }
+                }
+            }
+            if mine.is_err() {
+                failed.store(true, Ordering::Relaxed);
+            }
+            let runs: Vec<(VcpuRun, Result<bool>)> = threads
                 .into_iter()
                 .map(|thread| match thread.join() {
                     Ok(run) => run,
                     Err(panic) => std::panic::resume_unwind(panic),
                 })
-                .collect()
+                .collect();
+            (mine, runs)
         });
+        mine?;
+        if cpu.poll() {
+            cpu.finish()?;
+        }
         let mut stats = RunStats {
             vcpus: Vec::with_capacity(runs.len()),
             stopped: false,
         };
+        // A thread that only stopped because another failed is no error.
         for (run, result) in runs {
             stats.stopped |= result?;
             stats.vcpus.push(run);
@@ -445,7 +514,7 @@ impl Vm {
         let mut tlb = take(vcpu)?;
         let start = Instant::now();
         let result = loop {
-            if is_set(options.stop) || failed.load(Ordering::Relaxed) {
+            if is_set(options.stop) || failed.load(Ordering::Relaxed) || cpu.poll() {
                 break Ok(true);
             }
             stream.fill(&mut buffer, quantum);
@@ -471,15 +540,54 @@ impl Vm {
         })
     }
 
+    /// Put a vCPU of a nested VM into its guest's guest, or back
+    /// (`enter_guest_mode()`, `leave_guest_mode()`). It gives up its root and
+    /// translations; KVM keeps both roots and tags translations.
+    ///
+    /// # Errors
+    /// `EINVAL` for an unknown vCPU, `EOPNOTSUPP` for a VM that is not nested,
+    /// `EBUSY` while another thread runs it.
+    pub fn set_guest_mode(&self, cpu: &Cpu, vcpu: u32, l2: bool) -> Result<()> {
+        if self.config.mmu != super::vm::MmuKind::Nested {
+            return Err(Error::new(
+                Errno::EOPNOTSUPP,
+                "only a vCPU of a nested VM can enter a guest of its own",
+            ));
+        }
+        let vcpu = self.vcpu(vcpu)?;
+        let mut tlb = take(vcpu)?;
+        if vcpu.shadow.is_l2() != l2 {
+            if let Some(mmu) = self.guest_mmu(vcpu) {
+                mmu.unload(self, cpu, vcpu);
+            }
+            tlb.flush();
+            vcpu.shadow.set_l2(l2);
+        }
+        Ok(())
+    }
+
     /// Make every vCPU give up its root. Waits for runs to end.
     pub(super) fn unload_vcpus(&self, cpu: &Cpu) {
         for vcpu in &self.vcpus {
             let mut tlb = vcpu.running.lock();
             if let Some(mmu) = self.guest_mmu(vcpu) {
-                mmu.unload(cpu, vcpu);
+                mmu.unload(self, cpu, vcpu);
             }
             tlb.flush();
         }
+    }
+}
+
+/// A vCPU's thread, counted out when it ends.
+struct Leaves<'a> {
+    running: &'a Mutex<usize>,
+    done: &'a Condvar,
+}
+
+impl Drop for Leaves<'_> {
+    fn drop(&mut self) {
+        *self.running.lock() -= 1;
+        self.done.notify_one();
     }
 }
 
@@ -508,7 +616,7 @@ pub trait GuestLoop: Sync {
         store: Option<u8>,
     ) -> (u64, Result<()>);
     /// Give up the vCPU's root.
-    fn unload(&self, cpu: &Cpu, vcpu: &Vcpu);
+    fn unload(&self, vm: &Vm, cpu: &Cpu, vcpu: &Vcpu);
 }
 
 impl<M: GuestMmu> GuestLoop for M {
@@ -524,8 +632,8 @@ impl<M: GuestMmu> GuestLoop for M {
         vm.access_all(cpu, self, vcpu, tlb, accesses, store)
     }
 
-    fn unload(&self, cpu: &Cpu, vcpu: &Vcpu) {
-        GuestMmu::unload(self, cpu, vcpu);
+    fn unload(&self, vm: &Vm, cpu: &Cpu, vcpu: &Vcpu) {
+        GuestMmu::unload(self, vm, cpu, vcpu);
     }
 }
 

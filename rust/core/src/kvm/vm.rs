@@ -5,6 +5,8 @@ use super::memslot::{
     Change, GfnRange, INVALID, MAX_ADDRESS_SPACES, MemoryRegion, Memslot, Spaces, Update,
 };
 use super::mmu::ShadowMmu;
+use super::mmu::nested::L1_MMU;
+use super::mmu::shadow::{Shadow, ShadowConfig};
 use super::mmu::spte::{LEVEL_1G, LEVEL_4K, SpteFormat};
 use super::mmu::tdp::TdpMmu;
 use super::protocol::Protocol;
@@ -49,6 +51,8 @@ pub struct VmConfig {
     /// Deleting or moving a slot zaps everything (`KVM_X86_QUIRK_SLOT_ZAP_ALL`),
     /// else only what maps the slot.
     pub slot_zap_all: bool,
+    /// What its shadow MMU is to be, if it has one.
+    pub shadow: ShadowConfig,
     /// vCPUs, 1 to [`MAX_VCPUS`].
     pub vcpus: u32,
     /// The TLB of each vCPU.
@@ -68,6 +72,7 @@ impl Default for VmConfig {
             address_spaces: 1,
             max_level: LEVEL_1G,
             slot_zap_all: true,
+            shadow: ShadowConfig::default(),
             vcpus: 1,
             tlb: TlbConfig::OFF,
         }
@@ -107,7 +112,8 @@ impl VmConfig {
                 self.vcpus
             )));
         }
-        self.tlb.check()
+        self.tlb.check()?;
+        self.shadow.check(self.mmu, &self.format)
     }
 }
 
@@ -253,7 +259,7 @@ pub struct Vm {
     /// The TDP MMU, if it has one.
     pub tdp: Option<TdpMmu>,
     /// The shadow MMU, if it has one.
-    pub shadow: Option<Box<dyn ShadowMmu>>,
+    pub shadow: Option<Box<Shadow>>,
     /// Its vCPUs; those of an odd number run in the second address space where
     /// there are two.
     pub vcpus: Vec<Vcpu>,
@@ -261,6 +267,7 @@ pub struct Vm {
     pub(super) tlb_generation: CachePadded<AtomicU64>,
     subscription: OnceLock<Arc<Subscription>>,
     dead: AtomicBool,
+    torn_down: AtomicBool,
 }
 
 impl Vm {
@@ -268,30 +275,11 @@ impl Vm {
     /// notifiers, and says whether it is fast once it is set up.
     ///
     /// # Errors
-    /// As [`VmConfig::check`].
+    /// As [`VmConfig::check`]; `ENOMEM` without room for the guest's own page
+    /// tables.
     pub fn create(cpu: &Cpu, mm: &Arc<Mm>, config: VmConfig) -> Result<Arc<Vm>> {
-        Self::create_with_shadow(cpu, mm, config, None)
-    }
-
-    /// [`create`](Self::create) with a shadow MMU.
-    ///
-    /// # Errors
-    /// As [`VmConfig::check`]; `EINVAL` when the shadow MMU does not fit the
-    /// kind.
-    pub fn create_with_shadow(
-        cpu: &Cpu,
-        mm: &Arc<Mm>,
-        config: VmConfig,
-        shadow: Option<Box<dyn ShadowMmu>>,
-    ) -> Result<Arc<Vm>> {
         config.check()?;
-        if shadow.is_some() != (config.mmu != MmuKind::Tdp) {
-            return Err(Error::invalid(format!(
-                "a VM of kind {:?} {} a shadow MMU",
-                config.mmu,
-                if shadow.is_some() { "has no" } else { "needs" }
-            )));
-        }
+        let shadow = (config.mmu != MmuKind::Tdp).then(|| Box::new(Shadow::new()));
         let vcpus = (0..config.vcpus)
             .map(|id| Vcpu::new(id, id as usize % config.address_spaces, config.tlb))
             .collect();
@@ -306,12 +294,19 @@ impl Vm {
             tlb_generation: CachePadded::new(AtomicU64::new(0)),
             subscription: OnceLock::new(),
             dead: AtomicBool::new(false),
+            torn_down: AtomicBool::new(false),
             config,
         });
         let subscription = mm.register_notifier(cpu, Arc::clone(&vm) as Arc<dyn MmuNotifier>);
         subscription.set_fast_aging(&mm.notifiers, vm.protocol().has_fast_aging);
         let first = vm.subscription.set(subscription);
         debug_assert!(first.is_ok(), "a VM is registered once");
+        if let Some(shadow) = &vm.shadow
+            && let Err(error) = shadow.boot(&vm, cpu)
+        {
+            vm.destroy(cpu)?;
+            return Err(error);
+        }
         Ok(vm)
     }
 
@@ -326,36 +321,30 @@ impl Vm {
             .subscription
             .get()
             .ok_or_else(|| Error::invalid("the VM was never set up"))?;
-        let registered = self.mm.unregister_notifier(cpu, subscription);
-        if let Err(error) = registered {
-            if !self.is_dead() || error.errno() == Errno::EBUSY {
-                return Err(error);
-            }
-            // The mm went first, and released the VM.
-            if !self.release_vcpus_and_tables(cpu) {
+        match self.mm.unregister_notifier(cpu, subscription) {
+            Err(error) if error.errno() == Errno::EBUSY => return Err(error),
+            // The mm went first, and released the VM; or this is the second call.
+            _ if self.torn_down.swap(true, Ordering::AcqRel) => {
                 return Err(Error::invalid("the VM was destroyed before"));
             }
-            return Ok(());
+            _ => {}
         }
-        self.release_vcpus_and_tables(cpu);
+        let _slots = self.memslots.slots_lock.lock();
+        self.unload_vcpus(cpu);
+        if let Some(shadow) = &self.shadow {
+            shadow.shut_down(self, cpu);
+        }
+        if let Some(tdp) = &self.tdp {
+            tdp.zap_invalidated_roots(self, cpu);
+        }
         Ok(())
     }
 
-    /// False if there was nothing left.
-    fn release_vcpus_and_tables(&self, cpu: &Cpu) -> bool {
-        let _slots = self.memslots.slots_lock.lock();
-        self.unload_vcpus(cpu);
-        let Some(tdp) = &self.tdp else {
-            return false;
-        };
-        let had_roots = !tdp.roots(cpu).is_empty();
-        tdp.zap_invalidated_roots(self, cpu);
-        had_roots
-    }
-
     /// The MMU that a vCPU's guest runs on.
-    pub(super) fn guest_mmu(&self, _vcpu: &Vcpu) -> Option<&dyn GuestLoop> {
+    pub(super) fn guest_mmu(&self, vcpu: &Vcpu) -> Option<&dyn GuestLoop> {
         match (&self.shadow, &self.tdp) {
+            (Some(shadow), Some(_)) if vcpu.shadow.is_l2() => Some(shadow.guest()),
+            (Some(_), Some(_)) => Some(&L1_MMU),
             (Some(shadow), None) => Some(shadow.guest()),
             (_, Some(tdp)) => Some(tdp),
             (None, None) => None,
@@ -689,7 +678,7 @@ impl Vm {
 impl Vm {
     /// Whether the shadow MMU can map anything (`kvm_may_have_shadow_mmu_sptes()`).
     #[inline]
-    fn shadow_in_use(&self) -> Option<&dyn ShadowMmu> {
+    fn shadow_in_use(&self) -> Option<&Shadow> {
         let shadow = self.shadow.as_deref()?;
         (self.tdp.is_none() || shadow.indirect_shadow_pages() > 0).then_some(shadow)
     }

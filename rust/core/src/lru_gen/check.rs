@@ -53,9 +53,9 @@ fn check_lruvec(memory: &PhysMem, lruvec: &LruVec, listed: &mut [bool]) -> Resul
             gens[ANON], gens[FILE]
         ));
     }
-    let mut sums = [[0i64; NR_TYPES]; MAX_NR_GENS];
+    let mut sums = [[0i64; MAX_NR_GENS]; NR_TYPES];
     for generation in 0..MAX_NR_GENS {
-        for ty in 0..NR_TYPES {
+        for (ty, sums) in sums.iter_mut().enumerate() {
             let exists = (lruvec.min_seq(ty)..=max_seq).any(|s| gen_from_seq(s) == generation);
             for pfn in lists.from_tail(memory, generation, ty) {
                 let word = memory.word(pfn).get();
@@ -71,15 +71,15 @@ fn check_lruvec(memory: &PhysMem, lruvec: &LruVec, listed: &mut [bool]) -> Resul
                 if !ours || type_of(word) != ty || !word.has(LRU) {
                     return Err(format!("{pfn:?} is on a list of type {ty}: {word:?}"));
                 }
-                let generation = word.generation();
-                let generation = generation
-                    .ok_or_else(|| format!("{pfn:?} is listed and isolated: {word:?}"))?;
-                sums[generation][ty] += word.nr_pages() as i64;
+                let Some(generation) = word.generation() else {
+                    return Err(format!("{pfn:?} is listed and isolated: {word:?}"));
+                };
+                sums[generation] += word.nr_pages() as i64;
             }
         }
     }
-    for (generation, types) in sums.iter().enumerate() {
-        for (ty, &sum) in types.iter().enumerate() {
+    for (ty, generations) in sums.iter().enumerate() {
+        for (generation, &sum) in generations.iter().enumerate() {
             let size = lruvec.nr_pages(generation, ty);
             if size != sum {
                 return Err(format!(
@@ -88,11 +88,11 @@ fn check_lruvec(memory: &PhysMem, lruvec: &LruVec, listed: &mut [bool]) -> Resul
             }
         }
     }
-    for ty in 0..NR_TYPES {
+    for (ty, generations) in sums.iter().enumerate() {
         for active in [false, true] {
-            let sum: i64 = (0..MAX_NR_GENS)
-                .filter(|&generation| lruvec.is_active(generation) == active)
-                .map(|generation| sums[generation][ty])
+            let sum: i64 = (generations.iter().enumerate())
+                .filter(|&(generation, _)| lruvec.is_active(generation) == active)
+                .map(|(_, &sum)| sum)
                 .sum();
             let size = lruvec.lru_size(ty, active);
             if size as i64 != sum {

@@ -343,9 +343,7 @@ impl<'a> MmWalk<'a> {
             cpu.count(Counter::PtlTrylockFailed);
             return false;
         };
-        // As in the kernel, where mapping a PTE table enters a section
-        // (`pte_offset_map_lock()`): those that a secondary MMU enters for each
-        // page nest in it, and a nested one costs no fence.
+        // As `pte_offset_map()` does; what notifiers read under RCU nests in it.
         let _rcu = cpu.rcu.lock();
         let entries = mm.tables.entries(at.table);
         let mut slots = 0;

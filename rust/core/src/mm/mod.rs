@@ -5,6 +5,7 @@
 //! | [`folio`] | the folio's atomic word | `include/linux/mm_inline.h`, `page-flags.h` |
 //! | [`memory`] | physical memory and its allocator | `mm/page_alloc.c` |
 //! | [`memcg`] | memory cgroups and their limits | `mm/memcontrol.c` |
+//! | [`memcg_files`] | their files, as text | `mm/memcontrol.c` |
 //! | [`address_space`] | what a page belongs to, and every VMA that maps it | `mm/rmap.c`, `mm/filemap.c` |
 //! | [`filemap`] | the page cache's reads and faults | `mm/filemap.c`, `mm/shmem.c` |
 //! | [`swap`] | swap slots and faults on them | `mm/swapfile.c`, `mm/memory.c` |
@@ -19,6 +20,7 @@ pub mod address_space;
 pub mod filemap;
 pub mod folio;
 pub mod memcg;
+pub mod memcg_files;
 pub mod memory;
 #[allow(clippy::module_inception)]
 mod mm;

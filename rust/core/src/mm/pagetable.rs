@@ -72,10 +72,12 @@ impl Pte {
         Pte(u64::from(pfn.0) << FRAME_SHIFT | PRESENT | pse | bits)
     }
 
-    /// An entry that points to a table.
+    /// An entry that points to a table. It is born accessed (`_PAGE_TABLE`), so
+    /// that a table which only a secondary MMU's faults fill is not passed over
+    /// by an aging walk that looks at this bit.
     #[inline]
     pub fn table(id: TableId) -> Self {
-        Pte(u64::from(id.0) << FRAME_SHIFT | PRESENT | RW)
+        Pte(u64::from(id.0) << FRAME_SHIFT | PRESENT | RW | ACCESSED)
     }
 
     /// A swap slot.

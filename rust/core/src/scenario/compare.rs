@@ -10,7 +10,9 @@ use super::record::{Header, Record, Recording, RegionState, TraceCounts};
 const ANON_SLACK: u64 = 16;
 /// Pages that a file bin may differ by.
 const FILE_SLACK: u64 = 2;
-/// Pages that a region's counts may differ by outside evictions, and after one.
+/// Pages that a region's counts may differ by, before the first eviction and
+/// from then on: whole batches are evicted, in which the worker's own pages
+/// lie, and what an eviction left stays to be counted.
 const REGION_SLACK: [u64; 2] = [2, 4];
 /// Calls of a hook.
 const CALL_SLACK: u64 = 16;
@@ -39,9 +41,12 @@ impl Comparison {
 pub fn compare(recorded: &Recording, ours: &[Record]) -> Comparison {
     let mut first_difference = None;
     let mut equal_steps = 0;
+    let mut evicted = false;
     for (n, theirs) in recorded.records.iter().enumerate() {
+        evicted |= evicts(theirs);
+        let slack = REGION_SLACK[usize::from(evicted)];
         let difference = match ours.get(n) {
-            Some(mine) => step(&recorded.header, theirs, mine).err(),
+            Some(mine) => step(&recorded.header, n, theirs, mine, slack).err(),
             None => Some("the run has no such step".to_owned()),
         };
         match difference {
@@ -86,7 +91,13 @@ fn within(what: &str, theirs: u64, ours: u64, slack: u64) -> Result<(), String> 
     }
 }
 
-fn step(header: &Header, theirs: &Record, ours: &Record) -> Result<(), String> {
+fn step(
+    header: &Header,
+    n: usize,
+    theirs: &Record,
+    ours: &Record,
+    slack: u64,
+) -> Result<(), String> {
     if (&theirs.op, &theirs.args) != (&ours.op, &ours.args) {
         return Err(format!("the run's step is {} {}", ours.op, ours.args));
     }
@@ -117,7 +128,6 @@ fn step(header: &Header, theirs: &Record, ours: &Record) -> Result<(), String> {
             FILE_SLACK,
         )?;
     }
-    let slack = REGION_SLACK[usize::from(evicts(theirs))];
     for (name, recorded) in &theirs.regions {
         let mine = ours.regions.get(name);
         region(
@@ -127,7 +137,9 @@ fn step(header: &Header, theirs: &Record, ours: &Record) -> Result<(), String> {
             slack,
         )?;
     }
-    if let Some(recorded) = &theirs.trace {
+    // The first record counts from when the machine's trace was last read, which
+    // was before the scenario: those calls are another run's.
+    if let Some(recorded) = theirs.trace.as_ref().filter(|_| n > 0) {
         let mine = ours.trace.as_ref().ok_or("no trace in the run")?;
         trace(header, theirs, recorded, mine)?;
     }

@@ -1,15 +1,18 @@
 //! The machine that a scenario drives.
 
-use super::conditions::Conditions;
+use super::conditions::{Conditions, Kvm, Mmu};
 use super::parse::{MapKind, Op, Pages, Step, Which};
 use super::record::{MemoryStat, Record, RegionState, TraceCounts};
 use crate::cpu::Cpu;
 use crate::error::{Errno, Error, Result};
 use crate::host::{Host, HostConfig};
+use crate::kvm::mmu::shadow::ShadowConfig;
+use crate::kvm::mmu::spte::SpteFormat;
+use crate::kvm::{MemoryRegion, MmuKind, Protocol, Vm, VmConfig};
 use crate::lru_gen::{self, debugfs, histogram};
 use crate::mm::address_space::Slot;
 use crate::mm::pagetable::Pte;
-use crate::mm::{AddressSpace, Kind, Memcg, Mm, PAGE_SIZE, VmFlags, filemap};
+use crate::mm::{AddressSpace, Kind, Memcg, Mm, PAGE_SIZE, VmFlags, filemap, memcg_files};
 use crate::sync::atomic::Ordering;
 use crate::trace::{Counter, CounterValues, Event};
 use std::collections::BTreeMap;
@@ -22,12 +25,29 @@ const MAX_RANGES: usize = 64;
 /// Mappings that the worker's own pages lie in, and the size of each.
 const WORKER_MAPPINGS: u64 = 4;
 const WORKER_MAPPING_PAGES: u64 = 64;
+/// Where guests have the first region, and how regions are aligned.
+const GUEST_BASE: u64 = 1 << 30;
+const GUEST_ALIGN: u64 = 2 << 20;
+/// VMs of a scenario.
+const MAX_VMS: usize = 2;
+/// The memslot of the page through which the worker tells a guest what to do,
+/// which the guest has at address 0.
+const COMMAND_SLOT: u32 = 500;
 
 struct Region {
     kind: MapKind,
     pages: u64,
     start: u64,
     space: Arc<AddressSpace>,
+    /// Its memslot's number, and where guests have it.
+    slot: u32,
+    gpa: u64,
+}
+
+struct Guest {
+    vm: Arc<Vm>,
+    /// Where the worker has the page of its commands.
+    command: u64,
 }
 
 /// A worker process, its memory cgroup and its VMs.
@@ -39,6 +59,12 @@ pub struct Runner {
     files: BTreeMap<String, Arc<AddressSpace>>,
     /// Pages of the worker's own that it uses in every step.
     own: Vec<u64>,
+    /// The page that the worker reads files into.
+    buffer: Option<u64>,
+    vms: [Option<Guest>; MAX_VMS],
+    vm_config: VmConfig,
+    mmu: Mmu,
+    next_gpa: u64,
     totals: CounterValues,
     traced: bool,
     steps: usize,
@@ -66,6 +92,11 @@ impl Runner {
             regions: BTreeMap::new(),
             files: BTreeMap::new(),
             own: Vec::new(),
+            buffer: None,
+            vms: [const { None }; MAX_VMS],
+            vm_config: vm_config(conditions),
+            mmu: conditions.mmu,
+            next_gpa: GUEST_BASE,
             totals: CounterValues::default(),
             traced: false,
             steps: 0,
@@ -95,6 +126,7 @@ impl Runner {
             let start = self.mm.mmap(None, len, &space, 0, VmFlags::default())?;
             starts.push(start);
         }
+        self.buffer = starts.first().map(|start| start + len - PAGE_SIZE);
         for n in 0..pages {
             let address = starts[(n % WORKER_MAPPINGS) as usize] + n / WORKER_MAPPINGS * PAGE_SIZE;
             self.mm.touch(&cpu, address, true, None)?;
@@ -120,6 +152,7 @@ impl Runner {
     /// `EOPNOTSUPP` for a machine that does not exist, `EINTR`; what a callback
     /// raised.
     pub fn step(&mut self, step: &Step) -> Result<Record> {
+        self.traced |= matches!(step.op, Op::Vm(_));
         if self.traced {
             let mask = Event::ALL.iter().map(|&event| event as u32).sum();
             self.host.set_trace_mask(mask);
@@ -214,10 +247,27 @@ impl Runner {
             Op::Snap => Ok(()),
             Op::Write { file, value } => self.write(cpu, file, value),
             Op::Memset { file, value } => self.memset(cpu, file, value),
-            Op::Touch { .. } | Op::Vm(_) | Op::VmSlot { .. } | Op::VmDel { .. } => Err(Error::new(
-                Errno::EOPNOTSUPP,
-                "the scenario needs a VM, which is not there",
-            )),
+            Op::Touch {
+                vm: Some(vm),
+                pages,
+                write,
+            } => {
+                let guest = self.guest(*vm)?;
+                let first = self.regions[&pages.region].gpa / PAGE_SIZE;
+                let byte = write.then_some(BYTE);
+                self.mm.touch(cpu, guest.command, true, None)?;
+                let vm = &guest.vm;
+                vm.access(cpu, 0, 0, false, None)?;
+                pages
+                    .iter()
+                    .try_for_each(|n| vm.access(cpu, 0, first + n, *write, byte))
+            }
+            Op::Vm(n) => {
+                self.vms[*n] = Some(self.create_vm(cpu)?);
+                Ok(())
+            }
+            Op::VmSlot { vm, region } => self.set_slot(cpu, *vm, region, true),
+            Op::VmDel { vm, region } => self.set_slot(cpu, *vm, region, false),
             Op::Age { .. } | Op::Evict { .. } | Op::Raw(_) => {
                 unreachable!("commands are written as text")
             }
@@ -250,9 +300,58 @@ impl Runner {
             pages,
             start,
             space,
+            slot: self.regions.len() as u32,
+            gpa: self.next_gpa,
         };
+        self.next_gpa += (pages * PAGE_SIZE).next_multiple_of(GUEST_ALIGN);
         self.regions.insert(name.to_owned(), region);
         Ok(())
+    }
+
+    fn guest(&self, n: usize) -> Result<&Guest> {
+        self.vms[n].as_ref().ok_or_else(|| {
+            Error::new(
+                Errno::ENOENT,
+                format!("VM {} was not created by a step before", n + 1),
+            )
+        })
+    }
+
+    fn create_vm(&self, cpu: &Cpu) -> Result<Guest> {
+        if self.mmu == Mmu::None {
+            return Err(Error::invalid(
+                "the scenario makes a VM, and its conditions say that there is none",
+            ));
+        }
+        let vm = Vm::create(cpu, &self.mm, self.vm_config.clone())?;
+        let space = self.host.create_space(Kind::Anon, 0);
+        let len = WORKER_MAPPING_PAGES * PAGE_SIZE;
+        let command = self.mm.mmap(None, len, &space, 0, VmFlags::default())?;
+        let region = MemoryRegion {
+            as_id: 0,
+            slot: COMMAND_SLOT,
+            flags: 0,
+            guest_phys_addr: 0,
+            memory_size: PAGE_SIZE,
+            userspace_addr: command,
+        };
+        vm.set_memory_region(cpu, &region)?;
+        Ok(Guest { vm, command })
+    }
+
+    fn set_slot(&self, cpu: &Cpu, vm: usize, region: &str, there: bool) -> Result<()> {
+        let region = &self.regions[region];
+        self.guest(vm)?.vm.set_memory_region(
+            cpu,
+            &MemoryRegion {
+                as_id: 0,
+                slot: region.slot,
+                flags: 0,
+                guest_phys_addr: region.gpa,
+                memory_size: if there { region.pages * PAGE_SIZE } else { 0 },
+                userspace_addr: region.start,
+            },
+        )
     }
 
     /// `pread` of whole pages.
@@ -265,8 +364,10 @@ impl Runner {
             )));
         }
         for index in pages.iter() {
-            let (pfn, _) = filemap::get(cpu, &self.memcg, &region.space, index, false)?;
-            lru_gen::mark_accessed(&self.host.memory, pfn);
+            filemap::read(cpu, &self.memcg, &region.space, index)?;
+            if let Some(buffer) = self.buffer {
+                self.mm.touch(cpu, buffer, true, None)?;
+            }
         }
         Ok(())
     }
@@ -315,12 +416,9 @@ impl Runner {
         }
     }
 
-    fn memset(&self, _cpu: &Cpu, file: &str, value: &str) -> Result<()> {
-        let _ = value;
-        Err(Error::new(
-            Errno::EOPNOTSUPP,
-            format!("{file}: the model has no such file"),
-        ))
+    /// Write a file of the memory cgroup.
+    fn memset(&self, cpu: &Cpu, file: &str, value: &str) -> Result<()> {
+        memcg_files::write(cpu, &self.memcg, file, value)
     }
 
     fn generations(&self) -> BTreeMap<u64, [u64; 2]> {
@@ -408,5 +506,34 @@ impl Runner {
         counts.region_age_hva_fast = Some(regions[0]);
         counts.region_age_hva_slow = Some(regions[1]);
         Some(counts)
+    }
+}
+
+/// A VM in the given conditions.
+fn vm_config(conditions: &Conditions) -> VmConfig {
+    VmConfig {
+        protocol: match conditions.kvm {
+            Kvm::Baseline => Protocol::BASELINE,
+            Kvm::V7 => Protocol::V7,
+            Kvm::V9 => Protocol::V9,
+        },
+        // NPT has no form without A/D bits; EPT without them is what a kernel
+        // that believes to have none behaves like.
+        format: if conditions.ad_bits {
+            SpteFormat::NPT
+        } else {
+            SpteFormat::EPT_NO_AD
+        },
+        mmu: match conditions.mmu {
+            Mmu::None | Mmu::Tdp => MmuKind::Tdp,
+            Mmu::DirectRmap | Mmu::Shadow => MmuKind::Shadow,
+        },
+        // The recorded guests run with paging off, so that shadow paging too has
+        // no guest page table to shadow and maps guest frames directly.
+        shadow: ShadowConfig {
+            direct: true,
+            ..ShadowConfig::default()
+        },
+        ..VmConfig::default()
     }
 }

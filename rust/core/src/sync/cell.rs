@@ -19,13 +19,19 @@ impl Witness {
     #[inline]
     pub fn read(&self) {
         #[cfg(loom)]
-        self.cell.with(|_| ());
+        {
+            super::step::note("reads what the lock guards");
+            self.cell.with(|_| ());
+        }
     }
 
     /// The guarded data is written.
     #[inline]
     pub fn write(&self) {
         #[cfg(loom)]
-        self.cell.with_mut(|_| ());
+        {
+            super::step::note("writes what the lock guards");
+            self.cell.with_mut(|_| ());
+        }
     }
 }

@@ -89,6 +89,13 @@ pub fn begin() {
     *log() = Some(Log::default());
 }
 
+/// Forget the steps so far: the model was being set up.
+pub fn clear() {
+    if let Some(log) = &mut *log() {
+        log.steps.clear();
+    }
+}
+
 /// Stop recording and hand out what was recorded.
 pub fn end() -> Option<Log> {
     log().take()

@@ -26,6 +26,7 @@ pub const USUAL: Bound = Bound {
     full: 3,
 };
 
+static SPAWNED: AtomicBool = AtomicBool::new(false);
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 static RUNS: AtomicU64 = AtomicU64::new(0);
 static REPORTED: AtomicBool = AtomicBool::new(false);
@@ -94,10 +95,7 @@ fn setup() {
 pub fn check(claim: &str, bound: Bound, model: impl Fn() + Send + Sync + 'static) {
     let _one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     setup();
-    let test = std::thread::current()
-        .name()
-        .unwrap_or("main")
-        .to_owned();
+    let test = std::thread::current().name().unwrap_or("main").to_owned();
     println!("CLAIM {test} | {claim}");
     let full = std::env::var_os("YOUNGBIT_FULL").is_some();
     let most = if full { bound.full } else { bound.reduced };
@@ -113,9 +111,17 @@ pub fn check(claim: &str, bound: Bound, model: impl Fn() + Send + Sync + 'static
         let model = Arc::clone(&model);
         builder.check(move || {
             RUNS.fetch_add(1, Ordering::SeqCst);
+            SPAWNED.store(false, Ordering::SeqCst);
             step::begin();
             step::thread("main");
             model();
+            if std::env::var_os("YOUNGBIT_STEPS").is_some() {
+                let log = step::end().unwrap_or_default();
+                println!("RUN {}", RUNS.load(Ordering::SeqCst));
+                for line in lines(&log) {
+                    println!("STEP {line}");
+                }
+            }
         });
         step::end();
         let runs = RUNS.load(Ordering::SeqCst);
@@ -132,6 +138,10 @@ pub fn spawn<T: 'static>(
     name: &'static str,
     body: impl FnOnce() -> T + 'static,
 ) -> loom::thread::JoinHandle<T> {
+    if !SPAWNED.swap(true, Ordering::SeqCst) {
+        // Until now the model was being set up.
+        step::clear();
+    }
     loom::thread::spawn(move || {
         step::thread(name);
         body()
@@ -178,7 +188,9 @@ impl Sources {
             let code = text[line].trim_start();
             let rest = ["pub ", "pub(crate) ", "pub(super) ", "const ", "unsafe "]
                 .iter()
-                .fold(code, |code, prefix| code.strip_prefix(prefix).unwrap_or(code));
+                .fold(code, |code, prefix| {
+                    code.strip_prefix(prefix).unwrap_or(code)
+                });
             if let Some(rest) = rest.strip_prefix("fn ") {
                 break rest
                     .split(|c: char| !c.is_alphanumeric() && c != '_')
@@ -296,7 +308,11 @@ pub fn number(value: u64) -> String {
 /// What an rmap head reads as.
 pub fn head_text(head: u64) -> String {
     use youngbit_core::kvm::mmu::rmap::{RMAP_LOCKED, RMAP_MANY};
-    let lock = if head & RMAP_LOCKED != 0 { ", held" } else { "" };
+    let lock = if head & RMAP_LOCKED != 0 {
+        ", held"
+    } else {
+        ""
+    };
     match head & !RMAP_LOCKED {
         0 => format!("empty{lock}"),
         one if one & RMAP_MANY == 0 => format!("SPTE {:#x}{lock}", one >> 2),

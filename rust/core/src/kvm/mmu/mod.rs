@@ -1,7 +1,9 @@
 //! KVM's MMU (`arch/x86/kvm/mmu/`).
 
 pub mod fault;
+pub mod nested;
 pub mod rmap;
+pub mod shadow;
 pub mod spte;
 pub mod tdp;
 
@@ -79,7 +81,15 @@ pub trait GuestMmu: Sync {
     fn load(&self, vm: &Vm, cpu: &Cpu, vcpu: &Vcpu) -> Result<()>;
 
     /// Give up the vCPU's root (`kvm_mmu_unload()`).
-    fn unload(&self, cpu: &Cpu, vcpu: &Vcpu);
+    fn unload(&self, vm: &Vm, cpu: &Cpu, vcpu: &Vcpu);
+
+    /// Where the vCPU looks for the page that a stream names: the page itself,
+    /// or one of its aliases.
+    #[inline]
+    fn address(&self, vm: &Vm, vcpu: &Vcpu, page: u64) -> u64 {
+        let _ = (vm, vcpu);
+        page
+    }
 
     /// Whether the vCPU must leave the guest to load another root.
     fn is_obsolete(&self, vm: &Vm, vcpu: &Vcpu) -> bool;

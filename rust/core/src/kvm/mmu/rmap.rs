@@ -30,6 +30,7 @@
 //! the bit, and its SPTE's slot is reused only after it left.
 
 use crate::error::{Errno, Error, Result};
+use crate::mutant::{self, Mutant};
 use crate::sync::atomic::{AtomicU64, Ordering, zeroed};
 use crate::sync::cell::Witness;
 use crate::sync::lock::Mutex;
@@ -117,7 +118,10 @@ impl RmapHead<'_> {
                     counters.add(Counter::RmapLocks, 1);
                     return seen;
                 }
-                Err(now) => seen = now,
+                Err(now) => {
+                    counters.add(Counter::RmapLost, 1);
+                    seen = now;
+                }
             }
         }
     }
@@ -130,8 +134,10 @@ impl RmapHead<'_> {
         let backoff = Backoff::new();
         loop {
             counters.add(Counter::RmapSpins, 1);
+            let stale =
+                mutant::active(Mutant::PauseAfterRead).then(|| self.0.load(Ordering::Relaxed));
             backoff.wait();
-            let seen = self.0.load(Ordering::Relaxed);
+            let seen = stale.unwrap_or_else(|| self.0.load(Ordering::Relaxed));
             if seen & RMAP_LOCKED == 0 {
                 return seen;
             }
@@ -155,8 +161,13 @@ impl RmapHead<'_> {
         debug_assert!(self.0.load(Ordering::Relaxed) == value | RMAP_LOCKED);
         // Release, although nothing was written: a relaxed store could become
         // visible before the holder's last reads of the chain are done, and
-        // the next holder frees what they read. Mutant `unlock-relaxed`.
-        self.0.store(value, Ordering::Release);
+        // the next holder frees what they read.
+        let order = if mutant::active(Mutant::UnlockRelaxed) {
+            Ordering::Relaxed
+        } else {
+            Ordering::Release
+        };
+        self.0.store(value, order);
     }
 
     /// The head's value without the bit. Good for a walk only under `mmu_lock`
@@ -205,6 +216,8 @@ const MAX_CHUNKS: usize = if cfg!(loom) { 1 } else { 65_536 };
 /// How many descriptors a fault may need: one for the leaf's chain and one for
 /// each parent's (`mmu_topup_memory_caches()`).
 pub const DESC_CACHE_MIN: usize = 1 + 5;
+/// A chain longer than this is zapped whole (`RMAP_RECYCLE_THRESHOLD`).
+pub const RMAP_RECYCLE_THRESHOLD: u64 = 1000;
 const DESC_CACHE_FILL: usize = if cfg!(loom) { 6 } else { 40 };
 
 /// One descriptor's words. Relaxed everywhere: the head's bit orders them.
@@ -384,6 +397,9 @@ impl DescArena {
         } else if value & RMAP_MANY == 0 {
             let id = Self::take(cache);
             let desc = self.desc(id);
+            if mutant::active(Mutant::PublishBeforeInit) {
+                head.unlock(id.as_head());
+            }
             desc.set(W_SPTES, value);
             desc.set(W_SPTES + 1, spte.0);
             desc.set(W_MORE, 0);
@@ -408,8 +424,7 @@ impl DescArena {
                 (value, tail + here as u64 + 1)
             }
         };
-        // Its release publishes the descriptor written above: mutant
-        // `publish-before-init` would store the head first.
+        // Its release publishes the descriptor written above.
         head.unlock(new);
         count
     }

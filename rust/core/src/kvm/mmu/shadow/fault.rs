@@ -1,0 +1,836 @@
+//! vCPUs on the shadow MMU: page walks as hardware makes them, and faults
+//! (`direct_page_fault()`, `FNAME(page_fault)`, `fast_page_fault()`).
+
+use super::{Ctx, Role, Shadow, State};
+use crate::cpu::Cpu;
+use crate::error::{Errno, Error, Result};
+use crate::kvm::guest::{
+    ALIAS_SHIFT, GUEST_LEVELS, GuestCpu, GuestFault, GuestFormat, GuestKernel, GuestPaging,
+    GuestPhys, GuestWalk,
+};
+use crate::kvm::memslot::Memslot;
+use crate::kvm::mmu::fault::PageFault;
+use crate::kvm::mmu::rmap::{DescCache, RMAP_RECYCLE_THRESHOLD, SptePtr};
+use crate::kvm::mmu::spte::{
+    self, LEVEL_4K, Leaf, WRITABLE, gfn_index, is_last, is_present, is_present_leaf, is_writable,
+    pages_per, round_gfn,
+};
+use crate::kvm::mmu::{GuestMmu, Translation, Walk};
+use crate::kvm::vcpu::Vcpu;
+use crate::kvm::vm::{MmuKind, Vm};
+use crate::mm::Pfn;
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::lock::Mutex;
+use crate::sync::spin::Backoff;
+use crate::table::{POISON, TableId};
+use crate::trace::{Counter, Event};
+
+const FAST_PAGE_FAULT_TRIES: u32 = 4;
+
+/// What the shadow MMU keeps with a vCPU. Only whoever runs the vCPU writes it,
+/// so all of it is relaxed.
+pub struct ShadowVcpu {
+    /// Rmap descriptors, taken before `mmu_lock`.
+    cache: Mutex<DescCache>,
+    /// A page whose next write KVM emulates, as it holds a page table that is
+    /// shadowed and stays read-only; [`NO_PAGE`] is none.
+    emulate: AtomicU64,
+    /// The last fault that the guest could not cure.
+    guest_fault: Mutex<Option<GuestFault>>,
+    /// Runs the guest's own guest (`is_guest_mode()`).
+    l2: AtomicBool,
+    /// The alias that accesses go through; [`ALL_ALIASES`] takes turns.
+    alias: AtomicU64,
+    turn: AtomicU64,
+}
+
+const NO_PAGE: u64 = u64::MAX;
+/// For [`ShadowVcpu::set_alias`]: each access goes through another alias, in a
+/// scattered but repeatable order.
+pub const ALL_ALIASES: u64 = u64::MAX;
+
+impl Default for ShadowVcpu {
+    fn default() -> Self {
+        ShadowVcpu {
+            cache: Mutex::new(DescCache::default()),
+            emulate: AtomicU64::new(NO_PAGE),
+            guest_fault: Mutex::new(None),
+            l2: AtomicBool::new(false),
+            alias: AtomicU64::new(ALL_ALIASES),
+            turn: AtomicU64::new(0),
+        }
+    }
+}
+
+impl ShadowVcpu {
+    /// The last fault that was the guest's own and that its kernel did not
+    /// cure.
+    pub fn last_guest_fault(&self) -> Option<GuestFault> {
+        *self.guest_fault.lock()
+    }
+
+    /// Whether the vCPU runs its guest's own guest.
+    #[inline]
+    pub fn is_l2(&self) -> bool {
+        self.l2.load(Ordering::Relaxed)
+    }
+
+    pub(in crate::kvm) fn set_l2(&self, l2: bool) {
+        self.l2.store(l2, Ordering::Relaxed);
+    }
+
+    /// Let accesses go through one alias of each page, or through
+    /// [`ALL_ALIASES`] in turn.
+    pub fn set_alias(&self, alias: u64) {
+        self.alias.store(alias, Ordering::Relaxed);
+    }
+
+    /// Whether the next write to `page` is one that KVM emulates.
+    #[inline]
+    pub(in crate::kvm) fn is_emulating(&self, page: u64) -> bool {
+        self.emulate.load(Ordering::Relaxed) == page
+    }
+
+    pub(in crate::kvm) fn set_emulating(&self, page: Option<u64>) {
+        self.emulate
+            .store(page.unwrap_or(NO_PAGE), Ordering::Relaxed);
+    }
+
+    #[inline]
+    fn address(&self, aliases: u64, page: u64) -> u64 {
+        if aliases == 1 {
+            return page;
+        }
+        let alias = match self.alias.load(Ordering::Relaxed) {
+            ALL_ALIASES => {
+                let turn = self.turn.load(Ordering::Relaxed);
+                self.turn.store(turn + 1, Ordering::Relaxed);
+                (turn.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) % aliases
+            }
+            alias => alias,
+        };
+        alias << ALIAS_SHIFT | page
+    }
+}
+
+/// How a fault ended (`RET_PF_*`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Outcome {
+    Fixed,
+    Spurious,
+    Retry,
+}
+
+/// Guest memory as seen through a VM's memslots.
+pub(in crate::kvm) struct GuestView<'a> {
+    pub(in crate::kvm) shadow: &'a Shadow,
+    pub(in crate::kvm) vm: &'a Vm,
+    pub(in crate::kvm) cpu: &'a Cpu,
+    pub(in crate::kvm) as_id: usize,
+}
+
+impl GuestView<'_> {
+    fn slot_hva(&self, gfn: u64) -> Option<u64> {
+        let guard = self.cpu.rcu.lock();
+        let slots = self.vm.memslots.load(self.as_id, &guard);
+        let slot = slots.by_gfn(gfn)?;
+        (!slot.is_invalid()).then(|| slot.gfn_to_hva(gfn))
+    }
+
+    /// KVM reads and writes guest page tables through the process's own
+    /// mapping (`__get_user()`): the page is touched, and brought in if need be.
+    fn touch(&self, gfn: u64, write: bool) -> Result<Option<()>> {
+        let Some(hva) = self.slot_hva(gfn) else {
+            return Ok(None);
+        };
+        match self.vm.mm.touch(self.cpu, hva, write, None) {
+            Ok(()) => Ok(Some(())),
+            Err(error) if error.errno() == Errno::EFAULT => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl GuestPhys for GuestView<'_> {
+    fn load(&self, gfn: u64, index: usize) -> Result<Option<u64>> {
+        Ok(self
+            .touch(gfn, false)?
+            .map(|()| self.shadow.memory.load(gfn, index)))
+    }
+
+    fn update(&self, gfn: u64, index: usize, seen: u64, new: u64) -> bool {
+        // A page that went away meanwhile fails the next walk's load.
+        matches!(self.touch(gfn, true), Ok(Some(())))
+            && self.shadow.memory.compare_exchange(gfn, index, seen, new)
+    }
+}
+
+impl GuestCpu for GuestView<'_> {
+    fn guest_load(&self, gfn: u64, index: usize) -> Result<u64> {
+        self.shadow
+            .guest_load(self.vm, self.cpu, self.as_id, gfn, index)
+    }
+
+    fn guest_store(&self, gfn: u64, index: usize, value: u64) -> Result<()> {
+        self.shadow
+            .guest_store(self.vm, self.cpu, self.as_id, gfn, index, value)
+    }
+}
+
+/// What an SPTE is to map.
+struct Target<'a> {
+    slot: &'a Memslot,
+    gfn: u64,
+    pfn: Pfn,
+    level: u32,
+    writable: bool,
+    host_writable: bool,
+}
+
+impl Shadow {
+    /// The guest's own page tables, if this VM shadows any: CR3's, or those
+    /// that L1 gives its guest.
+    pub fn kernel(&self) -> Option<&GuestKernel> {
+        self.kernel.get()
+    }
+
+    fn guest_kernel(&self) -> Result<&GuestKernel> {
+        self.kernel
+            .get()
+            .ok_or_else(|| Error::invalid("this VM's guest has no page tables of its own"))
+    }
+
+    /// How a VM's guest pages.
+    pub(in crate::kvm) fn paging(vm: &Vm) -> GuestPaging {
+        match vm.config.mmu {
+            // L1 gives its guest tables of the same kind that it runs on.
+            MmuKind::Nested if vm.format().name == "ept" => {
+                GuestPaging::ept(vm.config.shadow.l1_ad)
+            }
+            _ => GuestPaging::LEGACY,
+        }
+    }
+
+    fn root_role(vm: &Vm, as_id: usize) -> Role {
+        let nested = vm.config.mmu == MmuKind::Nested;
+        let direct = !nested && vm.config.shadow.direct;
+        let l1_no_ad = nested && !vm.config.shadow.l1_ad;
+        Role {
+            level: if direct {
+                vm.config.levels
+            } else {
+                GUEST_LEVELS
+            },
+            direct,
+            writable: true,
+            ad_disabled: !vm.format().ad_bits || l1_no_ad,
+            guest_mode: nested,
+            as_id,
+        }
+    }
+
+    // ---- hardware ----------------------------------------------------------
+
+    /// A vCPU's page walk, as hardware does it; in guest mode, which keeps the
+    /// tables alive.
+    #[inline]
+    fn walk_as_hardware(&self, vm: &Vm, cpu: &Cpu, root: TableId, page: u64, write: bool) -> Walk {
+        let format = vm.format();
+        let top = self.tables.meta(root).level.load(Ordering::Relaxed);
+        if page >> spte::gfn_shift(top + 1) != 0 {
+            return Walk::Fault { present: false };
+        }
+        let (mut table, mut level) = (root, top);
+        loop {
+            let word = &self.tables.entries(table)[gfn_index(page, level)];
+            cpu.count(Counter::SpteWalkLoads);
+            // Acquire: pairs with the release that linked the table.
+            let spte = word.load(Ordering::Acquire);
+            if spte & format.hw_present == 0 {
+                if spte == POISON {
+                    cpu.count(Counter::PoisonReads);
+                }
+                return Walk::Fault { present: false };
+            }
+            let leaf = is_last(spte, level);
+            if leaf && !format.allows(spte, write) {
+                return Walk::Fault { present: true };
+            }
+            let bits = format.hw_bits(spte, leaf && write);
+            if spte & bits != bits {
+                if word
+                    .compare_exchange(spte, spte | bits, Ordering::AcqRel, Ordering::Relaxed)
+                    .is_err()
+                {
+                    (table, level) = (root, top);
+                    continue;
+                }
+                if leaf {
+                    let set = bits & !spte;
+                    cpu.count_n(Counter::AccessedSet, u64::from(set & format.accessed != 0));
+                    cpu.count_n(Counter::DirtySet, u64::from(set & format.dirty != 0));
+                }
+            }
+            if leaf {
+                let offset = page & (pages_per(level) - 1);
+                return Walk::Hit(Translation {
+                    pfn: Pfn(spte::pfn(spte).0 + offset as u32),
+                    level,
+                    writable: is_writable(spte),
+                    dirty: format.is_dirty(spte | bits),
+                });
+            }
+            table = spte::table(spte);
+            level -= 1;
+        }
+    }
+
+    /// The SPTE at which a walk for `page` ends, for software. In an RCU
+    /// section.
+    fn lookup(&self, root: TableId, page: u64) -> (u32, SptePtr) {
+        let mut level = self.tables.meta(root).level.load(Ordering::Relaxed);
+        let mut table = root;
+        loop {
+            let ptr = SptePtr::new(table, gfn_index(page, level));
+            let value = self.read(ptr);
+            if level == LEVEL_4K || !is_present(value) || is_last(value, level) {
+                return (level, ptr);
+            }
+            table = spte::table(value);
+            level -= 1;
+        }
+    }
+
+    // ---- roots -------------------------------------------------------------
+
+    fn load_root(&self, vm: &Vm, cpu: &Cpu, vcpu: &Vcpu) -> Result<()> {
+        if vcpu.root().is_some() {
+            if !self.is_root_obsolete(vcpu) {
+                return Ok(());
+            }
+            self.unload_root(cpu, vcpu);
+        }
+        let role = Self::root_role(vm, vcpu.as_id);
+        let gfn = if role.direct {
+            0
+        } else {
+            self.guest_kernel()?.root
+        };
+        let _lock = cpu.write_lock(&vm.mmu_lock);
+        // Under `mmu_lock`, which a VM's end holds while it zaps.
+        if vm.is_dead() {
+            return Err(Error::new(Errno::EIO, "the VM was destroyed"));
+        }
+        self.locked(vm, cpu, |ctx, state| {
+            self.make_pages_available(ctx, state)?;
+            let root = self.get_page(ctx, state, gfn, role)?;
+            state.page_mut(root).roots += 1;
+            vcpu.set_root(Some(root));
+            Ok(())
+        })
+    }
+
+    fn unload_root(&self, cpu: &Cpu, vcpu: &Vcpu) {
+        let Some(root) = vcpu.root() else {
+            return;
+        };
+        vcpu.set_root(None);
+        // The mutex is enough: only the count changes, and a page that was
+        // zapped is in nobody's reach any more.
+        let mut state = self.state.lock();
+        let page = state.page_mut(root);
+        page.roots -= 1;
+        if page.roots == 0 && page.invalid {
+            state.pages[root.0 as usize] = None;
+            drop(state);
+            self.free_tables(cpu, vec![root]);
+        }
+    }
+
+    #[inline]
+    fn is_root_obsolete(&self, vcpu: &Vcpu) -> bool {
+        vcpu.root().is_none_or(|root| {
+            // Acquire: pairs with the release in `zap_page`.
+            self.tables.meta(root).obsolete.load(Ordering::Acquire)
+        })
+    }
+
+    // ---- building ----------------------------------------------------------
+
+    /// The table below `ptr`, of a GFN and role, found or made and linked
+    /// (`kvm_mmu_get_child_sp()`).
+    fn child(
+        &self,
+        ctx: Ctx<'_>,
+        state: &mut State,
+        cache: &mut DescCache,
+        ptr: SptePtr,
+        gfn: u64,
+        role: Role,
+    ) -> Result<TableId> {
+        let value = self.read(ptr);
+        let parent = state.page(ptr.table()).role;
+        if is_present(value) && !is_last(value, parent.level) {
+            let child = spte::table(value);
+            let page = state.page(child);
+            if page.gfn == gfn && page.role == role {
+                return Ok(child);
+            }
+            // The guest's huge page changed its permission
+            // (`validate_direct_spte()`).
+            self.drop_parent(ctx, state, child, ptr);
+            ctx.vm.flush_remote_tlbs(ctx.cpu);
+        }
+        let child = self.get_page(ctx, state, gfn, role)?;
+        self.link(ctx, state, ptr, child, cache);
+        Ok(child)
+    }
+
+    /// Put a leaf in place (`mmu_set_spte()`, `rmap_add()`).
+    fn set_leaf(
+        &self,
+        ctx: Ctx<'_>,
+        state: &mut State,
+        cache: &mut DescCache,
+        ptr: SptePtr,
+        target: &Target<'_>,
+    ) -> Outcome {
+        let format = ctx.vm.format();
+        let (level, gfn) = (target.level, target.gfn);
+        let role = state.page(ptr.table()).role;
+        let old = self.read(ptr);
+        let mut was_mapped = false;
+        let mut flush = false;
+        if is_present(old) {
+            if !is_last(old, level) {
+                self.drop_parent(ctx, state, spte::table(old), ptr);
+                flush = true;
+            } else if spte::pfn(old) != target.pfn
+                || state.page(ptr.table()).gfn_of(ptr.index()) != gfn
+            {
+                self.drop_spte(ctx, state, ptr);
+                flush = true;
+            } else {
+                was_mapped = true;
+            }
+        }
+        let new = format.make_leaf(Leaf {
+            pfn: target.pfn,
+            level,
+            // A frame that holds a shadowed table stays read-only.
+            writable: target.writable && !(level == LEVEL_4K && target.slot.is_write_tracked(gfn)),
+            host_writable: target.host_writable,
+            prefetch: false,
+            ad_type: role.ad_type(format),
+        });
+        if was_mapped && new == old {
+            return Outcome::Spurious;
+        }
+        if is_writable(new) {
+            target.slot.mark_dirty(gfn);
+        }
+        if was_mapped {
+            flush |= self.spte_update(ctx, ptr, new);
+        } else {
+            self.spte_set(ptr, new);
+            if let Some(translation) = &mut state.page_mut(ptr.table()).translation {
+                translation[ptr.index()] = gfn;
+            }
+            let head = target.slot.rmaps().head(gfn, level);
+            let count = self.descs.add(&ctx.cpu.counters, head, ptr, cache);
+            if count > RMAP_RECYCLE_THRESHOLD {
+                self.descs.zap_all(&ctx.cpu.counters, head, |ptr| {
+                    self.spte_clear_track(ctx.vm, ctx.cpu, ptr);
+                });
+                flush = true;
+            }
+        }
+        if flush {
+            ctx.vm.flush_remote_tlbs(ctx.cpu);
+        }
+        Outcome::Fixed
+    }
+
+    /// Map directly, from a table of `role` down to the leaf
+    /// (`direct_map()`, and the lower half of `FNAME(fetch)`).
+    #[allow(clippy::too_many_arguments)]
+    fn map_direct(
+        &self,
+        ctx: Ctx<'_>,
+        state: &mut State,
+        cache: &mut DescCache,
+        mut table: TableId,
+        page: u64,
+        fault: &PageFault,
+        writable: bool,
+        max_level: u32,
+    ) -> Result<Outcome> {
+        let gfn = fault.gfn;
+        // Under `mmu_lock`: a table that was shadowed meanwhile forbids the
+        // huge page around it (`kvm_mmu_hugepage_adjust()`).
+        let mut goal = fault.level.min(max_level);
+        while goal > LEVEL_4K && fault.slot.is_huge_tracked(gfn, goal) {
+            goal -= 1;
+        }
+        let mut role = state.page(table).role;
+        while role.level > goal {
+            let ptr = SptePtr::new(table, gfn_index(page, role.level));
+            let base = round_gfn(gfn, role.level);
+            role = role.child(true, writable);
+            table = self.child(ctx, state, cache, ptr, base, role)?;
+        }
+        let base = round_gfn(gfn, goal);
+        let target = Target {
+            slot: &fault.slot,
+            gfn: base,
+            pfn: Pfn(fault.pfn.0 - (gfn - base) as u32),
+            level: goal,
+            writable,
+            host_writable: fault.map_writable,
+        };
+        let ptr = SptePtr::new(table, gfn_index(page, goal));
+        Ok(self.set_leaf(ctx, state, cache, ptr, &target))
+    }
+
+    /// Build the shadow of what the walk of the guest's tables found
+    /// (`FNAME(fetch)`).
+    #[allow(clippy::too_many_arguments)]
+    fn fetch(
+        &self,
+        ctx: Ctx<'_>,
+        state: &mut State,
+        cache: &mut DescCache,
+        root: TableId,
+        page: u64,
+        walk: &GuestWalk,
+        fault: &PageFault,
+    ) -> Result<Outcome> {
+        // Each entry is looked at again once its table is write-protected: a
+        // guest's store in between would otherwise go unnoticed.
+        let changed = |level: u32| {
+            let at = level as usize - 1;
+            self.memory.load(walk.table_gfn[at], gfn_index(page, level)) != walk.ptes[at]
+        };
+        if changed(GUEST_LEVELS) {
+            return Ok(Outcome::Retry);
+        }
+        let mut table = root;
+        let mut level = GUEST_LEVELS;
+        while level > walk.level {
+            let page_role = {
+                let page = state.page_mut(table);
+                page.flood = 0;
+                page.role
+            };
+            let below = level as usize - 2;
+            let gfn = walk.table_gfn[below];
+            let role = page_role.child(false, walk.table_writable[below]);
+            let ptr = SptePtr::new(table, gfn_index(page, level));
+            // Made, and so write-protected, before it is compared, and
+            // compared before it is linked.
+            let value = self.read(ptr);
+            let linked = is_present(value) && !is_last(value, level);
+            let child = if linked && {
+                let page = state.page(spte::table(value));
+                page.gfn == gfn && page.role == role
+            } {
+                spte::table(value)
+            } else {
+                self.get_page(ctx, state, gfn, role)?
+            };
+            if changed(level - 1) {
+                return Ok(Outcome::Retry);
+            }
+            table = self.child(ctx, state, cache, ptr, gfn, role)?;
+            debug_assert_eq!(table, child);
+            level -= 1;
+        }
+        state.page_mut(table).flood = 0;
+        self.map_direct(
+            ctx,
+            state,
+            cache,
+            table,
+            page,
+            fault,
+            walk.writable,
+            walk.level,
+        )
+    }
+
+    // ---- faults ------------------------------------------------------------
+
+    /// Restore an access-tracked SPTE, or give write permission back, without
+    /// `mmu_lock` (`fast_page_fault()`); direct shadow pages only.
+    fn fast_page_fault(
+        &self,
+        vm: &Vm,
+        cpu: &Cpu,
+        vcpu: &Vcpu,
+        root: TableId,
+        gfn: u64,
+        access: (bool, bool),
+    ) -> Option<Outcome> {
+        let (write, present) = access;
+        let format = vm.format();
+        // With A/D bits, only a write to a present SPTE can be fixed here.
+        if if present { !write } else { format.ad_bits } {
+            return None;
+        }
+        let guard = cpu.rcu.lock();
+        let slots = vm.memslots.load(vcpu.as_id, &guard);
+        let slot = slots.by_gfn(gfn)?;
+        for _ in 0..FAST_PAGE_FAULT_TRIES {
+            let (level, ptr) = self.lookup(root, gfn);
+            cpu.count(Counter::SpteWalkLoads);
+            let old = self.read(ptr);
+            if !is_present_leaf(old, level) {
+                return None;
+            }
+            if format.allows(old, write) {
+                return Some(Outcome::Spurious);
+            }
+            let mut new = old;
+            if spte::is_access_tracked(old) {
+                new = spte::restore_access_track(old);
+            }
+            if write && format.is_mmu_writable(old) {
+                if level > LEVEL_4K && slot.logs_dirty() {
+                    return None;
+                }
+                new |= WRITABLE;
+            }
+            if !format.allows(new, write) {
+                return None;
+            }
+            cpu.count(Counter::SpteCas);
+            if self
+                .word(ptr)
+                .compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed)
+                .is_ok()
+            {
+                if is_writable(new) && !is_writable(old) {
+                    slot.mark_dirty(gfn);
+                }
+                cpu.trace(Event::FastPageFault, &[u64::from(vcpu.id), gfn, old, new]);
+                return Some(Outcome::Fixed);
+            }
+            cpu.count(Counter::SpteCasFailed);
+        }
+        None
+    }
+
+    /// One fault of a vCPU. On return the access is tried again.
+    fn page_fault(
+        &self,
+        vm: &Vm,
+        cpu: &Cpu,
+        vcpu: &Vcpu,
+        page: u64,
+        access: (bool, bool),
+    ) -> Result<()> {
+        let write = access.0;
+        cpu.count(Counter::KvmPageFaults);
+        cpu.trace(
+            Event::KvmPageFault,
+            &[u64::from(vcpu.id), page, u64::from(write)],
+        );
+        let Some(root) = vcpu.root() else {
+            return Ok(());
+        };
+        let outcome = if Self::root_role(vm, vcpu.as_id).direct {
+            let reach = spte::gfn_shift(vm.config.levels + 1);
+            if page >> reach != 0 {
+                return Err(Error::new(
+                    Errno::EFAULT,
+                    format!(
+                        "guest access to gfn {page:#x}: {} levels of page tables reach only {:#x}",
+                        vm.config.levels,
+                        1u64 << reach
+                    ),
+                ));
+            }
+            match self.fast_page_fault(vm, cpu, vcpu, root, page, access) {
+                Some(Outcome::Fixed) => {
+                    cpu.count(Counter::FastPageFaults);
+                    return Ok(());
+                }
+                Some(outcome) => outcome,
+                None => self.slow_fault(vm, cpu, vcpu, root, page, page, write, None)?,
+            }
+        } else {
+            let kernel = self.guest_kernel()?;
+            let view = GuestView {
+                shadow: self,
+                vm,
+                cpu,
+                as_id: vcpu.as_id,
+            };
+            let address = page << crate::mm::PAGE_SHIFT;
+            match kernel.paging.walk(&view, kernel.root, address, write)? {
+                Ok(walk) => {
+                    let gfn = walk.gfn;
+                    let write = write && !self.emulate(vm, cpu, vcpu, page, gfn);
+                    self.slow_fault(vm, cpu, vcpu, root, page, gfn, write, Some(&walk))?
+                }
+                Err(fault) => {
+                    cpu.count(Counter::GuestPageFaults);
+                    return self.inject(&view, vcpu, kernel, fault);
+                }
+            }
+        };
+        match outcome {
+            Outcome::Fixed => {}
+            Outcome::Spurious => cpu.count(Counter::SpuriousFaults),
+            Outcome::Retry => {
+                cpu.count(Counter::FaultRetries);
+                Backoff::new().wait();
+            }
+        }
+        Ok(())
+    }
+
+    /// The guest gets its fault. Its kernel may map the page; otherwise the
+    /// access fails.
+    fn inject(
+        &self,
+        view: &GuestView<'_>,
+        vcpu: &Vcpu,
+        kernel: &GuestKernel,
+        fault: GuestFault,
+    ) -> Result<()> {
+        if kernel.handle_fault(view, &fault)? {
+            return Ok(());
+        }
+        *vcpu.shadow.guest_fault.lock() = Some(fault);
+        let what = match kernel.paging.format {
+            GuestFormat::Legacy => "page fault",
+            GuestFormat::Ept => "EPT violation",
+        };
+        Err(Error::new(
+            Errno::EFAULT,
+            format!(
+                "guest {what} at {:#x}: {:?} in its own page table of level {}",
+                fault.address, fault.kind, fault.level
+            ),
+        ))
+    }
+
+    /// Whether a write to `gfn` must be emulated, because the frame holds a
+    /// table that is shadowed (`page_fault_handle_page_track()`). The next walk
+    /// of `page` then lets one write through a read-only SPTE. Such a write
+    /// stores a byte of content and no entry of the table, so nothing that was
+    /// built from the table changes; but three in a row mean that the guest
+    /// uses the frame for something else.
+    pub(in crate::kvm) fn emulate(
+        &self,
+        vm: &Vm,
+        cpu: &Cpu,
+        vcpu: &Vcpu,
+        page: u64,
+        gfn: u64,
+    ) -> bool {
+        let tracked = {
+            let guard = cpu.rcu.lock();
+            let slots = vm.memslots.load(vcpu.as_id, &guard);
+            slots
+                .by_gfn(gfn)
+                .is_some_and(|slot| slot.is_write_tracked(gfn))
+        };
+        if tracked {
+            cpu.count(Counter::ShadowWriteTraps);
+            vcpu.shadow.set_emulating(Some(page));
+            self.note_flood(vm, cpu, vcpu.as_id, gfn);
+        }
+        tracked
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn slow_fault(
+        &self,
+        vm: &Vm,
+        cpu: &Cpu,
+        vcpu: &Vcpu,
+        root: TableId,
+        page: u64,
+        gfn: u64,
+        write: bool,
+        walk: Option<&GuestWalk>,
+    ) -> Result<Outcome> {
+        let mut cache = vcpu.shadow.cache.lock();
+        self.descs.topup(&mut cache)?;
+        let Some(fault) = vm.faultin_pfn(cpu, vcpu.as_id, gfn, write)? else {
+            return Ok(Outcome::Retry);
+        };
+        let _lock = cpu.write_lock(&vm.mmu_lock);
+        self.locked(vm, cpu, |ctx, state| {
+            if self.is_root_obsolete(vcpu) || vm.is_fault_stale(&fault, ctx.guard) {
+                return Ok(Outcome::Retry);
+            }
+            self.make_pages_available(ctx, state)?;
+            let done = match walk {
+                None => {
+                    let top = state.page(root).role.level;
+                    self.map_direct(ctx, state, &mut cache, root, page, &fault, true, top)
+                }
+                Some(walk) => self.fetch(ctx, state, &mut cache, root, page, walk, &fault),
+            };
+            self.commit(ctx, state, false);
+            let outcome = match done {
+                // A guest table's memslot is on its way out.
+                Err(error) if error.errno() == Errno::EAGAIN => Outcome::Retry,
+                done => done?,
+            };
+            vm.release_pfn_clean(cpu, fault.pfn);
+            Ok(outcome)
+        })
+    }
+}
+
+impl GuestMmu for Shadow {
+    fn load(&self, vm: &Vm, cpu: &Cpu, vcpu: &Vcpu) -> Result<()> {
+        self.load_root(vm, cpu, vcpu)
+    }
+
+    fn unload(&self, _vm: &Vm, cpu: &Cpu, vcpu: &Vcpu) {
+        self.unload_root(cpu, vcpu);
+        self.descs.drain(&mut vcpu.shadow.cache.lock());
+    }
+
+    #[inline]
+    fn address(&self, vm: &Vm, vcpu: &Vcpu, page: u64) -> u64 {
+        vcpu.shadow.address(vm.config.shadow.aliases, page)
+    }
+
+    #[inline]
+    fn is_obsolete(&self, _vm: &Vm, vcpu: &Vcpu) -> bool {
+        self.is_root_obsolete(vcpu)
+    }
+
+    #[inline]
+    fn walk(&self, vm: &Vm, cpu: &Cpu, vcpu: &Vcpu, page: u64, write: bool) -> Walk {
+        let Some(root) = vcpu.root() else {
+            return Walk::Fault { present: false };
+        };
+        if write && vcpu.shadow.is_emulating(page) {
+            let walk = self.walk_as_hardware(vm, cpu, root, page, false);
+            if matches!(walk, Walk::Hit(_)) {
+                vcpu.shadow.set_emulating(None);
+            }
+            return walk;
+        }
+        self.walk_as_hardware(vm, cpu, root, page, write)
+    }
+
+    fn fault(
+        &self,
+        vm: &Vm,
+        cpu: &Cpu,
+        vcpu: &Vcpu,
+        page: u64,
+        write: bool,
+        present: bool,
+    ) -> Result<()> {
+        self.page_fault(vm, cpu, vcpu, page, (write, present))
+    }
+}
