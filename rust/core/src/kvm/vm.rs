@@ -400,8 +400,8 @@ impl Vm {
         let mut result = HvaResult::default();
         let mut locked = None;
         let guard = cpu.rcu.lock();
-        'walk: for as_id in 0..self.memslots.len() {
-            for slot in self.memslots.load(as_id, &guard).in_hva_range(start, end) {
+        'walk: for slots in self.memslots.load_all(&guard) {
+            for slot in slots.in_hva_range(start, end) {
                 if !result.found_memslot {
                     result.found_memslot = true;
                     if !lockless {

@@ -583,9 +583,10 @@ impl TdpMmu {
         if gfn >= limit {
             return None;
         }
+        let tables = &*self.tables;
         let mut table = root;
         loop {
-            let word = &self.tables.entries(table)[gfn_index(gfn, level)];
+            let word = &tables.entries(table)[gfn_index(gfn, level)];
             let spte = word.load(Ordering::Acquire);
             if level == LEVEL_4K || !is_present(spte) || is_last(spte, level) {
                 return Some((level, word));
@@ -703,15 +704,11 @@ impl TdpMmu {
         let Some((level, word)) = self.lookup(root, gfn) else {
             return false;
         };
-        cpu.count(Counter::SpteLoads);
-        let seen = word.load(Ordering::Relaxed);
-        if !vm.format().is_young_leaf(seen, level) {
-            if seen == POISON {
-                cpu.count(Counter::PoisonReads);
-            }
-            return false;
+        if word.load(Ordering::Relaxed) == POISON {
+            cpu.count(Counter::PoisonReads);
         }
-        Self::age_one(vm, cpu, as_id, level, round_gfn(gfn, level), word, locked)
+        let run = std::slice::from_ref(word);
+        Self::age_run(vm, cpu, as_id, level, round_gfn(gfn, level), run, locked)
     }
 
     #[inline]
