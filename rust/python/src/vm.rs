@@ -16,6 +16,7 @@ use youngbit_core::kvm::tlb::TlbConfig;
 use youngbit_core::kvm::vcpu::{RunOptions, RunStats};
 use youngbit_core::kvm::vm::{self, MmuKind, VmConfig};
 use youngbit_core::lru_gen;
+use youngbit_core::lru_gen::reclaim::with_kswapd;
 use youngbit_core::mm::{Kind, PAGE_SIZE, VmFlags, page_idle};
 use youngbit_core::sync::atomic::{AtomicBool, Ordering};
 use youngbit_core::sync::thread;
@@ -154,33 +155,37 @@ impl Vm {
             ..RunOptions::default()
         };
         let caller = std::thread::current();
-        thread::scope(|scope| {
-            let vcpus = scope.spawn(|| {
-                let stats = self.core.run_live(&self.host, &mut accesses, &options);
-                // Release: what the vCPUs did happens before what follows.
-                done.store(true, Ordering::Release);
-                caller.unpark();
-                stats
-            });
-            // The vCPUs wake the caller when they are done.
-            let wait = || std::thread::park_timeout(WATCH_PERIOD);
-            let mut failure = Ok(());
-            while !done.load(Ordering::Acquire) {
-                if failure.is_ok() {
-                    failure = meanwhile(cpu, &wait);
-                } else {
-                    wait();
+        let run = || {
+            thread::scope(|scope| {
+                let vcpus = scope.spawn(|| {
+                    let stats = self.core.run_live(&self.host, &mut accesses, &options);
+                    // Release: what the vCPUs did happens before what follows.
+                    done.store(true, Ordering::Release);
+                    caller.unpark();
+                    stats
+                });
+                // The vCPUs wake the caller when they are done.
+                let wait = || std::thread::park_timeout(WATCH_PERIOD);
+                let mut failure = Ok(());
+                while !done.load(Ordering::Acquire) {
+                    if failure.is_ok() {
+                        failure = meanwhile(cpu, &wait);
+                    } else {
+                        wait();
+                    }
+                    if failure.is_err() || cpu.poll() {
+                        stop.store(true, Ordering::Relaxed);
+                    }
                 }
-                if failure.is_err() || cpu.poll() {
-                    stop.store(true, Ordering::Relaxed);
-                }
-            }
-            let stats = match vcpus.join() {
-                Ok(stats) => stats,
-                Err(panic) => std::panic::resume_unwind(panic),
-            };
-            failure.and(stats)
-        })
+                let stats = match vcpus.join() {
+                    Ok(stats) => stats,
+                    Err(panic) => std::panic::resume_unwind(panic),
+                };
+                failure.and(stats)
+            })
+        };
+        // A node short of memory is balanced beside the guests, as on a real host.
+        with_kswapd(&self.host, &cpu.seed(), run)?
     }
 }
 
