@@ -496,10 +496,13 @@ class Host:
         protocol: str = defaults.PROTOCOL,
         aging_asks: str | None = None,
         ad: bool = True,
-        format: str = defaults.FORMAT,  # noqa: A002
+        format: str | None = None,  # noqa: A002
         levels: int = defaults.LEVELS,
         backing: str = defaults.BACKING,
         kind: Kind = "anon",
+        direct: bool | None = None,
+        l1_ad: bool = True,
+        aliases: int = 1,
         tlb_entries: int = defaults.TLB_ENTRIES,
         tlb_ways: int | None = None,
         memcg: Memcg | None = None,
@@ -515,7 +518,8 @@ class Host:
                 ``"none"``, ``"accurate"`` or ``"fast_only"``; otherwise what the
                 protocol's kernel asks.
             ad: Whether the page tables have accessed and dirty bits.
-            format: Of the page-table entries: ``"ept"`` or ``"npt"``.
+            format: Of the page-table entries: ``"ept"`` or ``"npt"``; otherwise
+                EPT, and for shadow paging legacy, which is NPT's.
             levels: Of the page tables: 4 or 5.
             backing: Size of the host's pages behind guest memory: ``"4k"``,
                 ``"2m"`` or ``"1g"``.
@@ -523,6 +527,14 @@ class Host:
                 ``"file"``. A read of anonymous memory that was never written
                 finds the zero page, which is nobody's and does not age; the
                 others have a page for it.
+            direct: For the shadow MMU: map guest frames directly, as KVM does
+                with nested paging when the TDP MMU is switched off, instead of
+                shadowing the guest's page tables. Otherwise so without A/D bits,
+                which shadow paging always has.
+            l1_ad: For a nested VM: whether its guest gives its own guest page
+                tables with A/D bits.
+            aliases: At how many addresses a guest with page tables of its own
+                maps each page; accesses take turns.
             tlb_entries: Of each vCPU's modelled TLB; 0 for none.
             tlb_ways: Its associativity: the entries are this times a power of
                 two. Otherwise about 12, whatever fits.
@@ -536,6 +548,10 @@ class Host:
         pages = parse_pages(memory, what="memory")
         _choice(mmu, defaults.MMUS, "mmu")
         _choice(protocol, defaults.PROTOCOLS, "protocol")
+        if direct is None:
+            direct = mmu == "shadow" and not ad
+        if format is None:
+            format = "npt" if mmu == "shadow" and not direct else defaults.FORMAT  # noqa: A001
         _choice(format, defaults.FORMATS, "format")
         _choice(backing, tuple(defaults.BACKINGS), "backing")
         _choice(kind, defaults.KINDS, "kind")
@@ -564,6 +580,9 @@ class Host:
             "levels": levels,
             "backing": backing,
             "kind": kind,
+            "direct": bool(direct),
+            "l1_ad": bool(l1_ad),
+            "aliases": aliases,
             "tlb_entries": tlb_entries,
             "tlb_ways": ways,
         }
@@ -578,6 +597,9 @@ class Host:
             levels,
             tuple(defaults.BACKINGS).index(backing) + 1,
             kind,
+            bool(direct),
+            bool(l1_ad),
+            _address(aliases, "aliases"),
             tlb_entries,
             ways,
         )
@@ -998,6 +1020,15 @@ class Vm:
         -1 stands for a page that is not there or on no list.
         """
         return self._native.page_generations()
+
+    def set_guest_mode(self, *, l2: bool) -> None:
+        """Let every vCPU of a nested VM run the guest's guest (as at first), or the guest.
+
+        Raises:
+            OSError: ``EOPNOTSUPP`` if the VM is not nested.
+
+        """
+        self._native.set_guest_mode(l2)
 
     def mark_idle(self, first_page: int = 0, nr_pages: int | None = None) -> IdleStats:
         """Mark pages idle through ``page_idle``; those that are idle still stay so.

@@ -7,9 +7,17 @@
 #[path = "protocols/model.rs"]
 mod model;
 
+const RELAXED: youngbit_core::sync::atomic::Ordering =
+    youngbit_core::sync::atomic::Ordering::Relaxed;
+
+#[path = "protocols/machine.rs"]
+mod machine;
+
 #[path = "protocols/folio.rs"]
 mod folio;
 #[path = "protocols/notifier.rs"]
 mod notifier;
 #[path = "protocols/rmap.rs"]
 mod rmap;
+#[path = "protocols/tdp.rs"]
+mod tdp;

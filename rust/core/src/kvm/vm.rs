@@ -267,6 +267,7 @@ pub struct Vm {
     pub(super) tlb_generation: CachePadded<AtomicU64>,
     subscription: OnceLock<Arc<Subscription>>,
     dead: AtomicBool,
+    torn_down: AtomicBool,
 }
 
 impl Vm {
@@ -274,7 +275,8 @@ impl Vm {
     /// notifiers, and says whether it is fast once it is set up.
     ///
     /// # Errors
-    /// As [`VmConfig::check`].
+    /// As [`VmConfig::check`]; `ENOMEM` without room for the guest's own page
+    /// tables.
     pub fn create(cpu: &Cpu, mm: &Arc<Mm>, config: VmConfig) -> Result<Arc<Vm>> {
         config.check()?;
         let shadow = (config.mmu != MmuKind::Tdp).then(|| Box::new(Shadow::new()));
@@ -292,14 +294,18 @@ impl Vm {
             tlb_generation: CachePadded::new(AtomicU64::new(0)),
             subscription: OnceLock::new(),
             dead: AtomicBool::new(false),
+            torn_down: AtomicBool::new(false),
             config,
         });
         let subscription = mm.register_notifier(cpu, Arc::clone(&vm) as Arc<dyn MmuNotifier>);
         subscription.set_fast_aging(&mm.notifiers, vm.protocol().has_fast_aging);
         let first = vm.subscription.set(subscription);
         debug_assert!(first.is_ok(), "a VM is registered once");
-        if let Some(shadow) = &vm.shadow {
-            shadow.boot(&vm, cpu)?;
+        if let Some(shadow) = &vm.shadow
+            && let Err(error) = shadow.boot(&vm, cpu)
+        {
+            vm.destroy(cpu)?;
+            return Err(error);
         }
         Ok(vm)
     }
@@ -315,35 +321,23 @@ impl Vm {
             .subscription
             .get()
             .ok_or_else(|| Error::invalid("the VM was never set up"))?;
-        let registered = self.mm.unregister_notifier(cpu, subscription);
-        if let Err(error) = registered {
-            if !self.is_dead() || error.errno() == Errno::EBUSY {
-                return Err(error);
-            }
-            // The mm went first, and released the VM.
-            if !self.release_vcpus_and_tables(cpu) {
+        match self.mm.unregister_notifier(cpu, subscription) {
+            Err(error) if error.errno() == Errno::EBUSY => return Err(error),
+            // The mm went first, and released the VM; or this is the second call.
+            _ if self.torn_down.swap(true, Ordering::AcqRel) => {
                 return Err(Error::invalid("the VM was destroyed before"));
             }
-            return Ok(());
+            _ => {}
         }
-        self.release_vcpus_and_tables(cpu);
-        Ok(())
-    }
-
-    /// False if there was nothing left.
-    fn release_vcpus_and_tables(&self, cpu: &Cpu) -> bool {
         let _slots = self.memslots.slots_lock.lock();
         self.unload_vcpus(cpu);
-        let had_memory = self
-            .shadow
-            .as_ref()
-            .is_some_and(|shadow| shadow.shut_down(self, cpu));
-        let Some(tdp) = &self.tdp else {
-            return had_memory;
-        };
-        let had_roots = !tdp.roots(cpu).is_empty();
-        tdp.zap_invalidated_roots(self, cpu);
-        had_roots || had_memory
+        if let Some(shadow) = &self.shadow {
+            shadow.shut_down(self, cpu);
+        }
+        if let Some(tdp) = &self.tdp {
+            tdp.zap_invalidated_roots(self, cpu);
+        }
+        Ok(())
     }
 
     /// The MMU that a vCPU's guest runs on.

@@ -6,6 +6,7 @@ use super::record::{MemoryStat, Record, RegionState, TraceCounts};
 use crate::cpu::Cpu;
 use crate::error::{Errno, Error, Result};
 use crate::host::{Host, HostConfig};
+use crate::kvm::mmu::shadow::ShadowConfig;
 use crate::kvm::mmu::spte::SpteFormat;
 use crate::kvm::{MemoryRegion, MmuKind, Protocol, Vm, VmConfig};
 use crate::lru_gen::{self, debugfs, histogram};
@@ -332,20 +333,12 @@ impl Runner {
     }
 
     fn create_vm(&self, cpu: &Cpu) -> Result<Guest> {
-        let vm = match self.mmu {
-            Mmu::Tdp => Vm::create(cpu, &self.mm, self.vm_config.clone())?,
-            Mmu::None => {
-                return Err(Error::invalid(
-                    "the scenario makes a VM, and its conditions say that there is none",
-                ));
-            }
-            Mmu::DirectRmap | Mmu::Shadow => {
-                return Err(Error::new(
-                    Errno::EOPNOTSUPP,
-                    "the scenario needs a shadow MMU, which is not there",
-                ));
-            }
-        };
+        if self.mmu == Mmu::None {
+            return Err(Error::invalid(
+                "the scenario makes a VM, and its conditions say that there is none",
+            ));
+        }
+        let vm = Vm::create(cpu, &self.mm, self.vm_config.clone())?;
         let space = self.host.create_space(Kind::Anon, 0);
         let len = WORKER_MAPPING_PAGES * PAGE_SIZE;
         let command = self.mm.mmap(None, len, &space, 0, VmFlags::default())?;
@@ -546,7 +539,16 @@ fn vm_config(conditions: &Conditions) -> VmConfig {
         } else {
             SpteFormat::EPT_NO_AD
         },
-        mmu: MmuKind::Tdp,
+        mmu: match conditions.mmu {
+            Mmu::None | Mmu::Tdp => MmuKind::Tdp,
+            Mmu::DirectRmap | Mmu::Shadow => MmuKind::Shadow,
+        },
+        // The recorded guests run with paging off, so that shadow paging too has
+        // no guest page table to shadow and maps guest frames directly.
+        shadow: ShadowConfig {
+            direct: true,
+            ..ShadowConfig::default()
+        },
         ..VmConfig::default()
     }
 }

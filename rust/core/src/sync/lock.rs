@@ -86,6 +86,10 @@ mod model {
     pub struct Condvar(loom::sync::Condvar);
 
     impl Condvar {
+        /// Nobody waits.
+        pub fn new() -> Self {
+            Self::default()
+        }
         /// Drop the lock, wait, take it again.
         pub fn wait<T>(&self, guard: &mut MutexGuard<'_, T>) {
             let held = guard.0.take().expect("not waiting");

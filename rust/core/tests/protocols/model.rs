@@ -115,6 +115,13 @@ pub fn check(claim: &str, bound: Bound, model: impl Fn() + Send + Sync + 'static
             step::begin();
             step::thread("main");
             model();
+            if std::env::var_os("YOUNGBIT_STEPS").is_some() {
+                let log = step::end().unwrap_or_default();
+                println!("RUN {}", RUNS.load(Ordering::SeqCst));
+                for line in lines(&log) {
+                    println!("STEP {line}");
+                }
+            }
         });
         step::end();
         let runs = RUNS.load(Ordering::SeqCst);

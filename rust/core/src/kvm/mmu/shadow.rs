@@ -87,6 +87,9 @@ pub struct ShadowConfig {
     pub l1_ad: bool,
     /// How often the guest maps each of its pages, at different addresses.
     pub aliases: u64,
+    /// Level of the leaves that the guest maps its memory by: 1, or 2 and 3 for
+    /// huge pages, which the host need not have.
+    pub guest_level: u32,
     /// Most shadow pages; `None` is KVM's own rule, 2 percent of the pages of
     /// guest memory and at least 64, once for every alias.
     pub max_pages: Option<u64>,
@@ -98,6 +101,7 @@ impl Default for ShadowConfig {
             direct: false,
             l1_ad: true,
             aliases: 1,
+            guest_level: LEVEL_4K,
             max_pages: None,
         }
     }
@@ -122,6 +126,12 @@ impl ShadowConfig {
             return Err(Error::invalid(
                 "aliases need a guest page table; direct shadow pages have none",
             ));
+        }
+        if !(LEVEL_4K..=LEVEL_1G).contains(&self.guest_level) {
+            return Err(Error::invalid(format!(
+                "guest pages of level {}: expected {LEVEL_4K} to {LEVEL_1G}",
+                self.guest_level
+            )));
         }
         if let Some(max) = self.max_pages
             && max < MIN_SHADOW_PAGES
@@ -392,23 +402,22 @@ impl Shadow {
             )?;
         }
         let end = GUEST_TABLE_GFN + GUEST_TABLE_FRAMES;
-        let aliases = vm.config.shadow.aliases;
-        let kernel = GuestKernel::new(Self::paging(vm), GUEST_TABLE_GFN, end, aliases)?;
+        let config = &vm.config.shadow;
+        let frames = (GUEST_TABLE_GFN, end);
+        let kernel =
+            GuestKernel::new(Self::paging(vm), frames, config.aliases, config.guest_level)?;
         let first = self.kernel.set(kernel);
         debug_assert!(first.is_ok(), "a guest boots once");
         Ok(())
     }
 
-    /// Give the process its memory back, when vCPUs have left; false if that
-    /// was done before.
-    pub(in crate::kvm) fn shut_down(&self, vm: &Vm, cpu: &Cpu) -> bool {
-        let Some(start) = self.table_memory.lock().take() else {
-            return false;
-        };
-        if let Err(error) = vm.mm.munmap(cpu, start, GUEST_TABLE_FRAMES << PAGE_SHIFT) {
+    /// Give the process its memory back, when vCPUs have left.
+    pub(in crate::kvm) fn shut_down(&self, vm: &Vm, cpu: &Cpu) {
+        if let Some(start) = self.table_memory.lock().take()
+            && let Err(error) = vm.mm.munmap(cpu, start, GUEST_TABLE_FRAMES << PAGE_SHIFT)
+        {
             cpu.raise(error);
         }
-        true
     }
 
     /// The guest's loads and stores, to change its page tables by.
