@@ -175,7 +175,7 @@ fn isolate_folios(
 ) -> u64 {
     let policy = &cpu.host().lru_gen.policy;
     let can_swap = swappiness != 0;
-    let view = View::new(lruvec);
+    let view = View::new(cpu, lruvec);
     // Asked before the lock is taken: a policy may be slow.
     let (ty, first, second) = policy.ask(|policy| {
         let choice = if can_swap {
