@@ -328,8 +328,6 @@ impl TdpMmu {
                 arena.free(table);
             }
         });
-        // Where others can run it, should this thread not come back soon.
-        cpu.rcu.flush();
     }
 
     /// Flush if tables were unlinked or the caller wants it, then hand the
