@@ -107,7 +107,11 @@ impl Machine {
     fn root(&self, cpu: &Cpu) -> TableId {
         let tdp = self.vm.tdp.as_ref().expect("a TDP MMU");
         let roots = tdp.roots(cpu);
-        roots.iter().find(|root| !root.invalid).expect("a root").table
+        roots
+            .iter()
+            .find(|root| !root.invalid)
+            .expect("a root")
+            .table
     }
 
     /// The word of the lowest entry on the way to `gfn`, for setting up and

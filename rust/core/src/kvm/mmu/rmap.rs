@@ -116,6 +116,9 @@ impl RmapHead<'_> {
             ) {
                 Ok(_) => {
                     counters.add(Counter::RmapLocks, 1);
+                    if mutant::active(Mutant::PreemptOn) {
+                        crate::sync::thread::lose_time_slice();
+                    }
                     return seen;
                 }
                 Err(now) => {
@@ -560,6 +563,35 @@ impl DescArena {
         iter
     }
 
+    /// Call `visit` with each SPTE of a chain, until it returns false, without
+    /// `mmu_lock`: the chain is held by its bit and walked from the value the
+    /// lock returned (`for_each_rmap_spte_lockless()`). An empty chain is not
+    /// held, so it is not walked either, whatever its head says by then.
+    #[inline]
+    pub fn for_each_lockless(
+        &self,
+        counters: &Counters,
+        head: RmapHead<'_>,
+        mut visit: impl FnMut(SptePtr) -> bool,
+    ) {
+        let held = head.lock(counters);
+        let mut value = held;
+        if held == 0 {
+            if !mutant::active(Mutant::RereadHead) {
+                return;
+            }
+            value = head.value();
+        }
+        for ptr in self.iter(counters, value) {
+            if !visit(ptr) {
+                break;
+            }
+        }
+        if held != 0 {
+            head.unlock_readonly(held);
+        }
+    }
+
     /// Check a chain's shape: tail counts right, only the head partly full, no
     /// SPTE twice, no freed descriptor. The chain must not change meanwhile.
     ///
@@ -723,6 +755,13 @@ impl SlotRmaps {
         let start = start.max(self.base_gfn);
         let end = end.min(self.base_gfn + self.npages);
         let heads = if start < end {
+            let end = if mutant::active(Mutant::UnalignedStep) {
+                // The last GFN that steps of a huge page from `start` reach.
+                let step = 1 << ((level - 1) * TABLE_SHIFT);
+                start + (end - 1 - start) / step * step + 1
+            } else {
+                end
+            };
             let first = gfn_to_index(start, self.base_gfn, level);
             let last = gfn_to_index(end - 1, self.base_gfn, level);
             &self.heads[level as usize - 1][first..=last]

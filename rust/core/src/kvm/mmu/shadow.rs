@@ -47,6 +47,7 @@ use crate::kvm::vcpu::GuestLoop;
 use crate::kvm::vm::{MmuKind, Vm};
 use crate::mm::vma::VmFlags;
 use crate::mm::{Kind, PAGE_SHIFT};
+use crate::mutant::{self, Mutant};
 use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use crate::sync::lock::Mutex;
 use crate::sync::rcu::Guard;
@@ -489,8 +490,12 @@ impl Shadow {
     /// way round an ager or an invalidation could miss a live SPTE: mutant
     /// `zap-after-unlink`.
     fn drop_spte(&self, ctx: Ctx<'_>, state: &State, ptr: SptePtr) {
+        let late = mutant::active(Mutant::ZapAfterUnlink);
+        if late && spte::is_present(self.read(ptr)) {
+            self.rmap_remove(ctx, state, ptr);
+        }
         let old = self.spte_clear_track(ctx.vm, ctx.cpu, ptr);
-        if spte::is_present(old) {
+        if spte::is_present(old) && !late {
             self.rmap_remove(ctx, state, ptr);
         }
     }

@@ -56,29 +56,23 @@ impl Shadow {
         level: u32,
         test: bool,
     ) -> bool {
-        let value = head.lock(&cpu.counters);
-        if value == 0 {
-            // Not held, so not walked, whatever the head says by now: mutant
-            // `reread-head`.
-            return false;
-        }
         let format = vm.format();
         let mut young = false;
-        for ptr in self.descs.iter(&cpu.counters, value) {
+        self.descs.for_each_lockless(&cpu.counters, head, |ptr| {
             cpu.count(Counter::SpteLoads);
             let word = self.word(ptr);
             // Relaxed: the verdict needs no other memory. An SPTE that is
             // being zapped reads as not present, and is skipped.
             let seen = word.load(Ordering::Relaxed);
             if !format.is_young_leaf(seen, level) {
-                continue;
+                return true;
             }
             young = true;
             if test {
-                break;
+                return false;
             }
             if !spte::ad_enabled(seen) && vm.protocol().shadow_no_ad == ShadowNoAd::Leave {
-                continue;
+                return true;
             }
             let aged = format.age_young(word, seen);
             count_aged(cpu, &aged);
@@ -88,8 +82,8 @@ impl Shadow {
                 // page may have been written.
                 vm.set_pfn_dirty(cpu, spte::pfn(seen));
             }
-        }
-        head.unlock_readonly(value);
+            true
+        });
         young
     }
 
