@@ -150,8 +150,14 @@ def cli() -> None:
               help="What MGLRU's aging asks; otherwise what the protocol's kernel does:"
               " baseline and v9 accurate, v7 fast_only.")  # fmt: skip
 @click.option("--no-ad", "no_ad", is_flag=True, help="Page tables without A/D bits (EPT only).")
-@click.option("--format", "format_", type=click.Choice(defaults.FORMATS), default=defaults.FORMAT,
-              show_default=True, help="Format of page-table entries.")  # fmt: skip
+@click.option("--l1-no-ad", "l1_no_ad", is_flag=True,
+              help="A nested guest's page tables without A/D bits (EPT only).")  # fmt: skip
+@click.option("--alias", "aliases", type=click.IntRange(1), default=1, show_default=True,
+              metavar="N", help="Let a guest with page tables of its own map each page N"
+              " times.")  # fmt: skip
+@click.option("--format", "format_", type=click.Choice(defaults.FORMATS), default=None,
+              help="Format of page-table entries; otherwise ept, and npt for shadow"
+              " paging.")  # fmt: skip
 @click.option("--capabilities", type=_Number(), default=f"{defaults.CAPABILITIES:#x}",
               show_default=True, metavar="MASK", help="Mask of lru_gen/enabled.")  # fmt: skip
 @click.option("--tlb", "tlb_entries", type=click.IntRange(0, 1 << 20),
@@ -166,7 +172,8 @@ def access_tracking(
     *,
     json_to: str | None,
     no_ad: bool,
-    format_: str,
+    l1_no_ad: bool,
+    format_: str | None,
     live: bool | None,
     **options: Any,
 ) -> None:
@@ -177,7 +184,9 @@ def access_tracking(
     _check_target(json_to)
     live = (options["benchmark"] or defaults.LIVE) if live is None else live
     try:
-        experiment = AccessTracking(ad=not no_ad, format=format_, live=live, **options)
+        experiment = AccessTracking(
+            ad=not no_ad, l1_ad=not l1_no_ad, format=format_, live=live, **options
+        )
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     quiet = json_to == "-"

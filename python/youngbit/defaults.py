@@ -7,7 +7,7 @@ from typing import Final
 # The machine.
 PROTOCOLS: Final = ("baseline", "v7", "v9")
 PROTOCOL: Final = "v7"
-MMUS: Final = ("tdp",)
+MMUS: Final = ("tdp", "shadow", "nested")
 MMU: Final = "tdp"
 FORMATS: Final = ("ept", "npt")
 FORMAT: Final = "ept"

@@ -153,7 +153,9 @@ class AccessTracking:
         protocol: How the VM is aged.
         aging_asks: What MGLRU's aging asks, otherwise as the protocol's kernel.
         ad: Whether page tables have accessed and dirty bits.
-        format: Of page-table entries.
+        format: Of page-table entries, otherwise what the MMU has.
+        l1_ad: Whether a nested guest's page tables have accessed and dirty bits.
+        aliases: At how many addresses the guest maps each page.
         capabilities: Mask of ``lru_gen/enabled``.
         tlb_entries: Of each vCPU's modelled TLB.
         seed: Of everything random.
@@ -171,7 +173,9 @@ class AccessTracking:
     protocol: str = defaults.PROTOCOL
     aging_asks: str | None = None
     ad: bool = True
-    format: str = defaults.FORMAT
+    format: str | None = None
+    l1_ad: bool = True
+    aliases: int = 1
     capabilities: int = defaults.CAPABILITIES
     tlb_entries: int = defaults.ACCESS_TRACKING_TLB_ENTRIES
     seed: int = defaults.SEED
@@ -244,6 +248,10 @@ class _Run:
         page = defaults.BACKINGS[experiment.backing]
         # Huge pages need a host that has them whole.
         total = -(-memory // page) * page + max(defaults.HOST_SLACK_PAGES * PAGE_SIZE, 2 * page)
+        if experiment.mmu != "tdp":
+            # The guest's own page tables: a page for every 512, and the levels above.
+            tables = memory // PAGE_SIZE // 512 + experiment.vcpus + 64
+            total += tables * experiment.aliases * PAGE_SIZE
         self.host = Host(total, capabilities=experiment.capabilities)
         memcg = self.host.create_memcg("/access_tracking_perf_test")
         self.vm: Vm = self.host.create_vm(
@@ -254,13 +262,17 @@ class _Run:
             aging_asks=experiment.aging_asks,
             ad=experiment.ad,
             format=experiment.format,
+            l1_ad=experiment.l1_ad,
+            aliases=experiment.aliases,
             backing=experiment.backing,
             tlb_entries=experiment.tlb_entries,
             memcg=memcg,
         )
         self.host.capabilities = experiment.capabilities
         self.lru: LruGen = self.host.lru_gen(memcg)
-        parameters = asdict(experiment) | {"aging_asks": self.vm.to_dict()["aging_asks"]}
+        parameters = asdict(experiment) | {
+            key: self.vm.to_dict()[key] for key in ("aging_asks", "format", "direct")
+        }
         self.result = AccessTrackingResult(
             parameters, experiment.test_pages, self.vm.guest_physical
         )

@@ -103,6 +103,12 @@ impl Cpu {
         if left == 0 { self.poll_slow() } else { false }
     }
 
+    /// [`poll`](Self::poll), looking at the clock each time: for whoever waits
+    /// between two calls.
+    pub fn poll_now(&self) -> bool {
+        self.stop.load(Ordering::Relaxed) || self.poll_slow()
+    }
+
     #[cold]
     fn poll_slow(&self) -> bool {
         let Some(poll) = &self.poll else {
@@ -169,10 +175,16 @@ impl Cpu {
         self.counters.add(counter, n);
     }
 
+    /// Whether a tracepoint is on.
+    #[inline]
+    pub fn is_traced(&self, event: Event) -> bool {
+        self.trace_mask & event as u32 != 0
+    }
+
     /// Trace an event, if its tracepoint is on.
     #[inline]
     pub fn trace(&self, event: Event, args: &[u64]) {
-        if self.trace_mask & event as u32 != 0 {
+        if self.is_traced(event) {
             self.trace_slow(event, args);
         }
     }

@@ -8,6 +8,8 @@
 #![warn(missing_docs)]
 
 pub mod access;
+#[cfg(not(loom))]
+pub mod bench;
 pub mod cpu;
 pub mod error;
 pub mod host;

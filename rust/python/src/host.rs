@@ -9,6 +9,7 @@ use pyo3::exceptions::{PyKeyError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use std::sync::Arc;
+use youngbit_core::kvm::mmu::shadow::ShadowConfig;
 use youngbit_core::kvm::tlb::TlbConfig;
 use youngbit_core::lru_gen::{self, Asking, caps, debugfs};
 use youngbit_core::mm::Memcg;
@@ -88,6 +89,9 @@ impl Host {
         levels: u32,
         backing: u32,
         kind: &str,
+        direct: bool,
+        l1_ad: bool,
+        aliases: u64,
         tlb_entries: u32,
         tlb_ways: u32,
     ) -> PyResult<Vm> {
@@ -101,6 +105,12 @@ impl Host {
             levels,
             backing,
             kind: crate::mm::kind(kind)?,
+            shadow: ShadowConfig {
+                direct,
+                l1_ad,
+                aliases,
+                ..ShadowConfig::default()
+            },
             tlb: TlbConfig {
                 entries: tlb_entries,
                 ways: tlb_ways,

@@ -8,21 +8,17 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use youngbit_core::access::Stream;
 use youngbit_core::kvm::memslot::MemoryRegion;
+use youngbit_core::kvm::mmu::shadow::ShadowConfig;
 use youngbit_core::kvm::mmu::spte::SpteFormat;
 use youngbit_core::kvm::protocol::Protocol;
 use youngbit_core::kvm::tlb::TlbConfig;
 use youngbit_core::kvm::vcpu::{RunOptions, RunStats};
 use youngbit_core::kvm::vm::{self, MmuKind, VmConfig};
 use youngbit_core::lru_gen;
+use youngbit_core::lru_gen::reclaim::with_kswapd;
 use youngbit_core::mm::{Kind, PAGE_SIZE, VmFlags, page_idle};
-use youngbit_core::sync::atomic::{AtomicBool, Ordering};
-use youngbit_core::sync::thread;
 use youngbit_core::{Cpu, Error, Host, Result};
-
-/// How often the calling thread of a live run looks after it.
-const WATCH_PERIOD: Duration = Duration::from_millis(10);
 
 /// A virtual machine. When the last reference goes, it is destroyed and its
 /// process ends.
@@ -45,6 +41,8 @@ pub struct VmParameters {
     pub levels: u32,
     /// Level of the host's pages: 1, 2 or 3.
     pub backing: u32,
+    /// What its shadow MMU is to be, if it has one.
+    pub shadow: ShadowConfig,
     /// Kind of the memory behind the guest's.
     pub kind: Kind,
     pub tlb: TlbConfig,
@@ -63,6 +61,8 @@ fn config(parameters: &VmParameters) -> Result<VmConfig> {
     let unknown = |what: &str, name: &str| Error::invalid(format!("{what} {name:?} is unknown"));
     let mmu = match parameters.mmu.as_str() {
         "tdp" => MmuKind::Tdp,
+        "shadow" => MmuKind::Shadow,
+        "nested" => MmuKind::Nested,
         other => return Err(unknown("mmu", other)),
     };
     let mut format = match parameters.format.as_str() {
@@ -77,6 +77,7 @@ fn config(parameters: &VmParameters) -> Result<VmConfig> {
         format,
         mmu,
         levels: parameters.levels,
+        shadow: parameters.shadow,
         vcpus: parameters.vcpus,
         tlb: parameters.tlb,
         ..VmConfig::default()
@@ -117,6 +118,12 @@ impl Vm {
                         userspace_addr: address,
                     },
                 )?;
+                if core.config.mmu == MmuKind::Nested {
+                    // Its vCPUs run the guest's guest until told otherwise.
+                    for vcpu in 0..parameters.vcpus {
+                        core.set_guest_mode(cpu, vcpu, true)?;
+                    }
+                }
                 Ok((core, address))
             })();
             if made.is_err() {
@@ -136,51 +143,6 @@ impl Vm {
     fn range(&self, first: u64, pages: u64) -> (u64, u64) {
         let start = self.address + first * PAGE_SIZE;
         (start, start + pages * PAGE_SIZE)
-    }
-
-    /// Run one thread a vCPU while the calling thread does `meanwhile` again
-    /// and again; stop the vCPUs when the calling thread was asked to stop, or
-    /// `meanwhile` failed.
-    fn live(
-        &self,
-        cpu: &Cpu,
-        mut accesses: Vec<Stream>,
-        mut meanwhile: impl FnMut(&Cpu, &dyn Fn()) -> Result<()>,
-    ) -> Result<RunStats> {
-        let stop = AtomicBool::new(false);
-        let done = AtomicBool::new(false);
-        let options = RunOptions {
-            stop: Some(&stop),
-            ..RunOptions::default()
-        };
-        let caller = std::thread::current();
-        thread::scope(|scope| {
-            let vcpus = scope.spawn(|| {
-                let stats = self.core.run_live(&self.host, &mut accesses, &options);
-                // Release: what the vCPUs did happens before what follows.
-                done.store(true, Ordering::Release);
-                caller.unpark();
-                stats
-            });
-            // The vCPUs wake the caller when they are done.
-            let wait = || std::thread::park_timeout(WATCH_PERIOD);
-            let mut failure = Ok(());
-            while !done.load(Ordering::Acquire) {
-                if failure.is_ok() {
-                    failure = meanwhile(cpu, &wait);
-                } else {
-                    wait();
-                }
-                if failure.is_err() || cpu.poll() {
-                    stop.store(true, Ordering::Relaxed);
-                }
-            }
-            let stats = match vcpus.join() {
-                Ok(stats) => stats,
-                Err(panic) => std::panic::resume_unwind(panic),
-            };
-            failure.and(stats)
-        })
     }
 }
 
@@ -247,14 +209,14 @@ impl Vm {
         let ((elapsed, stats), mut counted) = run(py, &self.host, |cpu| {
             let mut accesses = streams(&given, self.nr_pages, overlap)?;
             let start = Instant::now();
+            let options = RunOptions::default();
             let stats = if live {
-                self.live(cpu, accesses, |_, wait| {
-                    wait();
-                    Ok(())
-                })?
+                // A node short of memory is balanced beside the guests.
+                with_kswapd(&self.host, &cpu.seed(), || {
+                    self.core.run_live(cpu, &mut accesses, &options)
+                })??
             } else {
-                self.core
-                    .run_inline(cpu, &mut accesses, &RunOptions::default())?
+                self.core.run_inline(cpu, &mut accesses, &options)?
             };
             Ok((start.elapsed().as_secs_f64(), stats))
         })?;
@@ -281,20 +243,24 @@ impl Vm {
     ) -> PyResult<RunWhileAgingResult<'py>> {
         let given = descriptions(&given)?;
         let ((elapsed, stats, passes), mut counted) = run(py, &self.host, |cpu| {
-            let accesses = streams(&given, self.nr_pages, overlap)?;
+            let mut accesses = streams(&given, self.nr_pages, overlap)?;
             let memcg = crate::host::Host::memcg_of(&self.host, memcg)?;
             let mut passes = Vec::new();
             let start = Instant::now();
             // Threads take time to start. Passes over a guest that does not
             // run yet are not counted: there would be thousands.
             let before = self.core.mm.memcg.usage();
-            let stats = self.live(cpu, accesses, |cpu, _| {
+            let options = RunOptions::default();
+            let meanwhile = |cpu: &Cpu| {
                 let pass = lru_gen::age(cpu, &memcg, node, can_swap, force_scan)?;
                 if !passes.is_empty() || self.core.mm.memcg.usage() != before {
                     passes.push(pass.elapsed.as_secs_f64());
                 }
                 Ok(())
-            })?;
+            };
+            let stats = with_kswapd(&self.host, &cpu.seed(), || {
+                self.core.run_with(cpu, &mut accesses, &options, meanwhile)
+            })??;
             Ok((start.elapsed().as_secs_f64(), stats, passes))
         })?;
         for vcpu in &stats.vcpus {
@@ -302,6 +268,14 @@ impl Vm {
         }
         let counted = counters(py, &counted)?;
         Ok((elapsed, seconds(&stats), passes, counted))
+    }
+
+    /// Put every vCPU of a nested VM into its guest's guest, or back.
+    fn set_guest_mode(&self, py: Python<'_>, l2: bool) -> PyResult<()> {
+        run(py, &self.host, |cpu| {
+            (0..self.core.config.vcpus).try_for_each(|vcpu| self.core.set_guest_mode(cpu, vcpu, l2))
+        })?;
+        Ok(())
     }
 
     /// Mark pages idle; returns how many were not and now are, how many were

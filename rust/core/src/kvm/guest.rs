@@ -387,6 +387,8 @@ pub struct GuestKernel {
     pub root: u64,
     /// Aliases that the fault handler gives each page.
     pub aliases: u64,
+    /// Level of the leaves that it maps: 1, 2 or 3.
+    pub leaf_level: u32,
     frames: Mutex<Frames>,
 }
 
@@ -402,7 +404,12 @@ impl GuestKernel {
     ///
     /// # Errors
     /// `EINVAL` for an empty range or impossible aliases.
-    pub fn new(paging: GuestPaging, first: u64, end: u64, aliases: u64) -> Result<Self> {
+    pub fn new(
+        paging: GuestPaging,
+        (first, end): (u64, u64),
+        aliases: u64,
+        leaf_level: u32,
+    ) -> Result<Self> {
         if first >= end || end > 1 << (GUEST_PHYS_BITS - FRAME_SHIFT) {
             return Err(Error::invalid(format!(
                 "guest page tables in frames [{first:#x}, {end:#x}): expected at least one frame \
@@ -415,10 +422,16 @@ impl GuestKernel {
                 "{aliases} aliases of each page: expected 1 to {MAX_ALIASES}"
             )));
         }
+        if !(1..=3).contains(&leaf_level) {
+            return Err(Error::invalid(format!(
+                "guest pages of level {leaf_level}: expected 1, 2 or 3"
+            )));
+        }
         Ok(GuestKernel {
             paging,
             root: first,
             aliases,
+            leaf_level,
             frames: Mutex::new(Frames {
                 next: first + 1,
                 end,
@@ -579,7 +592,7 @@ impl GuestKernel {
     }
 
     /// Handle a fault of this address space: map the leaf table around `gva`,
-    /// one link for 512 pages. Returns false when the fault is none that
+    /// one link for 512 pages, or one huge leaf. Returns false when the fault is none that
     /// mapping can cure, and the access fails for good.
     ///
     /// # Errors
@@ -590,6 +603,15 @@ impl GuestKernel {
             return Ok(false);
         }
         let mut frames = self.frames.lock();
+        if self.leaf_level > 1 {
+            let level = self.leaf_level;
+            let (table, index) = self.make_entry(cpu, &mut frames, fault.address, level)?;
+            if !self.paging.is_present(cpu.guest_load(table, index)?) {
+                let first = page & ((1 << ALIAS_SHIFT) - 1) & !(pages_per(level) - 1);
+                cpu.guest_store(table, index, self.paging.leaf_entry(first, level, true))?;
+            }
+            return Ok(true);
+        }
         let (parent, index) = self.make_entry(cpu, &mut frames, fault.address, 2)?;
         if self.paging.is_present(cpu.guest_load(parent, index)?) {
             // Another vCPU was first, or an entry was unmapped by call: map
@@ -645,7 +667,7 @@ mod tests {
     }
 
     fn fixture(paging: GuestPaging) -> (Flat, GuestKernel) {
-        let kernel = GuestKernel::new(paging, 900, 1000, 4).expect("valid");
+        let kernel = GuestKernel::new(paging, (900, 1000), 4, 1).expect("valid");
         (Flat(GuestMemory::default()), kernel)
     }
 
@@ -773,11 +795,16 @@ mod tests {
     #[test]
     fn the_guest_runs_out_of_frames_for_tables() {
         let memory = Flat(GuestMemory::default());
-        let kernel = GuestKernel::new(GuestPaging::LEGACY, 900, 903, 1).expect("valid");
+        let kernel = GuestKernel::new(GuestPaging::LEGACY, (900, 903), 1, 1).expect("valid");
         let error = kernel.map(&memory, 0, 1, 1, true).expect_err("needs three");
         assert_eq!(error.errno(), Errno::ENOMEM);
-        assert!(GuestKernel::new(GuestPaging::LEGACY, 5, 5, 1).is_err());
-        assert!(GuestKernel::new(GuestPaging::LEGACY, 5, 9, 0).is_err());
-        assert!(GuestKernel::new(GuestPaging::LEGACY, 5, 9, MAX_ALIASES + 1).is_err());
+        for (frames, aliases, level) in [
+            ((5, 5), 1, 1),
+            ((5, 9), 0, 1),
+            ((5, 9), MAX_ALIASES + 1, 1),
+            ((5, 9), 1, 4),
+        ] {
+            assert!(GuestKernel::new(GuestPaging::LEGACY, frames, aliases, level).is_err());
+        }
     }
 }

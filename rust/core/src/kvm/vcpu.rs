@@ -26,17 +26,20 @@ use crate::error::{Errno, Error, Result};
 use crate::host::{Clock, Host};
 use crate::sync::CachePadded;
 use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
-use crate::sync::lock::Mutex;
+use crate::sync::lock::{Condvar, Mutex};
 use crate::sync::spin::Backoff;
 use crate::sync::thread;
 use crate::table::TableId;
 use crate::trace::{Counter, CounterValues};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 const OUTSIDE_GUEST_MODE: u32 = 0;
 const IN_GUEST_MODE: u32 = 1;
 const NO_ROOT: u32 = u32::MAX;
+
+/// How long a caller who waits for vCPUs goes without looking at its stop flag.
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Virtual time that a guest access takes.
 pub const ACCESS_NS: u64 = 100;
@@ -164,6 +167,9 @@ pub struct RunStats {
     pub stopped: bool,
 }
 
+/// What the caller of a live run does in its own thread.
+type Meanwhile<'a> = &'a mut dyn FnMut(&Cpu) -> Result<()>;
+
 impl Vm {
     /// Make every vCPU forget its translations, and wait until none uses an
     /// old one (`kvm_flush_remote_tlbs()`). A vCPU in guest mode never waits
@@ -269,6 +275,9 @@ impl Vm {
                             // whose holder waits for this vCPU's flush.
                             drop(inside);
                             mmu.fault(self, cpu, vcpu, page, write, present)?;
+                            if cpu.poll() {
+                                cpu.finish()?;
+                            }
                             inside = self.enter(cpu, mmu, vcpu, tlb)?;
                         }
                     }
@@ -359,6 +368,9 @@ impl Vm {
         'run: while left {
             left = false;
             for (n, stream) in streams.iter_mut().enumerate() {
+                if cpu.poll() {
+                    cpu.finish()?;
+                }
                 if is_set(options.stop) {
                     stopped = true;
                     break 'run;
@@ -392,20 +404,50 @@ impl Vm {
     /// vCPUs, and all of them stop.
     pub fn run_live(
         &self,
-        host: &Arc<Host>,
+        cpu: &Cpu,
         streams: &mut [Stream],
         options: &RunOptions<'_>,
     ) -> Result<RunStats> {
+        self.run_threads(cpu, streams, options, None)
+    }
+
+    /// [`run_live`](Self::run_live), and call `meanwhile` in a loop in the
+    /// calling thread until the last vCPU is done. Its error stops the run.
+    ///
+    /// # Errors
+    /// As [`run_live`](Self::run_live), and those of `meanwhile`.
+    pub fn run_with(
+        &self,
+        cpu: &Cpu,
+        streams: &mut [Stream],
+        options: &RunOptions<'_>,
+        mut meanwhile: impl FnMut(&Cpu) -> Result<()>,
+    ) -> Result<RunStats> {
+        self.run_threads(cpu, streams, options, Some(&mut meanwhile))
+    }
+
+    fn run_threads(
+        &self,
+        cpu: &Cpu,
+        streams: &mut [Stream],
+        options: &RunOptions<'_>,
+        mut meanwhile: Option<Meanwhile<'_>>,
+    ) -> Result<RunStats> {
         let vcpus = self.vcpus_for(streams.len())?;
         let failed = AtomicBool::new(false);
-        let runs: Vec<(VcpuRun, Result<bool>)> = thread::scope(|scope| {
+        let running = Mutex::new(streams.len());
+        let done = Condvar::new();
+        let seed = cpu.seed();
+        let (mine, runs) = thread::scope(|scope| {
             let threads: Vec<_> = vcpus
                 .iter()
                 .zip(streams.iter_mut())
                 .map(|(vcpu, stream)| {
-                    let failed = &failed;
+                    let (failed, running, done, seed) = (&failed, &running, &done, &seed);
                     scope.spawn(move || {
-                        let cpu = Cpu::new(host);
+                        // Said also when this thread unwinds.
+                        let _leaves = Leaves { running, done };
+                        let cpu = seed.cpu();
                         let mut run = VcpuRun::new(vcpu);
                         let result = self.run_one(&cpu, vcpu, stream, options, failed, &mut run);
                         if result.is_err() {
@@ -416,18 +458,40 @@ impl Vm {
                     })
                 })
                 .collect();
-            threads
+            let mut mine = Ok(());
+            while mine.is_ok() && *running.lock() > 0 {
+                if cpu.poll_now() {
+                    mine = cpu.finish();
+                } else if let Some(work) = &mut meanwhile {
+                    mine = work(cpu);
+                } else {
+                    let mut left = running.lock();
+                    if *left > 0 {
+                        done.wait_for(&mut left, POLL_INTERVAL);
+                    }
+                }
+            }
+            if mine.is_err() {
+                failed.store(true, Ordering::Relaxed);
+            }
+            let runs: Vec<(VcpuRun, Result<bool>)> = threads
                 .into_iter()
                 .map(|thread| match thread.join() {
                     Ok(run) => run,
                     Err(panic) => std::panic::resume_unwind(panic),
                 })
-                .collect()
+                .collect();
+            (mine, runs)
         });
+        mine?;
+        if cpu.poll() {
+            cpu.finish()?;
+        }
         let mut stats = RunStats {
             vcpus: Vec::with_capacity(runs.len()),
             stopped: false,
         };
+        // A thread that only stopped because another failed is no error.
         for (run, result) in runs {
             stats.stopped |= result?;
             stats.vcpus.push(run);
@@ -450,7 +514,7 @@ impl Vm {
         let mut tlb = take(vcpu)?;
         let start = Instant::now();
         let result = loop {
-            if is_set(options.stop) || failed.load(Ordering::Relaxed) {
+            if is_set(options.stop) || failed.load(Ordering::Relaxed) || cpu.poll() {
                 break Ok(true);
             }
             stream.fill(&mut buffer, quantum);
@@ -511,6 +575,19 @@ impl Vm {
             }
             tlb.flush();
         }
+    }
+}
+
+/// A vCPU's thread, counted out when it ends.
+struct Leaves<'a> {
+    running: &'a Mutex<usize>,
+    done: &'a Condvar,
+}
+
+impl Drop for Leaves<'_> {
+    fn drop(&mut self) {
+        *self.running.lock() -= 1;
+        self.done.notify_one();
     }
 }
 

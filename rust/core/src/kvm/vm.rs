@@ -282,6 +282,7 @@ pub struct Vm {
     pub(super) tlb_generation: CachePadded<AtomicU64>,
     subscription: OnceLock<Arc<Subscription>>,
     dead: AtomicBool,
+    torn_down: AtomicBool,
 }
 
 impl Vm {
@@ -289,7 +290,8 @@ impl Vm {
     /// notifiers, and says whether it is fast once it is set up.
     ///
     /// # Errors
-    /// As [`VmConfig::check`].
+    /// As [`VmConfig::check`]; `ENOMEM` without room for the guest's own page
+    /// tables.
     pub fn create(cpu: &Cpu, mm: &Arc<Mm>, config: VmConfig) -> Result<Arc<Vm>> {
         config.check()?;
         let shadow = (config.mmu != MmuKind::Tdp).then(|| Box::new(Shadow::new()));
@@ -307,14 +309,18 @@ impl Vm {
             tlb_generation: CachePadded::new(AtomicU64::new(0)),
             subscription: OnceLock::new(),
             dead: AtomicBool::new(false),
+            torn_down: AtomicBool::new(false),
             config,
         });
         let subscription = mm.register_notifier(cpu, Arc::clone(&vm) as Arc<dyn MmuNotifier>);
         subscription.set_fast_aging(&mm.notifiers, vm.protocol().has_fast_aging);
         let first = vm.subscription.set(subscription);
         debug_assert!(first.is_ok(), "a VM is registered once");
-        if let Some(shadow) = &vm.shadow {
-            shadow.boot(&vm, cpu)?;
+        if let Some(shadow) = &vm.shadow
+            && let Err(error) = shadow.boot(&vm, cpu)
+        {
+            vm.destroy(cpu)?;
+            return Err(error);
         }
         Ok(vm)
     }
@@ -330,35 +336,23 @@ impl Vm {
             .subscription
             .get()
             .ok_or_else(|| Error::invalid("the VM was never set up"))?;
-        let registered = self.mm.unregister_notifier(cpu, subscription);
-        if let Err(error) = registered {
-            if !self.is_dead() || error.errno() == Errno::EBUSY {
-                return Err(error);
-            }
-            // The mm went first, and released the VM.
-            if !self.release_vcpus_and_tables(cpu) {
+        match self.mm.unregister_notifier(cpu, subscription) {
+            Err(error) if error.errno() == Errno::EBUSY => return Err(error),
+            // The mm went first, and released the VM; or this is the second call.
+            _ if self.torn_down.swap(true, Ordering::AcqRel) => {
                 return Err(Error::invalid("the VM was destroyed before"));
             }
-            return Ok(());
+            _ => {}
         }
-        self.release_vcpus_and_tables(cpu);
-        Ok(())
-    }
-
-    /// False if there was nothing left.
-    fn release_vcpus_and_tables(&self, cpu: &Cpu) -> bool {
         let _slots = self.memslots.slots_lock.lock();
         self.unload_vcpus(cpu);
-        let had_memory = self
-            .shadow
-            .as_ref()
-            .is_some_and(|shadow| shadow.shut_down(self, cpu));
-        let Some(tdp) = &self.tdp else {
-            return had_memory;
-        };
-        let had_roots = !tdp.roots(cpu).is_empty();
-        tdp.zap_invalidated_roots(self, cpu);
-        had_roots || had_memory
+        if let Some(shadow) = &self.shadow {
+            shadow.shut_down(self, cpu);
+        }
+        if let Some(tdp) = &self.tdp {
+            tdp.zap_invalidated_roots(self, cpu);
+        }
+        Ok(())
     }
 
     /// The MMU that a vCPU's guest runs on.
@@ -412,24 +406,17 @@ impl Vm {
             lockless,
             fast_only,
         } = range;
-        if end <= start {
-            return Err(Error::invalid(format!(
-                "walk of memslots over [{start:#x}, {end:#x}): the range is empty"
-            )));
-        }
-        if handler.is_none() && on_lock.is_none() {
-            return Err(Error::invalid(
-                "walk of memslots with neither a handler nor on_lock",
-            ));
-        }
-        if lockless && on_lock.is_some() {
-            return Err(Error::invalid("lockless walk of memslots with on_lock"));
+        if end <= start
+            || (handler.is_none() && on_lock.is_none())
+            || (lockless && on_lock.is_some())
+        {
+            return Err(refused(start, end, lockless));
         }
         let mut result = HvaResult::default();
         let mut locked = None;
         let guard = cpu.rcu.lock();
-        'walk: for as_id in 0..self.memslots.len() {
-            for slot in self.memslots.load(as_id, &guard).in_hva_range(start, end) {
+        'walk: for slots in self.memslots.load_all(&guard) {
+            for slot in slots.in_hva_range(start, end) {
                 if !result.found_memslot {
                     result.found_memslot = true;
                     if !lockless {
@@ -463,6 +450,18 @@ impl Vm {
         drop(locked);
         Ok(result)
     }
+}
+
+/// Why a walk of memslots was refused.
+#[cold]
+fn refused(start: u64, end: u64, lockless: bool) -> Error {
+    Error::invalid(if end <= start {
+        format!("walk of memslots over [{start:#x}, {end:#x}): the range is empty")
+    } else if lockless {
+        "lockless walk of memslots with on_lock, or with no handler".into()
+    } else {
+        "walk of memslots with neither a handler nor on_lock".into()
+    })
 }
 
 // ---- memslots ----

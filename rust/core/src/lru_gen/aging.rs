@@ -1,6 +1,7 @@
 //! Making new generations, and retiring old ones (`try_to_inc_max_seq()`,
 //! `inc_max_seq()`, `inc_min_seq()`, `should_run_aging()` of `mm/vmscan.c`).
 
+use super::folio::inc_gen_word;
 use super::lruvec::{
     ANON, FILE, Lists, LruVec, MAX_LRU_BATCH, MAX_NR_GENS, MIN_NR_GENS, NR_TYPES, gen_from_seq,
 };
@@ -213,17 +214,24 @@ fn inc_min_seq(
 ) -> bool {
     if ty == FILE || can_swap {
         let oldest = gen_from_seq(lruvec.min_seq(ty));
-        let mut moved = 0;
-        while let Some(pfn) = lists.last(oldest, ty) {
-            let generation = lruvec.inc_gen(lists, memory, pfn, false);
+        let next = gen_from_seq(lruvec.min_seq(ty) + 1);
+        let mut folios = 0;
+        let mut pages = 0;
+        while folios < MAX_LRU_BATCH
+            && let Some(pfn) = lists.last(oldest, ty)
+        {
+            let (moved, generation) = inc_gen_word(memory, pfn, oldest, false);
+            pages += moved.map_or(0, |word| word.nr_pages() as i64);
             lists.move_tail(memory, generation, ty, pfn);
-            moved += 1;
-            if moved == MAX_LRU_BATCH {
-                cpu.count_n(Counter::FoliosAged, moved as u64);
-                return false;
-            }
+            folios += 1;
         }
-        cpu.count_n(Counter::FoliosAged, moved as u64);
+        // Once for all of them: nobody sees the sizes in between.
+        lruvec.add_pages(lists, oldest, ty, -pages);
+        lruvec.add_pages(lists, next, ty, pages);
+        cpu.count_n(Counter::FoliosAged, folios as u64);
+        if folios == MAX_LRU_BATCH {
+            return false;
+        }
     }
     lruvec.reset_ctrl_pos(lists, ty, true);
     let next = lruvec.min_seq(ty) + 1;

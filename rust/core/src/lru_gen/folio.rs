@@ -126,23 +126,40 @@ impl LruVec {
         reclaiming: bool,
     ) -> usize {
         let ty = type_of(memory.word(pfn).get());
-        let old_gen = gen_from_seq(self.min_seq(ty));
-        let new_gen = (old_gen + 1) % MAX_NR_GENS;
-        let flag = if reclaiming { RECLAIM } else { 0 };
-        let (old, moved) = memory.word(pfn).modify(|word| {
-            (word.generation() == Some(old_gen)).then(|| {
-                let word = Word(word.0 & !(REFS_MASK | REFS_FLAGS) | flag);
-                word.with_generation(Some(new_gen))
-            })
-        });
-        if moved {
-            self.update_size(lists, old, Some(old_gen), Some(new_gen));
-            new_gen
-        } else {
-            old.generation()
-                .expect("a folio on a list has a generation")
+        let oldest = gen_from_seq(self.min_seq(ty));
+        let (old, generation) = inc_gen_word(memory, pfn, oldest, reclaiming);
+        if let Some(old) = old {
+            self.update_size(lists, old, Some(oldest), Some(generation));
         }
+        generation
     }
+}
+
+/// [`LruVec::inc_gen`] without the sizes: the folio's word if it was moved out
+/// of generation `oldest`, and the generation that it is in.
+#[inline]
+pub(super) fn inc_gen_word(
+    memory: &PhysMem,
+    pfn: Pfn,
+    oldest: usize,
+    reclaiming: bool,
+) -> (Option<Word>, usize) {
+    let next = (oldest + 1) % MAX_NR_GENS;
+    let flag = if reclaiming { RECLAIM } else { 0 };
+    let (old, moved) = memory.word(pfn).modify(|word| {
+        (word.generation() == Some(oldest)).then(|| {
+            let word = Word(word.0 & !(REFS_MASK | REFS_FLAGS) | flag);
+            word.with_generation(Some(next))
+        })
+    });
+    if moved {
+        return (Some(old), next);
+    }
+    let generation = old.generation();
+    (
+        None,
+        generation.expect("a folio on a list has a generation"),
+    )
 }
 
 /// Promote a folio that a walk found young (`folio_update_gen()`), by its word

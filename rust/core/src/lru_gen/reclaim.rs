@@ -220,7 +220,7 @@ fn next_step(cpu: &Cpu, memcg: &Memcg, lruvec: &LruVec, sc: &ScanControl, can_sw
     let (native, total) = should_run_aging(lruvec, max_seq, can_swap);
     let advice = cpu.host().lru_gen.policy.ask(|policy| {
         // Without a generation to evict there is nothing to decide.
-        (native && total == 0) || policy.should_age(&View::new(lruvec), can_swap)
+        (native && total == 0) || policy.should_age(&View::new(cpu, lruvec), can_swap)
     });
     // At the default priority, try to get away without.
     if !advice || sc.priority == DEF_PRIORITY {
@@ -588,17 +588,23 @@ pub(crate) fn alloc_with_reclaim(cpu: &Cpu, _memcg: &Memcg, order: u32, flags: u
     for node in 0..host.nodes.len() {
         wake_kswapd(cpu, node);
     }
-    if !cpu.is_reclaiming() {
-        let mut retries = 0;
-        while above(|marks| marks.min).is_none() && retries < MAX_RETRIES {
-            retries += 1;
-            if try_to_free_pages(cpu) == 0 {
-                break;
-            }
+    let mut retries = if cpu.is_reclaiming() { 0 } else { MAX_RETRIES };
+    let pfn = loop {
+        let node = above(|marks| marks.min);
+        let progress = node.is_none() && retries > 0 && try_to_free_pages(cpu) > 0;
+        if progress && above(|marks| marks.min).is_none() {
+            retries -= 1;
+            continue;
         }
-    }
-    let node = above(|marks| marks.min).unwrap_or(0);
-    let pfn = host.memory.alloc(cpu, node, order, flags);
+        let node = above(|marks| marks.min).unwrap_or(0);
+        let pfn = host.memory.alloc(cpu, node, order, flags);
+        // Huge pages are not worth insisting on.
+        if pfn.is_some() || retries == 0 || order > 0 || cpu.has_error() || cpu.poll() {
+            break pfn;
+        }
+        give_way(retries);
+        retries -= 1;
+    };
     if pfn.is_none() && order == 0 {
         cpu.count(Counter::OomEvents);
     }
@@ -680,6 +686,7 @@ pub(crate) fn charge(cpu: &Cpu, memcg: &Memcg, pages: u64) -> Result<()> {
                 ),
             ));
         }
+        give_way(retries);
         retries -= 1;
     }
     if memcg.is_over_high() && !cpu.is_reclaiming() {
@@ -688,6 +695,15 @@ pub(crate) fn charge(cpu: &Cpu, memcg: &Memcg, pages: u64) -> Result<()> {
         handle_over_high(cpu, memcg);
     }
     Ok(())
+}
+
+/// Let others run before the next try, longer each time
+/// (`reclaim_throttle()`): what cannot be reclaimed now may be isolated by, or
+/// waiting for the aging walk of, a thread that has no processor.
+fn give_way(retries_left: u32) {
+    for _ in 0..1u32 << (MAX_RETRIES - retries_left.min(MAX_RETRIES)) {
+        thread::yield_now();
+    }
 }
 
 /// Bring a memory cgroup back below `memory.high`, or slow the task down

@@ -343,6 +343,8 @@ impl<'a> MmWalk<'a> {
             cpu.count(Counter::PtlTrylockFailed);
             return false;
         };
+        // As `pte_offset_map()` does; what notifiers read under RCU nests in it.
+        let _rcu = cpu.rcu.lock();
         let entries = mm.tables.entries(at.table);
         let mut slots = 0;
         let mut young = 0;

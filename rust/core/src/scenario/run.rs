@@ -6,6 +6,7 @@ use super::record::{MemoryStat, Record, RegionState, TraceCounts};
 use crate::cpu::Cpu;
 use crate::error::{Errno, Error, Result};
 use crate::host::{Host, HostConfig};
+use crate::kvm::mmu::shadow::ShadowConfig;
 use crate::kvm::mmu::spte::SpteFormat;
 use crate::kvm::{MemoryRegion, MmuKind, Protocol, Vm, VmConfig};
 use crate::lru_gen::{self, debugfs, histogram};
@@ -151,13 +152,25 @@ impl Runner {
     /// `EOPNOTSUPP` for a machine that does not exist, `EINTR`; what a callback
     /// raised.
     pub fn step(&mut self, step: &Step) -> Result<Record> {
+        self.step_on(step, Cpu::new)
+    }
+
+    /// As [`Runner::step`], on a `Cpu` that the caller makes, and so can stop.
+    ///
+    /// # Errors
+    /// As [`Runner::step`].
+    pub fn step_on(
+        &mut self,
+        step: &Step,
+        make_cpu: impl FnOnce(&Arc<Host>) -> Cpu,
+    ) -> Result<Record> {
         self.traced |= matches!(step.op, Op::Vm(_));
         if self.traced {
             let mask = Event::ALL.iter().map(|&event| event as u32).sum();
             self.host.set_trace_mask(mask);
         }
         let (errno, command) = {
-            let cpu = Cpu::new(&self.host);
+            let cpu = make_cpu(&self.host);
             // Whatever the step is, the worker is told of it and answers.
             for &address in &self.own {
                 self.mm.touch(&cpu, address, true, None)?;
@@ -172,6 +185,7 @@ impl Runner {
                 }
                 Err(e) => return Err(e),
             };
+            cpu.finish()?;
             self.totals.merge(&cpu.counters.snapshot());
             (errno, command)
         };
@@ -235,6 +249,7 @@ impl Runner {
                 let byte = write.then_some(BYTE);
                 pages
                     .iter()
+                    .take_while(|_| !cpu.poll())
                     .try_for_each(|n| self.mm.touch(cpu, start + n * PAGE_SIZE, *write, byte))
             }
             Op::Read(pages) => self.read(cpu, pages),
@@ -259,6 +274,7 @@ impl Runner {
                 vm.access(cpu, 0, 0, false, None)?;
                 pages
                     .iter()
+                    .take_while(|_| !cpu.poll())
                     .try_for_each(|n| vm.access(cpu, 0, first + n, *write, byte))
             }
             Op::Vm(n) => {
@@ -317,20 +333,12 @@ impl Runner {
     }
 
     fn create_vm(&self, cpu: &Cpu) -> Result<Guest> {
-        let vm = match self.mmu {
-            Mmu::Tdp => Vm::create(cpu, &self.mm, self.vm_config.clone())?,
-            Mmu::None => {
-                return Err(Error::invalid(
-                    "the scenario makes a VM, and its conditions say that there is none",
-                ));
-            }
-            Mmu::DirectRmap | Mmu::Shadow => {
-                return Err(Error::new(
-                    Errno::EOPNOTSUPP,
-                    "the scenario needs a shadow MMU, which is not there",
-                ));
-            }
-        };
+        if self.mmu == Mmu::None {
+            return Err(Error::invalid(
+                "the scenario makes a VM, and its conditions say that there is none",
+            ));
+        }
+        let vm = Vm::create(cpu, &self.mm, self.vm_config.clone())?;
         let space = self.host.create_space(Kind::Anon, 0);
         let len = WORKER_MAPPING_PAGES * PAGE_SIZE;
         let command = self.mm.mmap(None, len, &space, 0, VmFlags::default())?;
@@ -370,7 +378,7 @@ impl Runner {
                 pages.region
             )));
         }
-        for index in pages.iter() {
+        for index in pages.iter().take_while(|_| !cpu.poll()) {
             filemap::read(cpu, &self.memcg, &region.space, index)?;
             if let Some(buffer) = self.buffer {
                 self.mm.touch(cpu, buffer, true, None)?;
@@ -381,7 +389,7 @@ impl Runner {
 
     fn check(&self, cpu: &Cpu, pages: &Pages, byte: u8) -> Result<()> {
         let start = self.regions[&pages.region].start;
-        for n in pages.iter() {
+        for n in pages.iter().take_while(|_| !cpu.poll()) {
             let address = start + n * PAGE_SIZE;
             self.mm.touch(cpu, address, false, None)?;
             let (_, pte) = self.mm.lookup(address);
@@ -531,7 +539,16 @@ fn vm_config(conditions: &Conditions) -> VmConfig {
         } else {
             SpteFormat::EPT_NO_AD
         },
-        mmu: MmuKind::Tdp,
+        mmu: match conditions.mmu {
+            Mmu::None | Mmu::Tdp => MmuKind::Tdp,
+            Mmu::DirectRmap | Mmu::Shadow => MmuKind::Shadow,
+        },
+        // The recorded guests run with paging off, so that shadow paging too has
+        // no guest page table to shadow and maps guest frames directly.
+        shadow: ShadowConfig {
+            direct: true,
+            ..ShadowConfig::default()
+        },
         ..VmConfig::default()
     }
 }

@@ -18,6 +18,74 @@ pub fn yield_now() {
     loom::thread::yield_now();
 }
 
+/// Processors that a thread may run on.
+#[cfg(not(loom))]
+#[derive(Clone)]
+pub struct Affinity {
+    #[cfg(target_os = "linux")]
+    allowed: Option<rustix::thread::CpuSet>,
+}
+
+#[cfg(not(loom))]
+impl Affinity {
+    /// Those of the calling thread. New threads inherit them.
+    #[must_use]
+    pub fn current() -> Self {
+        Affinity {
+            #[cfg(target_os = "linux")]
+            allowed: rustix::thread::sched_getaffinity(None).ok(),
+        }
+    }
+
+    /// Keep the calling thread on the `n`th of them, counted round and round.
+    /// False where the system does not allow it; then nothing has changed.
+    pub fn pin(&self, n: usize) -> bool {
+        #[cfg(target_os = "linux")]
+        if let Some(allowed) = &self.allowed {
+            use rustix::thread::CpuSet;
+            let cores: Vec<usize> = (0..CpuSet::MAX_CPU)
+                .filter(|&core| allowed.is_set(core))
+                .collect();
+            let mut only = CpuSet::new();
+            if let Some(&core) = n.checked_rem(cores.len()).and_then(|n| cores.get(n)) {
+                only.set(core);
+                return rustix::thread::sched_setaffinity(None, &only).is_ok();
+            }
+        }
+        let _ = n;
+        false
+    }
+
+    /// Let the calling thread run on all of them.
+    pub fn apply(&self) {
+        #[cfg(target_os = "linux")]
+        if let Some(allowed) = &self.allowed {
+            // Where that fails, the thread merely stays where it is.
+            let _ = rustix::thread::sched_setaffinity(None, allowed);
+        }
+    }
+}
+
+/// Processor time of the calling thread and of the whole process, in
+/// nanoseconds; `None` where the system does not say.
+#[cfg(not(loom))]
+pub fn cpu_time() -> Option<(u64, u64)> {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::time::{ClockId, clock_gettime};
+        let ns = |clock| {
+            let time = clock_gettime(clock);
+            u64::try_from(time.tv_sec)
+                .ok()?
+                .checked_mul(1_000_000_000)?
+                .checked_add(u64::try_from(time.tv_nsec).ok()?)
+        };
+        Some((ns(ClockId::ThreadCPUTime)?, ns(ClockId::ProcessCPUTime)?))
+    }
+    #[cfg(not(target_os = "linux"))]
+    None
+}
+
 /// Now and then lose the processor for a time slice, as a thread does that can
 /// be preempted: for the mutant that shows what it costs.
 #[cfg(feature = "mutants")]
@@ -30,7 +98,7 @@ pub fn lose_time_slice() {
         }
         let calls = CALLS.get().wrapping_add(1);
         CALLS.set(calls);
-        if calls % 4096 == 0 {
+        if calls.is_multiple_of(4096) {
             // A time slice of the fair scheduler.
             std::thread::sleep(std::time::Duration::from_millis(3));
         }

@@ -88,6 +88,9 @@ pub struct ShadowConfig {
     pub l1_ad: bool,
     /// How often the guest maps each of its pages, at different addresses.
     pub aliases: u64,
+    /// Level of the leaves that the guest maps its memory by: 1, or 2 and 3 for
+    /// huge pages, which the host need not have.
+    pub guest_level: u32,
     /// Most shadow pages; `None` is KVM's own rule, 2 percent of the pages of
     /// guest memory and at least 64, once for every alias.
     pub max_pages: Option<u64>,
@@ -99,6 +102,7 @@ impl Default for ShadowConfig {
             direct: false,
             l1_ad: true,
             aliases: 1,
+            guest_level: LEVEL_4K,
             max_pages: None,
         }
     }
@@ -123,6 +127,12 @@ impl ShadowConfig {
             return Err(Error::invalid(
                 "aliases need a guest page table; direct shadow pages have none",
             ));
+        }
+        if !(LEVEL_4K..=LEVEL_1G).contains(&self.guest_level) {
+            return Err(Error::invalid(format!(
+                "guest pages of level {}: expected {LEVEL_4K} to {LEVEL_1G}",
+                self.guest_level
+            )));
         }
         if let Some(max) = self.max_pages
             && max < MIN_SHADOW_PAGES
@@ -393,23 +403,22 @@ impl Shadow {
             )?;
         }
         let end = GUEST_TABLE_GFN + GUEST_TABLE_FRAMES;
-        let aliases = vm.config.shadow.aliases;
-        let kernel = GuestKernel::new(Self::paging(vm), GUEST_TABLE_GFN, end, aliases)?;
+        let config = &vm.config.shadow;
+        let frames = (GUEST_TABLE_GFN, end);
+        let kernel =
+            GuestKernel::new(Self::paging(vm), frames, config.aliases, config.guest_level)?;
         let first = self.kernel.set(kernel);
         debug_assert!(first.is_ok(), "a guest boots once");
         Ok(())
     }
 
-    /// Give the process its memory back, when vCPUs have left; false if that
-    /// was done before.
-    pub(in crate::kvm) fn shut_down(&self, vm: &Vm, cpu: &Cpu) -> bool {
-        let Some(start) = self.table_memory.lock().take() else {
-            return false;
-        };
-        if let Err(error) = vm.mm.munmap(cpu, start, GUEST_TABLE_FRAMES << PAGE_SHIFT) {
+    /// Give the process its memory back, when vCPUs have left.
+    pub(in crate::kvm) fn shut_down(&self, vm: &Vm, cpu: &Cpu) {
+        if let Some(start) = self.table_memory.lock().take()
+            && let Err(error) = vm.mm.munmap(cpu, start, GUEST_TABLE_FRAMES << PAGE_SHIFT)
+        {
             cpu.raise(error);
         }
-        true
     }
 
     /// The guest's loads and stores, to change its page tables by.
@@ -441,8 +450,7 @@ impl Shadow {
             self.spte_set(ptr, new);
             return false;
         }
-        let accessed_counts = ctx.vm.protocol().accessed_volatile;
-        if format.has_volatile_bits(old, accessed_counts) {
+        if must_be_atomic(ctx.vm, old) {
             old = self.word(ptr).swap(new, Ordering::AcqRel);
         } else {
             // Nothing but Accessed can change behind `mmu_lock` here, and an
@@ -470,7 +478,7 @@ impl Shadow {
         if !spte::is_present(old) {
             return old;
         }
-        if format.has_volatile_bits(old, vm.protocol().accessed_volatile) {
+        if must_be_atomic(vm, old) {
             old = word.swap(0, Ordering::AcqRel);
         } else {
             word.store(0, Ordering::Release);
@@ -487,12 +495,20 @@ impl Shadow {
     }
 
     /// Zap a leaf, *then* take it out of its rmap (`drop_spte()`). The other
-    /// way round an ager or an invalidation could miss a live SPTE: mutant
-    /// `zap-after-unlink`.
+    /// way round an ager or an invalidation could miss a live SPTE.
     fn drop_spte(&self, ctx: Ctx<'_>, state: &State, ptr: SptePtr) {
+<<<<<<< HEAD
         let late = mutant::active(Mutant::ZapAfterUnlink);
         if late && spte::is_present(self.read(ptr)) {
             self.rmap_remove(ctx, state, ptr);
+=======
+        if mutant::active(Mutant::ZapAfterUnlink) {
+            if spte::is_present(self.read(ptr)) {
+                self.rmap_remove(ctx, state, ptr);
+            }
+            self.spte_clear_track(ctx.vm, ctx.cpu, ptr);
+            return;
+>>>>>>> main
         }
         let old = self.spte_clear_track(ctx.vm, ctx.cpu, ptr);
         if spte::is_present(old) && !late {
@@ -906,6 +922,16 @@ impl Shadow {
             count
         })
     }
+}
+
+/// Whether a change of an SPTE behind the holder of `mmu_lock` could be lost by
+/// a plain store.
+fn must_be_atomic(vm: &Vm, value: u64) -> bool {
+    if mutant::active(Mutant::AdOffPlain) && !spte::ad_enabled(value) {
+        return false;
+    }
+    vm.format()
+        .has_volatile_bits(value, vm.protocol().accessed_volatile)
 }
 
 impl super::ShadowMmu for Shadow {

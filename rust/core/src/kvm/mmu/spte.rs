@@ -193,6 +193,18 @@ pub struct Aged {
     pub write: Write,
 }
 
+impl Aged {
+    /// Nothing was written: the entry is old, or no leaf.
+    const fn old(seen: u64) -> Self {
+        Aged {
+            young: false,
+            old: seen,
+            new: seen,
+            write: Write::None,
+        }
+    }
+}
+
 /// How aging wrote an entry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Write {
@@ -454,6 +466,7 @@ impl SpteFormat {
         // Relaxed: the verdict needs no other memory; the frame is looked up
         // only after the atomic operation below.
         let seen = word.load(Ordering::Relaxed);
+<<<<<<< HEAD
         let any = mutant::active(Mutant::AgeNonPresent) && seen & self.accessed != 0;
         if !self.is_young_leaf(seen, level) && !any {
             return Aged {
@@ -462,13 +475,19 @@ impl SpteFormat {
                 new: seen,
                 write: Write::None,
             };
+=======
+        if self.is_young_leaf(seen, level) {
+            self.age_young(word, seen)
+        } else {
+            Aged::old(seen)
+>>>>>>> main
         }
-        self.age_young(word, seen)
     }
 
     /// [`age`](Self::age) for an entry that was seen to be a young leaf.
     #[inline]
     pub fn age_young(&self, word: &AtomicU64, seen: u64) -> Aged {
+<<<<<<< HEAD
         if ad_enabled(seen) {
             if mutant::active(Mutant::AgeByStore) {
                 word.store(seen & !self.accessed, Ordering::Release);
@@ -507,6 +526,25 @@ impl SpteFormat {
                 new: now,
                 write: Write::ExchangeFailed,
             },
+=======
+        let (old, new, write) = if ad_enabled(seen) {
+            // AcqRel: as every change of an entry, so that who reads the frame
+            // afterwards sees what was done before the entry was made.
+            let old = word.fetch_and(!self.accessed, Ordering::AcqRel);
+            (old, old & !self.accessed, Write::FetchAnd)
+        } else {
+            let new = self.mark_old(seen);
+            match word.compare_exchange(seen, new, Ordering::AcqRel, Ordering::Relaxed) {
+                Ok(old) => (old, new, Write::Exchanged),
+                Err(now) => (now, now, Write::ExchangeFailed),
+            }
+        };
+        Aged {
+            young: true,
+            old,
+            new,
+            write,
+>>>>>>> main
         }
     }
 
@@ -515,14 +553,17 @@ impl SpteFormat {
     #[inline]
     pub fn age_locked(&self, word: &AtomicU64, level: u32) -> Aged {
         let seen = word.load(Ordering::Relaxed);
-        if !self.is_young_leaf(seen, level) {
-            return Aged {
-                young: false,
-                old: seen,
-                new: seen,
-                write: Write::None,
-            };
+        if self.is_young_leaf(seen, level) {
+            self.age_young_locked(word, seen)
+        } else {
+            Aged::old(seen)
         }
+    }
+
+    /// [`age_locked`](Self::age_locked) for an entry that was seen to be a
+    /// young leaf.
+    #[inline]
+    pub fn age_young_locked(&self, word: &AtomicU64, seen: u64) -> Aged {
         if self.has_volatile_bits(seen, true) {
             return self.age_young(word, seen);
         }

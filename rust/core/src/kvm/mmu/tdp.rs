@@ -16,8 +16,13 @@
 
 use super::fault::PageFault;
 use super::spte::{
+<<<<<<< HEAD
     self, AD_DISABLED, LEVEL_2M, LEVEL_4K, Leaf, WRITABLE, gfn_index, is_frozen, is_last,
     is_present, is_present_leaf, is_writable, pages_per, round_gfn,
+=======
+    self, FROZEN, LEVEL_2M, LEVEL_4K, Leaf, WRITABLE, gfn_index, is_frozen, is_last, is_present,
+    is_present_leaf, is_writable, pages_per, round_gfn,
+>>>>>>> main
 };
 use super::{GuestMmu, Translation, Walk};
 use crate::cpu::Cpu;
@@ -32,6 +37,7 @@ use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use crate::sync::lock::SpinLock;
 use crate::sync::rcu::{Guard, RcuCell};
 use crate::sync::spin::Backoff;
+use crate::sync::thread;
 use crate::table::{Arena, POISON, TABLE_SHIFT, TableId};
 use crate::trace::{Counter, Event};
 use std::sync::Arc;
@@ -592,14 +598,16 @@ impl TdpMmu {
 
     /// The lowest entry on the way to `gfn`: its level and word. The caller is
     /// in an RCU section or in guest mode.
+    #[inline]
     fn lookup(&self, root: TableId, gfn: u64) -> Option<(u32, &AtomicU64)> {
         let (mut level, limit) = self.reach(root);
         if gfn >= limit {
             return None;
         }
+        let tables = &*self.tables;
         let mut table = root;
         loop {
-            let word = &self.tables.entries(table)[gfn_index(gfn, level)];
+            let word = &tables.entries(table)[gfn_index(gfn, level)];
             let spte = word.load(Ordering::Acquire);
             if level == LEVEL_4K || !is_present(spte) || is_last(spte, level) {
                 return Some((level, word));
@@ -690,12 +698,38 @@ impl TdpMmu {
         let guard = cpu.rcu.lock();
         let mut young = false;
         for root in self.roots_of(&guard, as_id, vm.protocol().all_roots) {
+            // What an aging walk of the primary asks, once a page.
+            if range.end - range.start == 1 {
+                young |= self.age_page(vm, cpu, root, as_id, range.start, locked);
+                continue;
+            }
             self.for_each_run(cpu, root, range.start, range.end, |level, gfn, words| {
                 young |= Self::age_run(vm, cpu, as_id, level, gfn, words, locked);
                 true
             });
         }
         young
+    }
+
+    /// Age what maps one page, by one walk from the root.
+    #[inline]
+    fn age_page(
+        &self,
+        vm: &Vm,
+        cpu: &Cpu,
+        root: TableId,
+        as_id: u32,
+        gfn: u64,
+        locked: bool,
+    ) -> bool {
+        let Some((level, word)) = self.lookup(root, gfn) else {
+            return false;
+        };
+        if word.load(Ordering::Relaxed) == POISON {
+            cpu.count(Counter::PoisonReads);
+        }
+        let run = std::slice::from_ref(word);
+        Self::age_run(vm, cpu, as_id, level, round_gfn(gfn, level), run, locked)
     }
 
     #[inline]
@@ -717,53 +751,59 @@ impl TdpMmu {
         } else {
             spte::ACC_TRACK_MASK
         };
-        let mut young = false;
+        // Counted at the end: an atomic operation waits for the stores before it.
+        let (mut young, mut fetch_and) = (0u64, 0u64);
+        let traced = cpu.is_traced(Event::KvmTdpMmuSpteChanged);
         for (i, word) in words.iter().enumerate() {
-            if word.load(Ordering::Relaxed) & maybe_young != 0 {
-                young |= Self::age_one(vm, cpu, as_id, level, gfn + i as u64, word, locked);
+            // Relaxed: as in `SpteFormat::age`.
+            let seen = word.load(Ordering::Relaxed);
+            if seen & maybe_young == 0 || !format.is_young_leaf(seen, level) {
+                continue;
+            }
+            young += 1;
+            let aged = if locked {
+                format.age_young_locked(word, seen)
+            } else {
+                format.age_young(word, seen)
+            };
+            fetch_and += u64::from(aged.write == spte::Write::FetchAnd);
+            if traced || aged.write != spte::Write::FetchAnd {
+                Self::note_aged(vm, cpu, as_id, level, gfn + i as u64, &aged);
             }
         }
-        young
+        cpu.count_n(Counter::SpteFetchAnd, fetch_and);
+        cpu.count_n(Counter::SptesAged, fetch_and);
+        young != 0
     }
 
-    #[inline]
-    fn age_one(
-        vm: &Vm,
-        cpu: &Cpu,
-        as_id: u32,
-        level: u32,
-        gfn: u64,
-        word: &AtomicU64,
-        locked: bool,
-    ) -> bool {
-        let format = vm.format();
-        let aged = if locked {
-            format.age_locked(word, level)
-        } else {
-            format.age(word, level)
-        };
+    /// What follows when an SPTE was aged.
+    fn note_aged(vm: &Vm, cpu: &Cpu, as_id: u32, level: u32, gfn: u64, aged: &spte::Aged) {
         match aged.write {
-            spte::Write::None => return false,
-            spte::Write::FetchAnd => cpu.count(Counter::SpteFetchAnd),
-            spte::Write::PlainStore => cpu.count(Counter::SptePlainStores),
-            spte::Write::Exchanged => cpu.count(Counter::SpteCas),
+            spte::Write::None => return,
+            spte::Write::FetchAnd => {}
+            spte::Write::PlainStore => {
+                cpu.count(Counter::SptePlainStores);
+                cpu.count(Counter::SptesAged);
+            }
+            spte::Write::Exchanged => {
+                cpu.count(Counter::SpteCas);
+                cpu.count(Counter::SptesAged);
+            }
             spte::Write::ExchangeFailed => {
                 cpu.count(Counter::SpteCas);
                 cpu.count(Counter::SpteCasFailed);
-                return aged.young;
+                return;
             }
         }
-        cpu.count(Counter::SptesAged);
         // After the exchange succeeded: an access-tracked SPTE no longer says
         // that it was writable.
-        if aged.old & spte::AD_TYPE_MASK == AD_DISABLED && is_writable(aged.old) {
+        if !spte::ad_enabled(aged.old) && is_writable(aged.old) {
             vm.set_pfn_dirty(cpu, spte::pfn(aged.old));
         }
         cpu.trace(
             Event::KvmTdpMmuSpteChanged,
             &[u64::from(as_id), gfn, u64::from(level), aged.old, aged.new],
         );
-        aged.young
     }
 
     /// Whether anything in the range is young (`kvm_tdp_mmu_test_age_gfn()`).
@@ -834,7 +874,11 @@ impl TdpMmu {
     /// (`kvm_tdp_mmu_wrprot_slot()`). `mmu_lock` is held for read. Whether TLBs
     /// must be flushed.
     pub fn write_protect(&self, vm: &Vm, cpu: &Cpu, slot: &Memslot, start: u64, end: u64) -> bool {
-        let as_id = slot.as_id as u32;
+        self.clear_bit(vm, cpu, slot.as_id as u32, start, end, WRITABLE)
+    }
+
+    /// Clear one bit of every leaf of a range that has it.
+    fn clear_bit(&self, vm: &Vm, cpu: &Cpu, as_id: u32, start: u64, end: u64, bit: u64) -> bool {
         let guard = cpu.rcu.lock();
         let mut changed = false;
         let mut gather = Gather::default();
@@ -849,12 +893,12 @@ impl TdpMmu {
                     };
                     loop {
                         let old = word.load(Ordering::Relaxed);
-                        if !is_present_leaf(old, level) || !is_writable(old) {
+                        if !is_present_leaf(old, level) || old & bit == 0 {
                             break;
                         }
                         // Never `fetch_and`: the word may become a pointer to
-                        // a table, which must stay writable.
-                        let new = old & !WRITABLE;
+                        // a table, which must stay as it is.
+                        let new = old & !bit;
                         if self.set_atomic(vm, cpu, &mut gather, word, old, new, at) {
                             changed = true;
                             break;
@@ -896,6 +940,21 @@ impl TdpMmu {
                 vm.set_pfn_dirty(cpu, spte::pfn(old));
             }
         }
+    }
+
+    /// Clear the dirty bits of a range's leaves and mark their folios dirty
+    /// (`kvm_tdp_mmu_clear_dirty_slot()`, which logging by PML uses). Leaves
+    /// without a dirty bit are write-protected instead. `mmu_lock` is taken for
+    /// read. Whether TLBs must be flushed.
+    pub fn clear_dirty(&self, vm: &Vm, cpu: &Cpu, as_id: u32, start: u64, end: u64) -> bool {
+        let format = vm.format();
+        let bit = if format.ad_bits {
+            format.dirty
+        } else {
+            WRITABLE
+        };
+        let _shared = cpu.read_lock(&vm.mmu_lock);
+        self.clear_bit(vm, cpu, as_id, start, end, bit)
     }
 
     /// Unlink tables of a slot whose range the host maps huge, so that the next
@@ -1162,7 +1221,8 @@ impl TdpMmu {
         }
         let Some(fault) = vm.faultin_pfn(cpu, vcpu.as_id, gfn, write)? else {
             cpu.count(Counter::FaultRetries);
-            Backoff::new().wait();
+            // Whoever is in the way needs the processor to get out of it.
+            thread::yield_now();
             return Ok(());
         };
         let _shared = cpu.read_lock(&vm.mmu_lock);

@@ -299,6 +299,7 @@ fn writer_and_lockless_readers(len: usize, rounds: usize) {
     let heads: Vec<AtomicU64> = (0..HEADS).map(|_| AtomicU64::new(0)).collect();
     let arena = DescArena::new();
     let stop = AtomicU64::new(0);
+    let met = AtomicU64::new(0);
     let owner = |h: usize| h as u64 + 1;
     thread::scope(|s| {
         let readers: Vec<_> = (0..2)
@@ -327,6 +328,7 @@ fn writer_and_lockless_readers(len: usize, rounds: usize) {
                             }
                             assert_eq!(seen, count);
                             walked += seen;
+                            met.store(1, Ordering::Relaxed);
                             head.unlock_readonly(value);
                         }
                         thread::yield_now();
@@ -341,7 +343,10 @@ fn writer_and_lockless_readers(len: usize, rounds: usize) {
         let mut rng = Xoshiro256PlusPlus::seed_from_u64(len as u64);
         let mut chains: Vec<Vec<usize>> = vec![Vec::new(); HEADS];
         let mut free: Vec<usize> = (0..HEADS * len).collect();
-        for round in 0..rounds {
+        let mut round = 0;
+        // On a busy machine the readers may come late.
+        while round < rounds || met.load(Ordering::Relaxed) == 0 {
+            round += 1;
             let h = rng.random_range(0..HEADS);
             arena.topup(&mut cache).expect("room");
             if round % 97 == 96 {

@@ -1,0 +1,11 @@
+//! The secondary MMU: sections 1, 2, 3 and 5 of the series, statement by
+//! statement, then with threads, then against an oracle.
+
+mod machine;
+mod memslots;
+mod notifiers;
+mod oracle;
+mod sptes;
+mod tdp;
+mod threads;
+mod vcpus;

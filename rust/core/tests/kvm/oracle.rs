@@ -1,0 +1,450 @@
+//! Random programs of accesses, slot changes, zaps, invalidations, agings and
+//! log harvests, in inline mode, against a plain map of pages.
+//!
+//! The oracle knows nothing of SPTEs, tables, locks or flags: only which guest
+//! page is mapped, young and writable. Every MMU must agree with it.
+
+use crate::machine::{Backing, Machine, configs};
+use proptest::prelude::*;
+use proptest::test_runner::TestCaseResult;
+use std::collections::{BTreeMap, BTreeSet};
+use youngbit_core::Errno;
+use youngbit_core::kvm::memslot::{LOG_DIRTY_PAGES, READONLY};
+use youngbit_core::kvm::{MmuKind, VmConfig};
+use youngbit_core::sync::atomic::Ordering;
+
+/// Units of memory (pages, or huge pages) that a program plays with.
+const UNITS: u64 = 24;
+/// Where the slots that a program makes may begin.
+const PLACES: u64 = 64;
+
+#[derive(Clone, Debug)]
+enum Op {
+    Access {
+        unit: u64,
+        offset: u64,
+        write: bool,
+    },
+    Age {
+        first: u64,
+        units: u64,
+        flush: bool,
+    },
+    Test {
+        unit: u64,
+    },
+    Invalidate {
+        first: u64,
+        units: u64,
+    },
+    HostTouch {
+        unit: u64,
+        write: bool,
+    },
+    Set {
+        id: u32,
+        place: u64,
+        first: u64,
+        units: u64,
+        readonly: bool,
+    },
+    Delete {
+        id: u32,
+    },
+    Log {
+        id: u32,
+        on: bool,
+    },
+    Harvest {
+        id: u32,
+    },
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let unit = 0..UNITS;
+    prop_oneof![
+        8 => (0..PLACES, 0..512u64, any::<bool>())
+            .prop_map(|(unit, offset, write)| Op::Access { unit, offset, write }),
+        4 => (unit.clone(), 1..UNITS, any::<bool>())
+            .prop_map(|(first, units, flush)| Op::Age { first, units, flush }),
+        2 => unit.clone().prop_map(|unit| Op::Test { unit }),
+        2 => (unit.clone(), 1..4u64).prop_map(|(first, units)| Op::Invalidate { first, units }),
+        2 => (unit.clone(), any::<bool>()).prop_map(|(unit, write)| Op::HostTouch { unit, write }),
+        2 => (1..4u32, 0..PLACES, unit, 1..12u64, any::<bool>()).prop_map(
+            |(id, place, first, units, readonly)| Op::Set { id, place, first, units, readonly }
+        ),
+        1 => (0..4u32).prop_map(|id| Op::Delete { id }),
+        1 => (0..4u32, any::<bool>()).prop_map(|(id, on)| Op::Log { id, on }),
+        1 => (0..4u32).prop_map(|id| Op::Harvest { id }),
+    ]
+}
+
+/// What the host's page tables show.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Backed {
+    Nothing,
+    Zero,
+    Page,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Mapping {
+    young: bool,
+    writable: bool,
+}
+
+#[derive(Clone, Debug)]
+struct Slot {
+    place: u64,
+    first: u64,
+    units: u64,
+    readonly: bool,
+    log: Option<BTreeSet<u64>>,
+}
+
+/// The plain model.
+struct Oracle {
+    host: Vec<Backed>,
+    content: Vec<u8>,
+    slots: BTreeMap<u32, Slot>,
+    /// By guest unit.
+    mapped: BTreeMap<u64, Mapping>,
+    huge: bool,
+    slot_zap_all: bool,
+}
+
+impl Oracle {
+    fn slot_of(&self, guest: u64) -> Option<(u32, &Slot)> {
+        self.slots
+            .iter()
+            .find(|(_, s)| (s.place..s.place + s.units).contains(&guest))
+            .map(|(&id, s)| (id, s))
+    }
+
+    fn host_of(&self, guest: u64) -> Option<u64> {
+        let (_, slot) = self.slot_of(guest)?;
+        Some(slot.first + guest - slot.place)
+    }
+
+    /// Guest units that show host units of a range.
+    fn showing(&self, first: u64, units: u64) -> Vec<u64> {
+        self.slots
+            .values()
+            .flat_map(|s| (0..s.units).map(move |n| (s.first + n, s.place + n)))
+            .filter(|(host, _)| (first..first + units).contains(host))
+            .map(|(_, guest)| guest)
+            .collect()
+    }
+
+    fn unmap_host(&mut self, first: u64, units: u64) {
+        for guest in self.showing(first, units) {
+            self.mapped.remove(&guest);
+        }
+    }
+
+    /// The host's fault: what is behind a unit afterwards.
+    fn host_fault(&mut self, unit: u64, write: bool) {
+        let backed = self.host[unit as usize];
+        self.host[unit as usize] = match backed {
+            _ if self.huge => Backed::Page,
+            Backed::Nothing if !write => Backed::Zero,
+            Backed::Zero if !write => Backed::Zero,
+            Backed::Zero => {
+                self.unmap_host(unit, 1);
+                Backed::Page
+            }
+            _ => Backed::Page,
+        };
+    }
+
+    /// Whether the access is possible, and what it does.
+    fn access(&mut self, guest: u64, write: bool, byte: u8) -> bool {
+        let Some((id, slot)) = self.slot_of(guest) else {
+            return false;
+        };
+        let readonly = slot.readonly;
+        if readonly && write {
+            return false;
+        }
+        let host = self.host_of(guest).expect("it has a slot");
+        let now = self.mapped.get(&guest).copied();
+        let faults = now.is_none_or(|m| write && !m.writable);
+        let mut logged = write;
+        if faults {
+            self.host_fault(host, write);
+            // A read of what the host can write is mapped writable too.
+            let writable = !readonly && self.host[host as usize] == Backed::Page;
+            logged |= writable;
+            self.mapped.insert(
+                guest,
+                Mapping {
+                    young: true,
+                    writable,
+                },
+            );
+        }
+        self.mapped.get_mut(&guest).expect("mapped").young = true;
+        if write {
+            self.content[host as usize] = byte;
+        }
+        if logged && let Some(log) = &mut self.slots.get_mut(&id).expect("there").log {
+            log.insert(guest);
+        }
+        true
+    }
+
+    fn age(&mut self, first: u64, units: u64) -> bool {
+        let mut young = false;
+        for guest in self.showing(first, units) {
+            if let Some(mapping) = self.mapped.get_mut(&guest) {
+                young |= std::mem::take(&mut mapping.young);
+            }
+        }
+        young
+    }
+
+    fn young(&self, first: u64, units: u64) -> bool {
+        let guests = self.showing(first, units);
+        guests
+            .iter()
+            .any(|g| self.mapped.get(g).is_some_and(|m| m.young))
+    }
+
+    fn drop_slot(&mut self, id: u32) {
+        let slot = self.slots.remove(&id).expect("there");
+        if self.slot_zap_all {
+            self.mapped.clear();
+        } else {
+            self.mapped
+                .retain(|guest, _| !(slot.place..slot.place + slot.units).contains(guest));
+        }
+    }
+}
+
+fn run(program: &[Op], config: VmConfig, huge: bool) -> TestCaseResult {
+    let unit = if huge { 512 } else { 1 };
+    let slot_zap_all = config.slot_zap_all;
+    let backing = if huge {
+        Backing::Huge(9)
+    } else {
+        Backing::Small
+    };
+    let m = Machine::backed(UNITS * unit, config, backing, 0);
+    m.slot(0, 0, 0, 0, 0, m.hva);
+    m.slot(0, 0, 0, 0, 8 * unit, m.hva);
+    let mut oracle = Oracle {
+        host: vec![Backed::Nothing; UNITS as usize],
+        content: vec![0; UNITS as usize],
+        slots: [(
+            0,
+            Slot {
+                place: 0,
+                first: 0,
+                units: 8,
+                readonly: false,
+                log: None,
+            },
+        )]
+        .into(),
+        mapped: BTreeMap::new(),
+        huge,
+        slot_zap_all,
+    };
+    let range = |first: u64, units: u64| {
+        let end = (first + units).min(UNITS);
+        (
+            first,
+            end - first,
+            m.hva_of(first * unit),
+            m.hva_of(end * unit),
+        )
+    };
+    for (step, op) in program.iter().enumerate() {
+        let byte = step as u8 + 1;
+        match *op {
+            Op::Access {
+                unit: guest,
+                offset,
+                write,
+            } => {
+                let gfn = guest * unit + offset % unit;
+                let result = m.vm.access(&m.cpu, 0, gfn, write, Some(byte));
+                let possible = oracle.access(guest, write, byte);
+                prop_assert_eq!(
+                    result.as_ref().map_err(|e| e.errno()).err(),
+                    (!possible).then_some(Errno::EFAULT),
+                    "step {}: {:?}",
+                    step,
+                    result
+                );
+                if let (true, true, Some(host)) = (possible, write, oracle.host_of(guest)) {
+                    let page =
+                        m.mm.gup_fast(&m.cpu, m.hva_of(host * unit + offset % unit), false);
+                    let pfn = page.expect("the guest just used it").pfn;
+                    let found = m.host.memory.content(pfn).load(Ordering::Relaxed);
+                    prop_assert_eq!(found, oracle.content[host as usize]);
+                }
+            }
+            Op::Age {
+                first,
+                units,
+                flush,
+            } => {
+                let (first, units, start, end) = range(first, units);
+                let n = &m.mm.notifiers;
+                let young = if flush {
+                    n.clear_flush_young(&m.cpu, start, end)
+                } else {
+                    n.clear_young(&m.cpu, start, end, false)
+                };
+                prop_assert_eq!(young, oracle.age(first, units), "step {}: {:?}", step, op);
+            }
+            Op::Test { unit: at } => {
+                let young = m.is_young(at * unit);
+                prop_assert_eq!(young, oracle.young(at, 1), "step {}: {:?}", step, op);
+            }
+            Op::Invalidate { first, units } => {
+                let (first, units, start, end) = range(first, units);
+                drop(m.mm.notifiers.invalidate(&m.cpu, start, end));
+                oracle.unmap_host(first, units);
+            }
+            Op::HostTouch { unit: at, write } => {
+                m.mm.touch(&m.cpu, m.hva_of(at * unit), write, None)
+                    .expect("mapped");
+                oracle.host_fault(at, write);
+            }
+            Op::Set {
+                id,
+                place,
+                first,
+                units,
+                readonly,
+            } => {
+                let units = units.min(UNITS - first);
+                let flags = if readonly { READONLY } else { 0 };
+                let hva = m.hva_of(first * unit);
+                let result = m.try_slot(0, id, flags, place * unit, units * unit, hva);
+                let clash = oracle.slots.iter().any(|(&other, s)| {
+                    other != id && s.place < place + units && place < s.place + s.units
+                });
+                let expected = match oracle.slots.get(&id) {
+                    Some(s) if (s.first, s.units, s.readonly) != (first, units, readonly) => {
+                        Some(Errno::EINVAL)
+                    }
+                    Some(s) if s.place == place => {
+                        // Only the flags may differ: logging ends.
+                        oracle.slots.get_mut(&id).expect("there").log = None;
+                        None
+                    }
+                    _ if clash => Some(Errno::EEXIST),
+                    moved => {
+                        if moved.is_some() {
+                            oracle.drop_slot(id);
+                        }
+                        let slot = Slot {
+                            place,
+                            first,
+                            units,
+                            readonly,
+                            log: None,
+                        };
+                        oracle.slots.insert(id, slot);
+                        None
+                    }
+                };
+                prop_assert_eq!(
+                    result.map_err(|e| e.errno()).err(),
+                    expected,
+                    "step {}",
+                    step
+                );
+            }
+            Op::Delete { id } => {
+                let result = m.try_slot(0, id, 0, 0, 0, m.hva);
+                let there = oracle.slots.contains_key(&id);
+                if there {
+                    oracle.drop_slot(id);
+                }
+                prop_assert_eq!(result.is_ok(), there);
+            }
+            Op::Log { id, on } => {
+                // Huge pages are split and collapse: not the oracle's matter.
+                let Some(slot) = oracle.slots.get_mut(&id).filter(|_| !huge) else {
+                    continue;
+                };
+                let mut flags = if slot.readonly { READONLY } else { 0 };
+                if on {
+                    flags |= LOG_DIRTY_PAGES;
+                }
+                let (place, first, units) = (slot.place, slot.first, slot.units);
+                m.slot(0, id, flags, place, units, m.hva_of(first));
+                if !on {
+                    slot.log = None;
+                } else if slot.log.is_none() {
+                    slot.log = Some(BTreeSet::new());
+                }
+            }
+            Op::Harvest { id } => {
+                let result = m.vm.get_dirty_log(&m.cpu, 0, id);
+                let slot = oracle.slots.get_mut(&id);
+                let place = slot.as_ref().map_or(0, |s| s.place);
+                let log = slot.and_then(|s| s.log.as_mut()).map(std::mem::take);
+                let found = result.ok().map(|words| {
+                    (0..words.len() as u64 * 64)
+                        .filter(|n| words[(n / 64) as usize] >> (n % 64) & 1 != 0)
+                        .map(|n| place + n)
+                        .collect::<BTreeSet<u64>>()
+                });
+                prop_assert_eq!(found, log, "step {}", step);
+            }
+        }
+    }
+    for at in 0..UNITS {
+        prop_assert_eq!(
+            m.is_young(at * unit),
+            oracle.young(at, 1),
+            "at the end: {}",
+            at
+        );
+    }
+    m.finish();
+    Ok(())
+}
+
+fn program() -> impl Strategy<Value = Vec<Op>> {
+    prop::collection::vec(op(), 1..60)
+}
+
+fn tdp_config() -> impl Strategy<Value = VmConfig> {
+    let levels = prop_oneof![Just(4u32), Just(5)];
+    (prop::sample::select(configs()), levels, any::<bool>()).prop_map(
+        |(config, levels, slot_zap_all)| VmConfig {
+            mmu: MmuKind::Tdp,
+            levels,
+            slot_zap_all,
+            ..config
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: 3000,
+        max_shrink_iters: 4000,
+        ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn the_tdp_mmu_agrees_with_a_map_of_pages(program in program(), config in tdp_config()) {
+        run(&program, config, false)?;
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn and_with_huge_pages(program in program(), config in tdp_config()) {
+        run(&program, config, true)?;
+    }
+}

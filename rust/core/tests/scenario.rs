@@ -1,0 +1,119 @@
+//! Random scenarios: whatever is asked, the machine stays consistent, and the
+//! same scenario does the same again.
+
+use proptest::prelude::*;
+use std::collections::BTreeSet;
+use youngbit_core::lru_gen::{Asking, check};
+use youngbit_core::scenario::conditions::{Kvm, Mmu};
+use youngbit_core::scenario::{Conditions, Op, Record, Runner, parse};
+
+fn conditions() -> impl Strategy<Value = Conditions> {
+    let kernel = prop_oneof![
+        Just((Kvm::V7, Asking::FastOnly)),
+        Just((Kvm::Baseline, Asking::Accurate)),
+        Just((Kvm::Baseline, Asking::None)),
+        Just((Kvm::V9, Asking::Accurate)),
+    ];
+    let swap = prop_oneof![Just(1 << 12), Just(100), Just(0)];
+    (kernel, 0..16u32, any::<bool>(), swap, 600..4000u64).prop_map(
+        |((kvm, asking), caps, ad_bits, swap_pages, host_pages)| Conditions {
+            kvm,
+            asking,
+            caps: caps | 1,
+            mmu: Mmu::Tdp,
+            ad_bits,
+            swap_pages,
+            host_pages,
+            worker_pages: 13,
+        },
+    )
+}
+
+fn line() -> impl Strategy<Value = String> {
+    let region = prop::sample::select(vec![("A", 700u64), ("S", 300), ("F", 500), ("R", 100)]);
+    let pages =
+        (region, any::<u64>(), any::<u64>(), 1..9u64).prop_map(|((name, size), s, c, stride)| {
+            let start = s % size;
+            let count = 1 + c % ((size - start).div_ceil(stride));
+            format!("{name} {start} {count} {stride}")
+        });
+    let rw = prop::sample::select(vec!["r", "w"]);
+    prop_oneof![
+        6 => (prop::sample::select(vec!["touch", "vtouch", "vtouch2"]), pages.clone(), rw)
+            .prop_map(|(who, pages, rw)| format!("{who} {pages} {rw}")),
+        2 => pages.clone().prop_map(|pages| format!("read {pages}")),
+        5 => (0..2, 0..2).prop_map(|(swap, force)| format!("age {swap} {force}")),
+        5 => (prop::sample::select(vec!["min", "-1", "-2", "-3"]), 0..=210u32, 0..800u32)
+            .prop_map(|(g, s, n)| format!("evict {g} {s} {n}")),
+        1 => prop::sample::select(vec!["A", "S", "F", "R"]).prop_map(|r| format!("vmdel {r}")),
+        1 => prop::sample::select(vec!["A", "S", "F", "R"]).prop_map(|r| format!("vmre {r}")),
+        1 => (0..16).prop_map(|m| format!("write /sys/kernel/mm/lru_gen/enabled {}", m | 1)),
+        1 => (0..3000u32).prop_map(|n| format!("memset memory.reclaim {n}K")),
+        1 => (200..1500u32).prop_map(|n| format!("memset memory.max {}", n * 4096)),
+        1 => (200..1500u32).prop_map(|n| format!("memset memory.high {}", n * 4096)),
+        1 => Just("memset memory.max max".to_owned()),
+        1 => Just("sleep 100".to_owned()),
+    ]
+}
+
+fn run(conditions: &Conditions, text: &str) -> Result<Vec<Record>, TestCaseError> {
+    let steps = parse::parse(text.as_bytes()).map_err(|e| TestCaseError::fail(e.to_string()))?;
+    let mut runner = Runner::new(conditions).map_err(|e| TestCaseError::fail(e.to_string()))?;
+    let mut records = Vec::new();
+    for step in &steps {
+        let checks = step.name == "check";
+        let place = format!("line {}: {} {}", step.line, step.name, step.args);
+        let record = runner
+            .step(step)
+            .map_err(|e| TestCaseError::fail(format!("{place}: {e}")))?;
+        if !checks {
+            check::check(runner.host())
+                .map_err(|e| TestCaseError::fail(format!("{place}: {e}")))?;
+        }
+        records.push(record);
+    }
+    Ok(records)
+}
+
+/// `check` operations for all pages that were written.
+fn written(records: &[Record]) -> String {
+    let mut pages = BTreeSet::new();
+    for record in records
+        .iter()
+        .filter(|r| r.errno == 0 && r.args.ends_with(" w"))
+    {
+        let step = format!(
+            "map A anon 700\nmap S anon 700\nmap F anon 700\nmap R anon 700\n\
+            touch {}",
+            record.args
+        );
+        let steps = parse::parse(step.as_bytes()).expect("as it was run");
+        if let Some(Op::Touch { pages: touched, .. }) = steps.last().map(|step| &step.op) {
+            pages.extend(touched.iter().map(|n| (touched.region.clone(), n)));
+        }
+    }
+    let check = |(region, n)| format!("check {region} {n} 1 1 0x5a\n");
+    pages.into_iter().map(check).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+    #[test]
+    fn any_scenario_leaves_a_consistent_machine(conditions in conditions(),
+                                               lines in prop::collection::vec(line(), 1..40)) {
+        let head = "vm\nvm2\nmap A anon 700\nmap S shmem 300\nmap F file 500 /f\nmap R filernd 100 /g\n\
+            vmslot A\nvmslot S\nvmslot F\nvmslot R\nvmslot2 A\nvmslot2 S\nvmslot2 F\nvmslot2 R\n";
+        // Every page that a step wrote, if that step had no error, is asked for
+        // at the end: wherever it has been since, it holds what was written.
+        let text = head.to_owned() + &lines.join("\n");
+        let written = written(&run(&conditions, &text)?);
+        let text = text + "\nmemset memory.max max\nmemset memory.high max\n" + &written;
+        let records = run(&conditions, &text)?;
+        for record in &records {
+            if record.op == "check" {
+                prop_assert!(matches!(record.errno, 0 | 12), "{} is lost: {record:?}", record.args);
+            }
+        }
+        prop_assert_eq!(&records, &run(&conditions, &text)?, "inline runs repeat");
+    }
+}
