@@ -7,12 +7,8 @@
 use super::Mm;
 use crate::cpu::Cpu;
 use crate::error::{Errno, Error, Result};
-<<<<<<< HEAD
 use crate::mutant::{self, Mutant};
-use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-=======
 use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
->>>>>>> main
 use crate::sync::lock::Mutex;
 use crate::sync::rcu::{Domain, RcuCell, Reader};
 use crate::trace::Counter;

@@ -3,8 +3,7 @@
 
 use super::model::{Bound, USUAL, check, head_text, name, spawn, tally};
 use std::sync::Arc;
-use youngbit_core::kvm::mmu::rmap::{DescArena, DescCache, RmapHead, SlotRmaps, SptePtr};
-use youngbit_core::kvm::mmu::spte;
+use youngbit_core::kvm::mmu::rmap::{DescArena, DescCache, RmapHead, SptePtr};
 use youngbit_core::sync::atomic::AtomicU64;
 use youngbit_core::table::TableId;
 use youngbit_core::trace::{Counter, Counters};
@@ -160,39 +159,6 @@ fn rmap_filled_and_emptied_again() {
         chain.descs.drain(&mut cache);
         assert_eq!(chain.descs.live(), 0);
     });
-}
-
-#[test]
-fn rmap_range_visits_every_huge_page() {
-    check(
-        "a walk of huge pages visits each that the range meets, from any start",
-        USUAL,
-        || {
-            let pages = 8;
-            let rmaps = SlotRmaps::new(0, pages);
-            for level in 1..=3 {
-                let huge = spte::pages_per(level);
-                for start in 0..pages {
-                    for end in start + 1..=pages {
-                        let found: Vec<_> = rmaps
-                            .range(level, start, end)
-                            .map(|head| std::ptr::from_ref(head.0))
-                            .collect();
-                        let expected: Vec<_> = (start / huge..=(end - 1) / huge)
-                            .map(|n| std::ptr::from_ref(rmaps.head(n * huge, level).0))
-                            .collect();
-                        assert_eq!(
-                            found.len(),
-                            expected.len(),
-                            "gfns [{start}, {end}) at level {level} (huge pages of {huge}): \
-                             the last one is missed"
-                        );
-                        assert_eq!(found, expected);
-                    }
-                }
-            }
-        },
-    );
 }
 
 #[test]

@@ -1,12 +1,12 @@
 //! The shadow MMU's SPTEs, found through rmaps.
 
-use super::machine::{Machine, config};
+use super::machine::{HVA, Machine, config};
 use super::model::{self, USUAL, check, head_text, spawn};
 use youngbit_core::kvm::mmu::shadow::ShadowConfig;
 use youngbit_core::kvm::mmu::spte::{self, SpteFormat};
 use youngbit_core::kvm::{MmuKind, Protocol, VmConfig};
 use youngbit_core::mm::folio::REFERENCED;
-use youngbit_core::mm::{FolioWord, MmuNotifier};
+use youngbit_core::mm::{FolioWord, MmuNotifier, PAGE_SIZE, VmFlags};
 use youngbit_core::sync::atomic::{AtomicU64, Ordering};
 use youngbit_core::trace::Counter;
 
@@ -180,6 +180,47 @@ fn shadow_fault_and_zap_against_age() {
             let shadow = machine.vm.shadow.as_deref().expect("a shadow MMU");
             shadow.verify(&machine.vm, &here).expect("sound");
             assert_eq!(machine.content(machine.pfn(0)), 2);
+            machine.check(&here);
+        },
+    );
+}
+
+#[test]
+fn shadow_range_across_huge_pages() {
+    check(
+        "a walk without mmu_lock ages every huge page that its range meets, from any start",
+        USUAL,
+        || {
+            let mut config = direct(SpteFormat::EPT, Protocol::V7);
+            config.max_level = 2;
+            let flags = VmFlags {
+                hugetlb_order: 1,
+                ..VmFlags::default()
+            };
+            let machine = Machine::with_flags(4, config, flags);
+            let here = machine.cpu();
+            for start in 0..4 {
+                for end in start + 1..=4 {
+                    // Two huge pages of two small ones.
+                    for gfn in [0, 2] {
+                        machine.read(&here, 0, gfn);
+                    }
+                    let (from, to) = (HVA + start * PAGE_SIZE, HVA + end * PAGE_SIZE);
+                    assert!(machine.vm.clear_young(&here, from, to, true));
+                    for huge in start / 2..=(end - 1) / 2 {
+                        let young = machine
+                            .vm
+                            .test_young(&here, HVA + huge * 2 * PAGE_SIZE, true);
+                        assert!(
+                            !young,
+                            "aged gfns [{start}, {end}): huge page {huge} was missed"
+                        );
+                    }
+                    machine
+                        .vm
+                        .clear_young(&here, HVA, HVA + 4 * PAGE_SIZE, false);
+                }
+            }
             machine.check(&here);
         },
     );

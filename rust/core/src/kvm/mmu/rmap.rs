@@ -116,9 +116,6 @@ impl RmapHead<'_> {
             ) {
                 Ok(_) => {
                     counters.add(Counter::RmapLocks, 1);
-                    if mutant::active(Mutant::PreemptOn) {
-                        crate::sync::thread::lose_time_slice();
-                    }
                     return seen;
                 }
                 Err(now) => {
@@ -755,13 +752,6 @@ impl SlotRmaps {
         let start = start.max(self.base_gfn);
         let end = end.min(self.base_gfn + self.npages);
         let heads = if start < end {
-            let end = if mutant::active(Mutant::UnalignedStep) {
-                // The last GFN that steps of a huge page from `start` reach.
-                let step = 1 << ((level - 1) * TABLE_SHIFT);
-                start + (end - 1 - start) / step * step + 1
-            } else {
-                end
-            };
             let first = gfn_to_index(start, self.base_gfn, level);
             let last = gfn_to_index(end - 1, self.base_gfn, level);
             &self.heads[level as usize - 1][first..=last]

@@ -497,21 +497,15 @@ impl Shadow {
     /// Zap a leaf, *then* take it out of its rmap (`drop_spte()`). The other
     /// way round an ager or an invalidation could miss a live SPTE.
     fn drop_spte(&self, ctx: Ctx<'_>, state: &State, ptr: SptePtr) {
-<<<<<<< HEAD
-        let late = mutant::active(Mutant::ZapAfterUnlink);
-        if late && spte::is_present(self.read(ptr)) {
-            self.rmap_remove(ctx, state, ptr);
-=======
         if mutant::active(Mutant::ZapAfterUnlink) {
             if spte::is_present(self.read(ptr)) {
                 self.rmap_remove(ctx, state, ptr);
             }
             self.spte_clear_track(ctx.vm, ctx.cpu, ptr);
             return;
->>>>>>> main
         }
         let old = self.spte_clear_track(ctx.vm, ctx.cpu, ptr);
-        if spte::is_present(old) && !late {
+        if spte::is_present(old) {
             self.rmap_remove(ctx, state, ptr);
         }
     }

@@ -466,76 +466,34 @@ impl SpteFormat {
         // Relaxed: the verdict needs no other memory; the frame is looked up
         // only after the atomic operation below.
         let seen = word.load(Ordering::Relaxed);
-<<<<<<< HEAD
         let any = mutant::active(Mutant::AgeNonPresent) && seen & self.accessed != 0;
-        if !self.is_young_leaf(seen, level) && !any {
-            return Aged {
-                young: false,
-                old: seen,
-                new: seen,
-                write: Write::None,
-            };
-=======
-        if self.is_young_leaf(seen, level) {
+        if any || self.is_young_leaf(seen, level) {
             self.age_young(word, seen)
         } else {
             Aged::old(seen)
->>>>>>> main
         }
     }
 
     /// [`age`](Self::age) for an entry that was seen to be a young leaf.
     #[inline]
     pub fn age_young(&self, word: &AtomicU64, seen: u64) -> Aged {
-<<<<<<< HEAD
-        if ad_enabled(seen) {
-            if mutant::active(Mutant::AgeByStore) {
-                word.store(seen & !self.accessed, Ordering::Release);
-                return Aged {
-                    young: true,
-                    old: seen,
-                    new: seen & !self.accessed,
-                    write: Write::FetchAnd,
-                };
-            }
-            // AcqRel: as every change of an entry, so that who reads the frame
-            // afterwards sees what was done before the entry was made.
-            let old = word.fetch_and(!self.accessed, Ordering::AcqRel);
-            return Aged {
-                young: true,
-                old,
-                new: old & !self.accessed,
-                write: Write::FetchAnd,
-            };
-        }
-        let new = self.mark_old(seen);
-        match word.compare_exchange(seen, new, Ordering::AcqRel, Ordering::Relaxed) {
-            Ok(old) => Aged {
-                young: true,
-                old,
-                new,
-                write: Write::Exchanged,
-            },
-            Err(now) if mutant::active(Mutant::CasRetryForever) => Aged {
-                young: true,
-                ..self.age_young(word, now)
-            },
-            Err(now) => Aged {
-                young: true,
-                old: now,
-                new: now,
-                write: Write::ExchangeFailed,
-            },
-=======
         let (old, new, write) = if ad_enabled(seen) {
             // AcqRel: as every change of an entry, so that who reads the frame
             // afterwards sees what was done before the entry was made.
-            let old = word.fetch_and(!self.accessed, Ordering::AcqRel);
+            let old = if mutant::active(Mutant::AgeByStore) {
+                word.store(seen & !self.accessed, Ordering::Release);
+                seen
+            } else {
+                word.fetch_and(!self.accessed, Ordering::AcqRel)
+            };
             (old, old & !self.accessed, Write::FetchAnd)
         } else {
             let new = self.mark_old(seen);
             match word.compare_exchange(seen, new, Ordering::AcqRel, Ordering::Relaxed) {
                 Ok(old) => (old, new, Write::Exchanged),
+                Err(now) if mutant::active(Mutant::CasRetryForever) => {
+                    return self.age_young(word, now);
+                }
                 Err(now) => (now, now, Write::ExchangeFailed),
             }
         };
@@ -544,7 +502,6 @@ impl SpteFormat {
             old,
             new,
             write,
->>>>>>> main
         }
     }
 

@@ -16,13 +16,8 @@
 
 use super::fault::PageFault;
 use super::spte::{
-<<<<<<< HEAD
-    self, AD_DISABLED, LEVEL_2M, LEVEL_4K, Leaf, WRITABLE, gfn_index, is_frozen, is_last,
-    is_present, is_present_leaf, is_writable, pages_per, round_gfn,
-=======
-    self, FROZEN, LEVEL_2M, LEVEL_4K, Leaf, WRITABLE, gfn_index, is_frozen, is_last, is_present,
+    self, LEVEL_2M, LEVEL_4K, Leaf, WRITABLE, gfn_index, is_frozen, is_last, is_present,
     is_present_leaf, is_writable, pages_per, round_gfn,
->>>>>>> main
 };
 use super::{GuestMmu, Translation, Walk};
 use crate::cpu::Cpu;

@@ -65,24 +65,12 @@ impl Shadow {
         level: u32,
         test: bool,
     ) -> bool {
-<<<<<<< HEAD
-=======
-        let mut value = head.lock(&cpu.counters);
-        let held = value != 0;
-        if !held {
-            // Not held, so not walked, whatever the head says by now.
-            if !mutant::active(Mutant::RereadHead) {
-                return false;
-            }
-            value = head.value();
-        }
->>>>>>> main
         let format = vm.format();
         let mut young = false;
         self.descs.for_each_lockless(&cpu.counters, head, |ptr| {
             cpu.count(Counter::SpteLoads);
             if mutant::active(Mutant::PreemptOn) {
-                crate::sync::thread::yield_now();
+                crate::sync::thread::lose_time_slice();
             }
             let word = self.word(ptr);
             // Relaxed: the verdict needs no other memory. An SPTE that is
@@ -106,15 +94,8 @@ impl Shadow {
                 // page may have been written.
                 vm.set_pfn_dirty(cpu, spte::pfn(seen));
             }
-<<<<<<< HEAD
             true
         });
-=======
-        }
-        if held {
-            head.unlock_readonly(value);
-        }
->>>>>>> main
         young
     }
 
