@@ -16,7 +16,7 @@
 
 use super::fault::PageFault;
 use super::spte::{
-    self, FROZEN, LEVEL_2M, LEVEL_4K, Leaf, WRITABLE, gfn_index, is_frozen, is_last, is_present,
+    self, LEVEL_2M, LEVEL_4K, Leaf, WRITABLE, gfn_index, is_frozen, is_last, is_present,
     is_present_leaf, is_writable, pages_per, round_gfn,
 };
 use super::{GuestMmu, Translation, Walk};
@@ -27,6 +27,7 @@ use crate::kvm::protocol::TdpAging;
 use crate::kvm::vcpu::Vcpu;
 use crate::kvm::vm::Vm;
 use crate::mm::Pfn;
+use crate::mutant::{self, Mutant};
 use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use crate::sync::lock::SpinLock;
 use crate::sync::rcu::{Guard, RcuCell};
@@ -215,7 +216,12 @@ impl TdpMmu {
             .root_count
             .fetch_sub(1, Ordering::AcqRel);
         debug_assert!(before > 0, "root {root:?} was put once too often");
-        if before != 1 {
+        let last = if mutant::active(Mutant::FreeByLoser) {
+            self.tables.meta(root).root_count.load(Ordering::Relaxed) == 0
+        } else {
+            before == 1
+        };
+        if !last {
             return;
         }
         debug_assert!(self.is_root_invalid(root));
@@ -323,8 +329,15 @@ impl TdpMmu {
 
     fn free_deferred(&self, cpu: &Cpu, tables: Vec<TableId>) {
         let arena = Arc::clone(&self.tables);
+        if mutant::active(Mutant::NoRcuDelay) {
+            return tables.into_iter().for_each(|table| arena.free(table));
+        }
         cpu.rcu.lock().defer(move || {
             for table in tables {
+                debug_assert!(
+                    (arena.entries(table).iter()).all(|e| !is_present(e.load(Ordering::Relaxed))),
+                    "a mapping was put into {table:?}, which was unlinked"
+                );
                 arena.free(table);
             }
         });
@@ -376,7 +389,8 @@ impl TdpMmu {
         );
         if was_leaf {
             let gone = !is_present(new) || pfn_changed;
-            if format.is_dirty(old) && (gone || !format.is_dirty(new)) {
+            let passed_on = !mutant::active(Mutant::ZapDropsDirty);
+            if format.is_dirty(old) && passed_on && (gone || !format.is_dirty(new)) {
                 vm.set_pfn_dirty(cpu, spte::pfn(old));
             }
             if format.is_accessed(old) && (gone || !format.is_accessed(new)) {
@@ -415,7 +429,7 @@ impl TdpMmu {
                 // thread, which will be quick.
                 let backoff = Backoff::new();
                 loop {
-                    let old = word.swap(FROZEN, Ordering::AcqRel);
+                    let old = word.swap(spte::frozen(), Ordering::AcqRel);
                     if !is_frozen(old) {
                         break old;
                     }
@@ -427,7 +441,7 @@ impl TdpMmu {
                 if !is_present(word.load(Ordering::Relaxed)) {
                     continue;
                 }
-                word.swap(FROZEN, Ordering::AcqRel)
+                word.swap(spte::frozen(), Ordering::AcqRel)
             };
             let at = Change {
                 as_id,
@@ -436,7 +450,7 @@ impl TdpMmu {
                 shared,
             };
             if is_present(old) {
-                self.handle_changed(vm, cpu, gather, old, FROZEN, at);
+                self.handle_changed(vm, cpu, gather, old, spte::frozen(), at);
             }
         }
         gather.0.push(table);
@@ -459,7 +473,9 @@ impl TdpMmu {
         cpu.count(Counter::SpteCas);
         // Release: publishes a table's contents; pairs with the acquire of
         // walks. Acquire: as in `handle_removed`.
-        if word
+        if mutant::active(Mutant::FaultByStore) && !is_present(old) {
+            word.store(new, Ordering::Release);
+        } else if word
             .compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed)
             .is_err()
         {
@@ -822,7 +838,13 @@ impl TdpMmu {
                     }
                     // An exchange: hardware and agers still write the word.
                     // AcqRel: as in `handle_removed`.
-                    let old = word.swap(0, Ordering::AcqRel);
+                    let old = if mutant::active(Mutant::PlainLeafWrite) {
+                        let old = word.load(Ordering::Relaxed);
+                        word.store(0, Ordering::Release);
+                        old
+                    } else {
+                        word.swap(0, Ordering::AcqRel)
+                    };
                     let at = Change {
                         as_id,
                         gfn: gfn + i as u64,
@@ -1121,7 +1143,8 @@ impl TdpMmu {
             }
             let slots = vm.memslots.load(vcpu.as_id, &guard);
             let slot = slots.by_gfn(gfn)?;
-            if write && format.is_mmu_writable(old) {
+            let restores_w = write || mutant::active(Mutant::RestoreWritable);
+            if restores_w && format.is_mmu_writable(old) {
                 // A huge page is split first when writes are logged by page.
                 if level > LEVEL_4K && slot.logs_dirty() {
                     return None;
