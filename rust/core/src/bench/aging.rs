@@ -28,14 +28,24 @@ fn pass(guest: &Guest, young: bool) -> Result<Sample> {
     let found = counted.get(Counter::MmLeafYoung);
     let asked =
         counted.get(Counter::NotifierClearYoungFast) + counted.get(Counter::NotifierClearYoungSlow);
-    let expected = if young { guest.pages } else { 0 };
-    if !stats.advanced || found != expected || asked != guest.pages {
+    // A guest on the shadow MMU keeps page tables of its own in memory.
+    let Some(own) = asked
+        .checked_sub(guest.pages)
+        .filter(|&own| own <= guest.pages / 64)
+    else {
         return Err(wrong(format!(
-            "a pass over {} pages, {expected} of them young, asked {asked} times and found {found}",
+            "a pass over {} pages asked {asked} times",
+            guest.pages
+        )));
+    };
+    let expected = if young { guest.pages } else { 0 };
+    if !stats.advanced || !(expected..=expected + own).contains(&found) {
+        return Err(wrong(format!(
+            "a pass over {} pages, {expected} of them young, found {found}",
             guest.pages
         )));
     }
-    Ok(Sample::per_item(ns, guest.pages, counted))
+    Ok(Sample::per_item(ns, asked, counted))
 }
 
 fn populated(protocol: Protocol, mmu: MmuKind, pages: u64) -> Result<Guest> {

@@ -440,11 +440,31 @@ impl Spaces {
     /// If `guard` is a section of another host's domain.
     #[inline]
     pub fn load<'g>(&'g self, as_id: usize, guard: &'g Guard<'_>) -> &'g Memslots {
+        self.check_section(guard);
+        self.active(&self.spaces[as_id], guard)
+    }
+
+    /// The active set of every address space, in order.
+    ///
+    /// # Panics
+    /// As [`load`](Self::load).
+    #[inline]
+    pub fn load_all<'g>(&'g self, guard: &'g Guard<'_>) -> impl Iterator<Item = &'g Memslots> {
+        self.check_section(guard);
+        self.spaces.iter().map(|space| self.active(space, guard))
+    }
+
+    #[inline]
+    fn check_section(&self, guard: &Guard<'_>) {
         assert!(
             self.rcu.owns(guard),
             "memslots were read in a section of another host"
         );
-        let space = &self.spaces[as_id];
+    }
+
+    /// `guard` is a section of `self.rcu`.
+    #[inline]
+    fn active<'g>(&'g self, space: &'g AddressSpaceSlots, _guard: &'g Guard<'_>) -> &'g Memslots {
         // Acquire: pairs with the release store in `swap`.
         let active = space.active.load(Ordering::Acquire);
         // SAFETY: the set was active inside this section, which is one of the

@@ -391,24 +391,17 @@ impl Vm {
             lockless,
             fast_only,
         } = range;
-        if end <= start {
-            return Err(Error::invalid(format!(
-                "walk of memslots over [{start:#x}, {end:#x}): the range is empty"
-            )));
-        }
-        if handler.is_none() && on_lock.is_none() {
-            return Err(Error::invalid(
-                "walk of memslots with neither a handler nor on_lock",
-            ));
-        }
-        if lockless && on_lock.is_some() {
-            return Err(Error::invalid("lockless walk of memslots with on_lock"));
+        if end <= start
+            || (handler.is_none() && on_lock.is_none())
+            || (lockless && on_lock.is_some())
+        {
+            return Err(refused(start, end, lockless));
         }
         let mut result = HvaResult::default();
         let mut locked = None;
         let guard = cpu.rcu.lock();
-        'walk: for as_id in 0..self.memslots.len() {
-            for slot in self.memslots.load(as_id, &guard).in_hva_range(start, end) {
+        'walk: for slots in self.memslots.load_all(&guard) {
+            for slot in slots.in_hva_range(start, end) {
                 if !result.found_memslot {
                     result.found_memslot = true;
                     if !lockless {
@@ -442,6 +435,18 @@ impl Vm {
         drop(locked);
         Ok(result)
     }
+}
+
+/// Why a walk of memslots was refused.
+#[cold]
+fn refused(start: u64, end: u64, lockless: bool) -> Error {
+    Error::invalid(if end <= start {
+        format!("walk of memslots over [{start:#x}, {end:#x}): the range is empty")
+    } else if lockless {
+        "lockless walk of memslots with on_lock, or with no handler".into()
+    } else {
+        "walk of memslots with neither a handler nor on_lock".into()
+    })
 }
 
 // ---- memslots ----

@@ -224,6 +224,10 @@ impl<'a> Parts<'a> {
         self.hva + gfn * PAGE_SIZE
     }
 
+    pub fn tdp(&self) -> &TdpMmu {
+        self.vm.tdp.as_ref().expect("the VM has the TDP MMU")
+    }
+
     pub fn age(&self, cpu: &Cpu, gfn: u64, pages: u64) -> bool {
         let (start, end) = (self.hva_of(gfn), self.hva_of(gfn + pages));
         self.mm.notifiers.clear_young(cpu, start, end, false)

@@ -577,14 +577,16 @@ impl TdpMmu {
 
     /// The lowest entry on the way to `gfn`: its level and word. The caller is
     /// in an RCU section or in guest mode.
+    #[inline]
     fn lookup(&self, root: TableId, gfn: u64) -> Option<(u32, &AtomicU64)> {
         let (mut level, limit) = self.reach(root);
         if gfn >= limit {
             return None;
         }
+        let tables = &*self.tables;
         let mut table = root;
         loop {
-            let word = &self.tables.entries(table)[gfn_index(gfn, level)];
+            let word = &tables.entries(table)[gfn_index(gfn, level)];
             let spte = word.load(Ordering::Acquire);
             if level == LEVEL_4K || !is_present(spte) || is_last(spte, level) {
                 return Some((level, word));
@@ -675,12 +677,38 @@ impl TdpMmu {
         let guard = cpu.rcu.lock();
         let mut young = false;
         for root in self.roots_of(&guard, as_id, vm.protocol().all_roots) {
+            // What an aging walk of the primary asks, once a page.
+            if range.end - range.start == 1 {
+                young |= self.age_page(vm, cpu, root, as_id, range.start, locked);
+                continue;
+            }
             self.for_each_run(cpu, root, range.start, range.end, |level, gfn, words| {
                 young |= Self::age_run(vm, cpu, as_id, level, gfn, words, locked);
                 true
             });
         }
         young
+    }
+
+    /// Age what maps one page, by one walk from the root.
+    #[inline]
+    fn age_page(
+        &self,
+        vm: &Vm,
+        cpu: &Cpu,
+        root: TableId,
+        as_id: u32,
+        gfn: u64,
+        locked: bool,
+    ) -> bool {
+        let Some((level, word)) = self.lookup(root, gfn) else {
+            return false;
+        };
+        if word.load(Ordering::Relaxed) == POISON {
+            cpu.count(Counter::PoisonReads);
+        }
+        let run = std::slice::from_ref(word);
+        Self::age_run(vm, cpu, as_id, level, round_gfn(gfn, level), run, locked)
     }
 
     #[inline]

@@ -8,6 +8,7 @@ use crate::kvm::mmu::rmap::{RmapHead, SlotRmaps};
 use crate::kvm::mmu::spte::{self, Aged, LEVEL_1G, LEVEL_4K, Write};
 use crate::kvm::protocol::ShadowNoAd;
 use crate::kvm::vm::Vm;
+use crate::mutant::{self, Mutant};
 use crate::sync::atomic::Ordering;
 use crate::trace::Counter;
 
@@ -36,6 +37,14 @@ impl Shadow {
     ) -> bool {
         let mut young = false;
         for level in LEVEL_4K..=LEVEL_1G {
+            if mutant::active(Mutant::UnalignedStep) {
+                let step = spte::pages_per(level) as usize;
+                for gfn in (range.start..range.end).step_by(step) {
+                    let head = rmaps.head(gfn, level);
+                    young |= self.age_head_lockless(vm, cpu, head, level, test);
+                }
+                continue;
+            }
             for head in rmaps.range(level, range.start, range.end) {
                 young |= self.age_head_lockless(vm, cpu, head, level, test);
                 if young && test {
@@ -56,16 +65,22 @@ impl Shadow {
         level: u32,
         test: bool,
     ) -> bool {
-        let value = head.lock(&cpu.counters);
-        if value == 0 {
-            // Not held, so not walked, whatever the head says by now: mutant
-            // `reread-head`.
-            return false;
+        let mut value = head.lock(&cpu.counters);
+        let held = value != 0;
+        if !held {
+            // Not held, so not walked, whatever the head says by now.
+            if !mutant::active(Mutant::RereadHead) {
+                return false;
+            }
+            value = head.value();
         }
         let format = vm.format();
         let mut young = false;
         for ptr in self.descs.iter(&cpu.counters, value) {
             cpu.count(Counter::SpteLoads);
+            if mutant::active(Mutant::PreemptOn) {
+                crate::sync::thread::yield_now();
+            }
             let word = self.word(ptr);
             // Relaxed: the verdict needs no other memory. An SPTE that is
             // being zapped reads as not present, and is skipped.
@@ -89,7 +104,9 @@ impl Shadow {
                 vm.set_pfn_dirty(cpu, spte::pfn(seen));
             }
         }
-        head.unlock_readonly(value);
+        if held {
+            head.unlock_readonly(value);
+        }
         young
     }
 
