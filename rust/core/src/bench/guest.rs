@@ -110,11 +110,6 @@ impl Guest {
                 },
             )?;
         }
-        if config.mmu == MmuKind::Nested {
-            for vcpu in 0..config.vcpus {
-                vm.set_guest_mode(&cpu, vcpu, true)?;
-            }
-        }
         drop(cpu);
         Ok(Guest {
             host,
@@ -128,13 +123,6 @@ impl Guest {
     /// The memory cgroup that its pages are charged to.
     pub fn memcg(&self) -> &Memcg {
         &self.mm.memcg
-    }
-
-    /// Pages that the guest keeps its own page tables in, beside
-    /// [`pages`](Self::pages).
-    pub fn table_pages(&self) -> u64 {
-        let shadow = self.vm.shadow.as_ref();
-        shadow.map_or(0, |shadow| shadow.memory.frames() as u64)
     }
 
     /// One past the last byte of its memory in the process.
@@ -192,8 +180,4 @@ pub(super) fn sequential(start: u64, end: u64) -> Result<Stream> {
 }
 
 /// The MMUs that suites go through, and what users call them.
-pub(super) const MMUS: &[(&str, MmuKind)] = &[
-    ("tdp", MmuKind::Tdp),
-    ("shadow", MmuKind::Shadow),
-    ("nested", MmuKind::Nested),
-];
+pub(super) const MMUS: &[(&str, MmuKind)] = &[("tdp", MmuKind::Tdp), ("shadow", MmuKind::Shadow)];
