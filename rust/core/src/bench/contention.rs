@@ -71,7 +71,7 @@ struct Setup {
 }
 
 pub(super) fn run(stage: &mut Stage<'_>) -> Result<()> {
-    let options = stage.options;
+    let options = stage.options.clone();
     let affinity = stage.affinity.clone();
     let counts: &[u64] = options.pick(
         &[1, 2][..],
@@ -241,7 +241,9 @@ fn check(guest: &Guest, vcpus: &CounterValues, aging: &Aging) -> Result<()> {
     let accesses = vcpus.get(Counter::GuestAccesses);
     let usage = guest.memcg().usage();
     let poison = vcpus.get(Counter::PoisonReads) + aging.counters.get(Counter::PoisonReads);
-    if accesses != guest.pages || usage != guest.pages || poison != 0 {
+    // A guest on the shadow MMU keeps page tables of its own in memory.
+    let own = usage.checked_sub(guest.pages);
+    if accesses != guest.pages || own.is_none_or(|own| own > guest.pages / 64) || poison != 0 {
         return Err(wrong(format!(
             "{} pages were populated by {accesses} accesses; {usage} are charged, and freed \
              tables were met {poison} times",

@@ -220,7 +220,7 @@ fn next_step(cpu: &Cpu, memcg: &Memcg, lruvec: &LruVec, sc: &ScanControl, can_sw
     let (native, total) = should_run_aging(lruvec, max_seq, can_swap);
     let advice = cpu.host().lru_gen.policy.ask(|policy| {
         // Without a generation to evict there is nothing to decide.
-        (native && total == 0) || policy.should_age(&View::new(lruvec), can_swap)
+        (native && total == 0) || policy.should_age(&View::new(cpu, lruvec), can_swap)
     });
     // At the default priority, try to get away without.
     if !advice || sc.priority == DEF_PRIORITY {

@@ -193,9 +193,14 @@ impl Machine {
         self.vm.destroy(&self.cpu).expect("destroyed once");
         self.host.rcu.barrier();
         let counters = self.cpu.counters.snapshot();
-        assert_eq!(self.tdp().tables.live(), 0, "every table was freed");
         assert_eq!(counters.get(Counter::PoisonReads), 0);
-        assert!(self.tdp().roots(&self.cpu).is_empty());
+        if let Some(tdp) = &self.vm.tdp {
+            assert_eq!(tdp.tables.live(), 0, "every table was freed");
+            assert!(tdp.roots(&self.cpu).is_empty());
+        }
+        if let Some(shadow) = &self.vm.shadow {
+            assert_eq!(shadow.tables().live(), 0, "every shadow page was freed");
+        }
     }
 }
 
@@ -222,6 +227,10 @@ impl Machine {
 impl<'a> Parts<'a> {
     pub fn hva_of(&self, gfn: u64) -> u64 {
         self.hva + gfn * PAGE_SIZE
+    }
+
+    pub fn tdp(&self) -> &TdpMmu {
+        self.vm.tdp.as_ref().expect("the VM has the TDP MMU")
     }
 
     pub fn age(&self, cpu: &Cpu, gfn: u64, pages: u64) -> bool {
