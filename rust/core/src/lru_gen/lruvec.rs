@@ -13,6 +13,7 @@
 use super::filter::BloomFilter;
 use crate::mm::folio::{Pfn, Word};
 use crate::mm::memory::{MAX_FRAMES, PhysMem};
+use crate::mutant::{self, Mutant};
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::lock::Mutex;
 
@@ -313,7 +314,12 @@ impl LruVec {
         self.timestamps[gen_from_seq(next)].store(now_ns, Ordering::Relaxed);
         // Release: whoever sees the new number sees its birth time and the
         // emptied generation that it reuses; pairs with `max_seq`.
-        self.max_seq.store(next, Ordering::Release);
+        let order = if mutant::active(Mutant::MaxSeqRelaxed) {
+            Ordering::Relaxed
+        } else {
+            Ordering::Release
+        };
+        self.max_seq.store(next, order);
     }
 
     /// Retire the oldest generations of a type below `seq`.
