@@ -19,5 +19,7 @@ mod folio;
 mod notifier;
 #[path = "protocols/rmap.rs"]
 mod rmap;
+#[path = "protocols/shadow.rs"]
+mod shadow;
 #[path = "protocols/tdp.rs"]
 mod tdp;

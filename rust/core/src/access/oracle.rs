@@ -120,7 +120,7 @@ pub fn optimal(pages: &[u32], capacity: u64, every: u64, window: u64, when: When
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rand::{Rng, SeedableRng};
+    use rand::{RngCore, SeedableRng};
     use rand_xoshiro::Xoshiro256PlusPlus;
 
     fn sum(ticks: &[Tick]) -> Tick {

@@ -71,7 +71,7 @@ struct Setup {
 }
 
 pub(super) fn run(stage: &mut Stage<'_>) -> Result<()> {
-    let options = stage.options;
+    let options = stage.options.clone();
     let affinity = stage.affinity.clone();
     let counts: &[u64] = options.pick(
         &[1, 2][..],

@@ -151,7 +151,7 @@ fn counted(flat: &Flat, young: u64, write: Option<Write>) -> CounterValues {
 }
 
 pub(super) fn run(stage: &mut Stage<'_>) -> Result<()> {
-    let options = stage.options;
+    let options = stage.options.clone();
     let affinity = &stage.affinity.clone();
     let sizes: &[usize] = options.pick(
         &[1 << 12][..],

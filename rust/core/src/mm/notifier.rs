@@ -7,6 +7,7 @@
 use super::Mm;
 use crate::cpu::Cpu;
 use crate::error::{Errno, Error, Result};
+use crate::mutant::{self, Mutant};
 use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use crate::sync::lock::Mutex;
 use crate::sync::rcu::{Domain, RcuCell, Reader};
@@ -350,7 +351,9 @@ impl Mm {
                 "the notifier is not registered with this mm",
             ));
         }
-        cpu.host().srcu.synchronize();
+        if !mutant::active(Mutant::NoUnregisterWait) {
+            cpu.host().srcu.synchronize();
+        }
         Ok(())
     }
 
