@@ -1,5 +1,7 @@
 """Reclaim through the public interface: files, policies, faults injected."""
 
+# ruff: noqa: PT017 - what is wrong may be raised, or not.
+
 from __future__ import annotations
 
 import errno
@@ -85,7 +87,7 @@ def test_errors_have_the_kernels_numbers():
         (lru, f"+ {number} 1 3", errno.EINVAL, "node"),
         (lru, "+ 77 0 3", errno.EINVAL, "memcg"),
         (lru, "", errno.EINVAL, "a command"),
-        (lru, f"- {number} 0 0, ! {number} 0 0", errno.EINVAL, "column 11"),
+        (lru, f"- {number} 0 0, ! {number} 0 0", errno.EINVAL, r"column 10: expected \+ or -"),
     ]
     for file, text, number_, message in cases:
         with pytest.raises(OSError, match=message) as caught:
@@ -130,9 +132,9 @@ def test_what_a_real_machine_printed_becomes_the_same_objects():
     assert root.nodes[0].nr_pages == 13452 + 12 + 1802 + 8129 + 91022
     assert root.totals()[0] == yb.Generation(0, 999954652, 0, 0)
     assert guest.to_dict()["nodes"][0]["node"] == 0
-    with pytest.raises(yb.FormatError, match=r"<text>: line 14, column \d+") as caught:
+    with pytest.raises(yb.FormatError, match=r'<text>: line 13, column 43: .*"-0"') as caught:
         lru_gen.parse(REAL)
-    assert caught.value.line == 14
+    assert (caught.value.line, caught.value.column) == (13, 43)
 
 
 @pytest.mark.parametrize("asks", ["none", "accurate", "fast_only"])
@@ -184,9 +186,9 @@ class Asked(lru_gen.Policy):
         self.views.append(view)
         return super().choose(view, swappiness, may_io, kernel)
 
-    def tier(self, view, type, kernel):
+    def tier(self, view, kind, kernel):
         assert 0 <= kernel <= 3
-        assert len(view.positions(type)) == 4
+        assert len(view.positions(kind)) == 4
         return kernel
 
     def should_age(self, view, can_swap, kernel):
@@ -206,7 +208,7 @@ def test_a_policy_that_agrees_with_the_kernel_changes_nothing():
     assert view.pages[-1][0] == view.max_seq
     assert view.min_seq[0] == view.pages[0][0]
     assert sum(anon for _, anon, _ in view.pages) <= 1024
-    with pytest.raises(ValueError, match="'rope' is none of"):
+    with pytest.raises(ValueError, match='"rope" is none of'):
         view.positions("rope")
 
 
@@ -226,7 +228,12 @@ def test_when_to_age_can_be_decided():
         host, vm = machine("8M")
         host.policy = policy
         vm.run(access.sequential(write=True))
-        vm.memcg.files["memory.reclaim"].write("1M")
+        try:
+            vm.memcg.files["memory.reclaim"].write("1M")
+        except BlockingIOError:
+            # Nothing ever grows old enough to go; nor does it when every try at
+            # it makes a new generation instead.
+            assert policy is not None
         ages[type(policy)] = host.lru_gen(vm.memcg).generations().max_seq
         host.check()
     assert ages[Eager] > ages[type(None)] >= ages[Never]
@@ -259,7 +266,7 @@ def test_which_type_goes_can_be_decided(policy, kept):
 
 
 class Nothing(lru_gen.Policy):
-    def tier(self, view, type, kernel):
+    def tier(self, view, kind, kernel):
         return 0
 
 
@@ -300,7 +307,7 @@ class Broken(lru_gen.Policy):
         ("tier", -1, TypeError, "returned -1"),
         ("should_age", 1, TypeError, r"should_age\(\) returned 1, expected a bool"),
         ("choose", ZeroDivisionError("mine"), ZeroDivisionError, "mine"),
-        ("tier", KeyboardInterrupt(), KeyboardInterrupt, ""),
+        ("tier", KeyboardInterrupt("mine"), KeyboardInterrupt, "mine"),
         ("should_age", ValueError("mine"), ValueError, "mine"),
     ],
     ids=str,
@@ -360,7 +367,9 @@ def test_out_of_frames_without_swap():
     assert host.counters["oom"] > 0
     host.check()
     # What is there still works.
-    vm.run(access.sequential(write=True, region=(0, "1M")))
+    there = (vm.page_generations() >= 0).nonzero()[0]
+    assert len(there) > 2048
+    vm.run(access.arrays(there, True))
     host.check()
 
 
@@ -398,7 +407,8 @@ def test_failing_writeback_loses_nothing():
     host.check()
     swapped = host.counters["pswpout"]
     # Those that failed are in memory still, and go the next time.
-    assert (vm.page_generations() >= 0).sum() >= 2048 - swapped
+    lru = host.lru_gen(vm.memcg)
+    assert lru.generations().nr_pages == 2048 - swapped > 300
     host.fail_swap_writes(0)
     for _ in range(4):
         evict(host, vm.memcg, 1024)
@@ -441,17 +451,17 @@ def test_a_notifier_that_raises_while_reclaim_runs(name, after, how):
     lru.age()
     lru.age()
     vm.run(access.strided(3))
-    with vm.mm.register(Raises(name, after)), pytest.raises(RuntimeError, match="^no$"):
-        if how == "evict":
-            evict_now(host, vm, 1024)
-        elif how == "reclaim":
-            vm.memcg.files["memory.reclaim"].write("4M")
-        elif how == "max":
-            vm.memcg.files["memory.max"].write("4M")
-        else:
-            vm.memcg.files["memory.max"].write("8M")
-            other = vm.mm.mmap("4M")
-            vm.mm.touch(other, "4M", write=True)
+    if how == "guest":
+        vm.memcg.files["memory.max"].write("8M")
+    other = vm.mm.mmap("4M")
+    reclaims = {
+        "evict": lambda: evict_now(host, vm, 1024),
+        "reclaim": lambda: vm.memcg.files["memory.reclaim"].write("4M"),
+        "max": lambda: vm.memcg.files["memory.max"].write("4M"),
+        "guest": lambda: vm.mm.touch(other, "4M", write=True),
+    }
+    with vm.mm.register(Raises(name, after)), pytest.raises(RuntimeError, match=r"^no$"):
+        reclaims[how]()
     host.check()
     vm.memcg.files["memory.max"].write("max")
     evict(host, vm.memcg, 512)
@@ -555,7 +565,7 @@ def test_live_guests_agers_and_reclaimers_lose_nothing():
                     except OSError as error:
                         # The other presser was faster.
                         assert error.errno in (errno.EINVAL, errno.ERANGE), error
-        except BaseException as error:  # noqa: BLE001
+        except BaseException as error:
             failures.append(error)
 
     threads = [threading.Thread(target=press) for _ in range(2)]

@@ -1,5 +1,7 @@
 """Arbitrary bytes: an error with line and column, or what is meant; never a panic."""
 
+# ruff: noqa: PT017 - a text may be refused, or not.
+
 from __future__ import annotations
 
 import errno
@@ -17,11 +19,12 @@ from youngbit.errors import format_errors
 DATA = Path(__file__).parent / "data" / "conformance"
 PLACE = re.compile(r"line [1-9]\d*, column [1-9]\d*: expected ")
 
-WORDS = st.sampled_from(
-    "memcg node + - 0 1 3 4 -1 200 201 99999999999999999999 0x10 x 5r 5R , ; \n \r \t # map A B"
-    " anon file filernd shmem touch vtouch read vm vm2 vmslot vmdel vmre age evict min raw memset"
-    " memory.max write check sleep snap w r 8 4096 %ID %MAX".split(" ")
-)
+VOCABULARY = """
+    memcg node + - 0 1 3 4 -1 200 201 99999999999999999999 0x10 x 5r 5R , ; # A B map anon file
+    filernd shmem touch vtouch read vm vm2 vmslot vmdel vmre age evict min raw memset memory.max
+    write check sleep snap w r 8 4096 %ID %MAX
+"""
+WORDS = st.sampled_from([*VOCABULARY.split(), "\n", "\r", "\t"])
 SOUP = st.lists(WORDS, max_size=60).map(lambda words: " ".join(words).encode())
 SEEDS = [file.read_bytes() for file in sorted((DATA / "scenarios").glob("*.scn"))]
 
