@@ -26,7 +26,7 @@ $(DEPS):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "youngbit needs Python 3.10 or newer, found: $$($(PYTHON) -VV)" >&2; exit 1; }
 	@$(CARGO) --version >/dev/null || { echo "youngbit needs cargo, see https://rustup.rs" >&2; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV)
-	$(PY) -m pip install --quiet "pip==26.2" 2>/dev/null || $(PY) -m pip install --quiet "pip>=25.1"
+	$(PY) -m pip install --quiet --upgrade "pip>=25.1"
 	$(PY) -m pip install --quiet --group dev --group bench numpy click rich
 	@touch $@
 
@@ -58,7 +58,7 @@ soak: build      ## long tests
 	$(PY) -m pytest -m soak --timeout 7200
 
 bench: build     ## time the core and the package
-	$(CARGO) bench --locked -p youngbit-core
+	$(CARGO) bench --locked -p youngbit-benches
 	$(PY) -m pytest benches --benchmark-only
 
 wheel: $(DEPS)   ## build a wheel into dist/
@@ -66,6 +66,7 @@ wheel: $(DEPS)   ## build a wheel into dist/
 	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(PY) -m maturin build --release --locked --out dist
 
 wheel-check: wheel ## install the wheel into an empty environment and run it there
+	@mkdir -p $(OUT)
 	$(PYTHON) -m venv --clear $(OUT)/wheel-env
 	$(OUT)/wheel-env/bin/python -m pip install --quiet dist/*.whl
 	cd $(OUT) && env -i wheel-env/bin/youngbit access-tracking -l -b 16M

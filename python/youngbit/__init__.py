@@ -7,12 +7,13 @@ and read what each pass found and cost.
 
 from __future__ import annotations
 
-from . import access, defaults, errors, sizes, traces
+from . import access, defaults, errors, lru_gen, oracle, sizes, traces
 from ._core import build_info
-from .errors import TraceError
+from .errors import FormatError, TraceError
 from .machine import (
     AgeStats,
     Generation,
+    GenerationDetail,
     Generations,
     Host,
     IdleStats,
@@ -31,7 +32,9 @@ __version__: str = build_info()["version"]
 
 __all__ = [
     "AgeStats",
+    "FormatError",
     "Generation",
+    "GenerationDetail",
     "Generations",
     "Host",
     "IdleStats",
@@ -50,6 +53,8 @@ __all__ = [
     "build_info",
     "defaults",
     "errors",
+    "lru_gen",
+    "oracle",
     "sizes",
     "traces",
 ]

@@ -7,9 +7,49 @@ that is no size, is ``ValueError`` or ``TypeError``.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os import PathLike, fspath
 
-__all__ = ["TraceError"]
+__all__ = ["FormatError", "TraceError"]
+
+
+class FormatError(ValueError):
+    """A text cannot be read: a scenario, a recording, or a histogram.
+
+    Attributes:
+        source: The file, or what else the text is.
+        line: The line, from 1.
+        column: The column in it, from 1, in bytes.
+        problem: What was expected there, and what was found.
+
+    """
+
+    def __init__(self, source: str, line: int, column: int, problem: str) -> None:
+        self.source = source
+        self.line = line
+        self.column = column
+        self.problem = problem
+        super().__init__(source, line, column, problem)
+
+    def __str__(self) -> str:
+        return f"{self.source}: line {self.line}, column {self.column}: {self.problem}"
+
+
+_PLACE = re.compile(r"line (\d+), column (\d+): (.*)", re.DOTALL)
+
+
+@contextmanager
+def format_errors(source: str) -> Iterator[None]:
+    """Turn what the core says about a text into `FormatError`."""
+    try:
+        yield
+    except OSError as error:
+        place = _PLACE.fullmatch(error.strerror or "")
+        if place is None:
+            raise
+        raise FormatError(source, int(place[1]), int(place[2]), place[3]) from None
 
 
 class TraceError(ValueError):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Literal, TypeAlias, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -14,18 +14,25 @@ import numpy.typing as npt
 from . import _core, defaults
 from .access import Stream
 from .notifier import MmuNotifier
+from .policy import Policy
 from .sizes import PAGE_SIZE, Size, format_size, parse_pages, parse_size
+
+if TYPE_CHECKING:
+    from .lru_gen import MemcgHistogram
 
 __all__ = [
     "AgeStats",
     "DebugFs",
     "Generation",
+    "GenerationDetail",
     "Generations",
     "Host",
     "IdleStats",
     "LruGen",
     "Memcg",
+    "MemcgFiles",
     "Mm",
+    "ProcFs",
     "Registration",
     "RunStats",
     "TextFile",
@@ -76,6 +83,33 @@ def _tlb_ways(entries: int) -> int:
 
 
 @dataclass(frozen=True)
+class GenerationDetail:
+    """What ``lru_gen_full`` tells of a generation besides its size.
+
+    The numbers are as printed, each with the letter that stands behind it:
+    ``R`` and ``T`` for averages, ``r``, ``e`` and ``p`` for what was refaulted,
+    evicted and protected, ``x`` for what has no meaning.
+    """
+
+    #: Whether the generation is below the oldest of its type.
+    anon_retired: bool
+    file_retired: bool
+    #: Per tier three numbers for anonymous pages, then three for file pages.
+    tiers: tuple[tuple[tuple[int, str], ...], ...]
+    #: What the aging walk counted.
+    walk: tuple[tuple[int, str], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a plain dict."""
+        return {
+            "anon_retired": self.anon_retired,
+            "file_retired": self.file_retired,
+            "tiers": [[list(number) for number in tier] for tier in self.tiers],
+            "walk": [list(number) for number in self.walk],
+        }
+
+
+@dataclass(frozen=True)
 class Generation:
     """One generation of an lruvec."""
 
@@ -87,15 +121,18 @@ class Generation:
     anon: int
     #: File pages in it.
     file: int
+    #: What ``lru_gen_full`` tells besides.
+    detail: GenerationDetail | None = None
 
     @property
     def nr_pages(self) -> int:
         """Pages of both types."""
         return self.anon + self.file
 
-    def to_dict(self) -> dict[str, int]:
+    def to_dict(self) -> dict[str, Any]:
         """Return a plain dict."""
-        return {"seq": self.seq, "age_ms": self.age_ms, "anon": self.anon, "file": self.file}
+        plain = {"seq": self.seq, "age_ms": self.age_ms, "anon": self.anon, "file": self.file}
+        return plain if self.detail is None else plain | {"detail": self.detail.to_dict()}
 
 
 class Generations(Sequence[Generation]):
@@ -137,7 +174,7 @@ class Generations(Sequence[Generation]):
         """Pages in all of them."""
         return sum(generation.nr_pages for generation in self._all)
 
-    def to_dict(self) -> list[dict[str, int]]:
+    def to_dict(self) -> list[dict[str, Any]]:
         """Return a list of plain dicts."""
         return [generation.to_dict() for generation in self._all]
 
@@ -256,6 +293,22 @@ class Memcg:
     id: int
     #: Its path.
     name: str
+    _host: Host | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def files(self) -> MemcgFiles:
+        """Its text files, by name."""
+        if self._host is None:
+            raise ValueError(f"memory cgroup {self.name!r} is of no host")
+        return MemcgFiles(self._host, self)
+
+    def stat(self) -> dict[str, int]:
+        """Return ``memory.stat``: sizes in bytes, and counts of events."""
+        return _numbers(self.files["memory.stat"].read())
+
+
+def _numbers(text: str) -> dict[str, int]:
+    return {name: int(value) for name, value in (line.split() for line in text.splitlines())}
 
 
 class Host:
@@ -291,6 +344,7 @@ class Host:
         none = not isinstance(swap, (str, bool)) and swap == 0
         swap_pages = 0 if none else parse_pages(swap, what="swap")
         self._native = _core.Host(nodes, swap_pages, clock == "virtual")
+        self._policy: Policy | None = None
         self._capabilities_set(capabilities)
 
     def __repr__(self) -> str:
@@ -312,7 +366,7 @@ class Host:
     def root(self) -> Memcg:
         """The root memory cgroup."""
         number, name, _ = self._native.memcgs()[0]
-        return Memcg(number, name)
+        return Memcg(number, name, self)
 
     @property
     def capabilities(self) -> int:
@@ -360,6 +414,61 @@ class Host:
         """The text files of MGLRU, by name."""
         return DebugFs(self)
 
+    @property
+    def procfs(self) -> ProcFs:
+        """The files below ``/proc`` that reclaim has: vmstat and swappiness."""
+        return ProcFs(self)
+
+    def vmstat(self) -> dict[str, int]:
+        """Return ``/proc/vmstat``: pages, and counts of events."""
+        return _numbers(self.procfs["vmstat"].read())
+
+    def histograms(self, *, full: bool = False) -> list[MemcgHistogram]:
+        """Return the generations of every memory cgroup.
+
+        Args:
+            full: With what ``lru_gen_full`` tells.
+
+        """
+        from .lru_gen import parse
+
+        return parse(self.debugfs["lru_gen_full" if full else "lru_gen"].read())
+
+    @property
+    def policy(self) -> Policy | None:
+        """What decides for reclaim; None for the kernel's own decisions."""
+        return self._policy
+
+    @policy.setter
+    def policy(self, policy: Policy | None) -> None:
+        if not (policy is None or isinstance(policy, Policy)):
+            raise TypeError(f"policy: expected a Policy, not {type(policy).__name__}")
+        methods = [] if policy is None else policy.overridden()
+        _core.set_policy(self._native, policy, methods)
+        self._policy = policy
+
+    @property
+    def swap(self) -> tuple[int, int]:
+        """Slots of the swap device, and how many of them are free."""
+        return _core.swap(self._native)
+
+    def fail_swap_writes(self, writes: int) -> None:
+        """Let the next so many writes to swap fail with an input/output error."""
+        if _address(writes, "writes") >= 1 << 32:
+            raise ValueError(f"writes: {writes} is not below 2**32")
+        _core.fail_swap_writes(self._native, writes)
+
+    def check(self) -> None:
+        """Check that no page, list entry, mapping or swap slot is lost or twice there.
+
+        Only on a quiet host: while something runs, sizes lag behind lists.
+
+        Raises:
+            AssertionError: With the first thing that is wrong.
+
+        """
+        _core.check(self._native)
+
     def create_memcg(self, name: str) -> Memcg:
         """Make a memory cgroup.
 
@@ -367,7 +476,7 @@ class Host:
             OSError: ``EEXIST`` if the name is taken.
 
         """
-        return Memcg(self._native.create_memcg(name), name)
+        return Memcg(self._native.create_memcg(name), name, self)
 
     def create_mm(self, memcg: Memcg | None = None) -> Mm:
         """Make a process in a memory cgroup, otherwise in the root.
@@ -540,8 +649,49 @@ class DebugFs(Mapping[str, "TextFile"]):
         return len(self.NAMES)
 
 
+class MemcgFiles(Mapping[str, "TextFile"]):
+    """The text files of a memory cgroup, in the kernel's layout."""
+
+    NAMES = ("memory.current", "memory.high", "memory.max", "memory.reclaim", "memory.stat")
+
+    def __init__(self, host: Host, memcg: Memcg) -> None:
+        self._host = host
+        self._memcg = memcg
+
+    def __getitem__(self, name: str) -> TextFile:
+        if name not in self.NAMES:
+            raise KeyError(name)
+        return _MemcgFile(self._host, self._memcg, name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.NAMES)
+
+    def __len__(self) -> int:
+        return len(self.NAMES)
+
+
+class ProcFs(Mapping[str, "TextFile"]):
+    """The files below ``/proc`` that reclaim has."""
+
+    NAMES = ("vmstat", "sys/vm/swappiness")
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+
+    def __getitem__(self, name: str) -> TextFile:
+        if name not in self.NAMES:
+            raise KeyError(name)
+        return _ProcFile(self._host, name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.NAMES)
+
+    def __len__(self) -> int:
+        return len(self.NAMES)
+
+
 class TextFile:
-    """One text file; made by `Host.debugfs`."""
+    """One text file; made by `Host.debugfs`, `Host.procfs` and `Memcg.files`."""
 
     def __init__(self, host: Host, name: str) -> None:
         self._host = host
@@ -552,7 +702,12 @@ class TextFile:
         return f"TextFile({self.name!r})"
 
     def read(self) -> str:
-        """Return what it reads as."""
+        """Return what it reads as.
+
+        Raises:
+            OSError: ``EINVAL`` for a file that is only written.
+
+        """
         return self._host._native.read_file(self.name)
 
     def write(self, text: str | bytes) -> None:
@@ -562,8 +717,30 @@ class TextFile:
             OSError: With the kernel's ``errno``.
 
         """
-        data = text.encode() if isinstance(text, str) else bytes(text)
+        self._write(text.encode() if isinstance(text, str) else bytes(text))
+
+    def _write(self, data: bytes) -> None:
         self._host._native.write_file(self.name, data)
+
+
+class _MemcgFile(TextFile):
+    def __init__(self, host: Host, memcg: Memcg, name: str) -> None:
+        super().__init__(host, name)
+        self._memcg = memcg
+
+    def read(self) -> str:
+        return _core.memcg_read(self._host._native, self._memcg.id, self.name)
+
+    def _write(self, data: bytes) -> None:
+        _core.memcg_write(self._host._native, self._memcg.id, self.name, data)
+
+
+class _ProcFile(TextFile):
+    def read(self) -> str:
+        return _core.proc_read(self._host._native, self.name)
+
+    def _write(self, data: bytes) -> None:
+        _core.proc_write(self._host._native, self.name, data)
 
 
 class Mm:
@@ -587,7 +764,7 @@ class Mm:
     def memcg(self) -> Memcg:
         """The memory cgroup that its faults are charged to."""
         number = self._native.memcg
-        return Memcg(number, self._host._native.memcgs()[number][1])
+        return Memcg(number, self._host._native.memcgs()[number][1], self._host)
 
     def mmap(
         self,
@@ -785,7 +962,8 @@ class Vm:
         Args:
             stream: What each vCPU does, or one stream a vCPU.
             mode: ``"inline"``: one vCPU after another in this thread, the same to
-                the last bit each time. ``"live"``: one thread a vCPU.
+                the last bit each time. ``"live"``: one thread a vCPU, and one
+                kswapd a node.
             overlap: Give each vCPU all of guest memory; otherwise each has its
                 share, unless its stream names a region.
 

@@ -2,11 +2,10 @@
 //!
 //! `cargo run --release -p youngbit-core --example reclaim_cost [ACCESSES] [PAGES] [zipf|uniform] [host|guest]`
 
-use rand::{Rng, SeedableRng};
-use rand_distr::{Distribution, Zipf};
-use rand_xoshiro::Xoshiro256PlusPlus;
 use std::time::Instant;
+use youngbit_core::access::stream::{Pattern, Stream, StreamConfig};
 use youngbit_core::kvm::memslot::MemoryRegion;
+use youngbit_core::kvm::vcpu::RunOptions;
 use youngbit_core::kvm::vm::{Vm, VmConfig};
 use youngbit_core::lru_gen::reclaim::set_max;
 use youngbit_core::mm::{Kind, PAGE_SIZE, VmFlags};
@@ -43,25 +42,36 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         },
     )?;
     set_max(&cpu, &memcg, pages / 2)?;
-    let mut random = Xoshiro256PlusPlus::seed_from_u64(1);
-    let zipf = Zipf::new(pages as f64, 1.0)?;
-    let stream: Vec<u64> = (0..accesses)
-        .map(|_| {
-            if uniform {
-                random.random_range(0..pages)
-            } else {
-                // Scattered: neighbours in rank are not neighbours in memory.
-                (zipf.sample(&mut random) as u64 - 1).wrapping_mul(0x9e37_79b1) % pages
-            }
-        })
-        .collect();
-    let start = Instant::now();
-    for (n, &page) in stream.iter().enumerate() {
-        let write = n % 4 == 0;
-        if guest {
-            vm.access(&cpu, 0, page, write, None)?;
+    let mut stream = Stream::new(&StreamConfig {
+        pattern: if uniform {
+            Pattern::Uniform
         } else {
-            mm.touch(&cpu, at + page * PAGE_SIZE, write, None)?;
+            Pattern::Zipf {
+                exponent: 1.0,
+                scatter: true,
+            }
+        },
+        start: 0,
+        end: pages,
+        accesses,
+        write_ratio: 0.25,
+        seed: 1,
+    })?;
+    let start = Instant::now();
+    if guest {
+        vm.run_inline(
+            &cpu,
+            std::slice::from_mut(&mut stream),
+            &RunOptions::default(),
+        )?;
+    } else {
+        let mut batch = Vec::new();
+        while stream.remaining() > 0 {
+            stream.fill(&mut batch, 1024);
+            for access in &batch {
+                let address = at + access.page() * PAGE_SIZE;
+                mm.touch(&cpu, address, access.is_write(), None)?;
+            }
         }
     }
     let elapsed = start.elapsed();

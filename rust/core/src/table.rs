@@ -32,10 +32,20 @@ pub struct TableId(pub u32);
 const FREE: u8 = 0;
 const LIVE: u8 = 1;
 
+/// Arrays, not slices: a walk looks up a table at every level, and an index
+/// masked to the size of an array needs no check.
 struct Chunk<M> {
-    entries: Box<[AtomicU64]>,
-    meta: Box<[M]>,
-    state: Box<[AtomicU8]>,
+    entries: Box<[AtomicU64; CHUNK_TABLES * TABLE_ENTRIES]>,
+    meta: Box<[M; CHUNK_TABLES]>,
+    state: Box<[AtomicU8; CHUNK_TABLES]>,
+}
+
+/// A boxed slice as an array.
+fn sized<T, const N: usize>(slice: Box<[T]>) -> Box<[T; N]> {
+    match slice.try_into() {
+        Ok(array) => array,
+        Err(slice) => unreachable!("a chunk was made of {} parts, not {N}", slice.len()),
+    }
 }
 
 /// Tables with something beside each (`struct ptdesc`, `struct kvm_mmu_page`).
@@ -43,7 +53,7 @@ struct Chunk<M> {
 /// `M` stays where it is for the arena's life and is reused with its table;
 /// it is reset by whoever allocates.
 pub struct Arena<M> {
-    chunks: Box<[OnceLock<Chunk<M>>]>,
+    chunks: Box<[OnceLock<Chunk<M>>; MAX_CHUNKS]>,
     free: Mutex<FreeList>,
 }
 
@@ -64,7 +74,7 @@ impl<M: Default> Arena<M> {
     /// An arena without tables.
     pub fn new() -> Self {
         Arena {
-            chunks: (0..MAX_CHUNKS).map(|_| OnceLock::new()).collect(),
+            chunks: sized((0..MAX_CHUNKS).map(|_| OnceLock::new()).collect()),
             free: Mutex::new(FreeList::default()),
         }
     }
@@ -85,9 +95,9 @@ impl<M: Default> Arena<M> {
             taken
         };
         let chunk = self.chunks[id as usize / CHUNK_TABLES].get_or_init(|| Chunk {
-            entries: zeroed(CHUNK_TABLES * TABLE_ENTRIES),
-            meta: (0..CHUNK_TABLES).map(|_| M::default()).collect(),
-            state: zeroed(CHUNK_TABLES),
+            entries: sized(zeroed(CHUNK_TABLES * TABLE_ENTRIES)),
+            meta: sized((0..CHUNK_TABLES).map(|_| M::default()).collect()),
+            state: sized(zeroed(CHUNK_TABLES)),
         });
         let was = chunk.state[id as usize % CHUNK_TABLES].swap(LIVE, Ordering::Relaxed);
         assert_eq!(was, FREE, "table {id} handed out twice");
@@ -123,9 +133,9 @@ impl<M: Default> Arena<M> {
 
     /// The entries of a table.
     #[inline]
-    pub fn entries(&self, id: TableId) -> &[AtomicU64] {
-        let first = (id.0 as usize % CHUNK_TABLES) * TABLE_ENTRIES;
-        &self.chunk(id).entries[first..first + TABLE_ENTRIES]
+    pub fn entries(&self, id: TableId) -> &[AtomicU64; TABLE_ENTRIES] {
+        let (tables, _) = self.chunk(id).entries.as_chunks();
+        &tables[id.0 as usize % CHUNK_TABLES]
     }
 
     /// What stands beside a table.

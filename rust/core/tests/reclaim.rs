@@ -73,8 +73,8 @@ impl Machine {
     /// What a page holds; nothing else is running.
     fn content(&self, cpu: &Cpu, address: u64) -> u8 {
         self.mm.touch(cpu, address, false, None).expect("read");
-        let (_, pte) = self.mm.lookup(address);
-        self.host.memory.content(pte.pfn()).load(Ordering::Relaxed)
+        let page = self.mm.gup(cpu, address, false).expect("present");
+        self.host.memory.content(page.pfn).load(Ordering::Relaxed)
     }
 
     /// Make `n` generations, so that what is not used is old.
@@ -215,6 +215,41 @@ fn a_guests_writes_survive_eviction() {
     drop(vm);
     drop(cpu);
     m.check();
+    m.tear_down();
+}
+
+#[test]
+fn huge_pages_are_split_and_evicted() {
+    const PAGES: u64 = 4 * 512;
+    let mut m = Machine::new(16384, 8192);
+    let cpu = m.cpu();
+    let space = m.host.create_space(Kind::Anon, 0);
+    let flags = VmFlags {
+        thp: true,
+        ..VmFlags::default()
+    };
+    let at =
+        m.mm.mmap(None, PAGES * PAGE_SIZE, &space, 0, flags)
+            .expect("mapped");
+    m.spaces.push(space);
+    m.fill(&cpu, at, PAGES, |n| (n * 5) as u8);
+    assert_eq!(m.mm.mapping_level(&cpu, at), 2);
+    // Part of one is gone already, and one is in use.
+    m.mm.munmap(&cpu, at + 512 * PAGE_SIZE, 100 * PAGE_SIZE)
+        .expect("unmapped");
+    m.age(&cpu, 3);
+    m.mm.touch(&cpu, at + 1024 * PAGE_SIZE, false, None)
+        .expect("read");
+    let freed = m.evict(&cpu, 200, u64::MAX).expect("evicted");
+    assert_eq!(freed, PAGES - 100 - 512);
+    // What was unmapped went with the split.
+    assert_eq!(m.memcg.usage(), 512);
+    assert_eq!(m.mm.mapping_level(&cpu, at + 1024 * PAGE_SIZE), 2);
+    for n in (0..PAGES).filter(|n| !(512..612).contains(n)) {
+        assert_eq!(m.content(&cpu, at + n * PAGE_SIZE), (n * 5) as u8);
+    }
+    drop(cpu);
+    check(&m.host).expect("consistent lists");
     m.tear_down();
 }
 

@@ -4,9 +4,12 @@
 mod build;
 mod error;
 mod host;
+mod lru;
 mod mm;
 mod native;
 mod notifier;
+mod policy;
+mod scenario;
 mod stream;
 mod traces;
 mod vm;
@@ -21,7 +24,16 @@ mod _core {
     #[pymodule_export]
     use super::host::Host;
     #[pymodule_export]
+    use super::lru::{
+        check, fail_swap_writes, format_lru_gen, memcg_read, memcg_write, optimal, parse_lru_gen,
+        proc_read, proc_write, stream_accesses, swap,
+    };
+    #[pymodule_export]
     use super::mm::{Mm, Registration};
+    #[pymodule_export]
+    use super::policy::{LruView, set_policy};
+    #[pymodule_export]
+    use super::scenario::{Scenario, parse_scenario, recording_scenario, replay_recording};
     #[pymodule_export]
     use super::traces::{read_csv, read_lackey};
     #[pymodule_export]

@@ -16,6 +16,7 @@ use youngbit_core::kvm::tlb::TlbConfig;
 use youngbit_core::kvm::vcpu::{RunOptions, RunStats};
 use youngbit_core::kvm::vm::{self, MmuKind, VmConfig};
 use youngbit_core::lru_gen;
+use youngbit_core::lru_gen::reclaim::with_kswapd;
 use youngbit_core::mm::{Kind, PAGE_SIZE, VmFlags, page_idle};
 use youngbit_core::{Cpu, Error, Host, Result};
 
@@ -210,7 +211,10 @@ impl Vm {
             let start = Instant::now();
             let options = RunOptions::default();
             let stats = if live {
-                self.core.run_live(cpu, &mut accesses, &options)?
+                // A node short of memory is balanced beside the guests.
+                with_kswapd(&self.host, &cpu.seed(), || {
+                    self.core.run_live(cpu, &mut accesses, &options)
+                })??
             } else {
                 self.core.run_inline(cpu, &mut accesses, &options)?
             };
@@ -227,6 +231,8 @@ impl Vm {
     /// Run each vCPU on its stream in a thread of its own, and age in a loop
     /// until all are done; returns seconds, seconds of each vCPU, seconds of
     /// each pass, counters.
+    // Python's keywords name them; see the stub.
+    #[allow(clippy::too_many_arguments)]
     fn run_while_aging<'py>(
         &self,
         py: Python<'py>,
@@ -247,13 +253,16 @@ impl Vm {
             // run yet are not counted: there would be thousands.
             let before = self.core.mm.memcg.usage();
             let options = RunOptions::default();
-            let stats = self.core.run_with(cpu, &mut accesses, &options, |cpu| {
+            let meanwhile = |cpu: &Cpu| {
                 let pass = lru_gen::age(cpu, &memcg, node, can_swap, force_scan)?;
                 if !passes.is_empty() || self.core.mm.memcg.usage() != before {
                     passes.push(pass.elapsed.as_secs_f64());
                 }
                 Ok(())
-            })?;
+            };
+            let stats = with_kswapd(&self.host, &cpu.seed(), || {
+                self.core.run_with(cpu, &mut accesses, &options, meanwhile)
+            })??;
             Ok((start.elapsed().as_secs_f64(), stats, passes))
         })?;
         for vcpu in &stats.vcpus {

@@ -4,6 +4,7 @@
 //! bit. It fills buffers of [`Access`]es, so that making an access costs less
 //! than modelling it.
 
+pub mod oracle;
 pub mod stream;
 pub mod trace_text;
 

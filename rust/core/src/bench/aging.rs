@@ -28,14 +28,24 @@ fn pass(guest: &Guest, young: bool) -> Result<Sample> {
     let found = counted.get(Counter::MmLeafYoung);
     let asked =
         counted.get(Counter::NotifierClearYoungFast) + counted.get(Counter::NotifierClearYoungSlow);
-    let expected = if young { guest.pages } else { 0 };
-    if !stats.advanced || found != expected || asked != guest.pages {
+    // A guest on the shadow MMU keeps page tables of its own in memory.
+    let Some(own) = asked
+        .checked_sub(guest.pages)
+        .filter(|&own| own <= guest.pages / 64)
+    else {
         return Err(wrong(format!(
-            "a pass over {} pages, {expected} of them young, asked {asked} times and found {found}",
+            "a pass over {} pages asked {asked} times",
+            guest.pages
+        )));
+    };
+    let expected = if young { guest.pages } else { 0 };
+    if !stats.advanced || !(expected..=expected + own).contains(&found) {
+        return Err(wrong(format!(
+            "a pass over {} pages, {expected} of them young, found {found}",
             guest.pages
         )));
     }
-    Ok(Sample::per_item(ns, guest.pages, counted))
+    Ok(Sample::per_item(ns, asked, counted))
 }
 
 fn populated(protocol: Protocol, mmu: MmuKind, pages: u64) -> Result<Guest> {
@@ -69,7 +79,7 @@ fn case(mmu: &str, what: &str, pages: u64, young: bool, repetitions: usize) -> C
 
 /// The protocols side by side on guests of one size.
 fn protocols(stage: &mut Stage<'_>) -> Result<()> {
-    let options = stage.options;
+    let options = stage.options.clone();
     let mib: u64 = options.pick(4, 256, 1024, 1024);
     for &(mmu, kind) in super::guest::MMUS {
         stage.progress(&format!("aging: populating {mib} MiB"))?;
@@ -100,7 +110,7 @@ fn protocols(stage: &mut Stage<'_>) -> Result<()> {
 
 /// Cost per page against guest size.
 fn growth(stage: &mut Stage<'_>) -> Result<()> {
-    let options = stage.options;
+    let options = stage.options.clone();
     let sizes: &[u64] = options.pick(
         &[2, 4][..],
         &[64, 256, 1024],

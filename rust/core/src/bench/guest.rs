@@ -180,4 +180,4 @@ pub(super) fn sequential(start: u64, end: u64) -> Result<Stream> {
 }
 
 /// The MMUs that suites go through, and what users call them.
-pub(super) const MMUS: &[(&str, MmuKind)] = &[("tdp", MmuKind::Tdp)];
+pub(super) const MMUS: &[(&str, MmuKind)] = &[("tdp", MmuKind::Tdp), ("shadow", MmuKind::Shadow)];

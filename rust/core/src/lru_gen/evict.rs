@@ -112,7 +112,7 @@ pub fn run_eviction(
     nr_to_reclaim: u64,
 ) -> Result<u64> {
     let max_seq = lruvec.max_seq();
-    if seq + MIN_NR_GENS as u64 > max_seq {
+    if seq.saturating_add(MIN_NR_GENS as u64) > max_seq {
         return Err(Error::invalid(format!(
             "generation {seq} cannot be evicted: the two youngest end at {max_seq}"
         )));
@@ -175,7 +175,7 @@ fn isolate_folios(
 ) -> u64 {
     let policy = &cpu.host().lru_gen.policy;
     let can_swap = swappiness != 0;
-    let view = View::new(lruvec);
+    let view = View::new(cpu, lruvec);
     // Asked before the lock is taken: a policy may be slow.
     let (ty, first, second) = policy.ask(|policy| {
         let choice = if can_swap {
@@ -341,6 +341,8 @@ enum Fate {
     Keep,
     /// It stays, in the youngest generation.
     Activate,
+    /// It was a huge page, and is many small ones now.
+    Split,
 }
 
 /// Free the folios of the list that nobody uses (`shrink_folio_list()`);
@@ -386,6 +388,12 @@ fn shrink_folio_list(cpu: &Cpu, memcg: &Memcg, lruvec: &LruVec, sc: &mut ScanCon
                 Fate::Keep => {}
                 Fate::Activate => {
                     memory.word(pfn).set(ACTIVE);
+                }
+                Fate::Split => {
+                    // Each page is looked at by itself, the first one again.
+                    list.extend((pfn.0..pfn.0 + pages as u32).map(Pfn));
+                    sc.nr_scanned = sc.nr_scanned.saturating_sub(pages);
+                    continue;
                 }
             }
             list[kept] = pfn;
@@ -460,10 +468,16 @@ fn shrink_folio(
         reclaim_clean = seen.is_file_lru();
     }
     if seen.has(FOLIO_ANON) && seen.has(SWAPBACKED) && !seen.has(SWAPCACHE) {
-        if !sc.may_io {
+        // Unmapped meanwhile: freed when it is put back.
+        if !sc.may_io || !mapped() {
             return Fate::Keep;
         }
-        if seen.order() > 0 || host.swap.add_folio(memory, pfn).is_none() {
+        if seen.order() > 0 {
+            // In base pages: the model's swap has no runs of slots.
+            let split = rmap.is_some_and(|rmap| rmap::split_folio(cpu, rmap, pfn));
+            return if split { Fate::Split } else { Fate::Activate };
+        }
+        if host.swap.add_folio(memory, pfn).is_none() {
             return Fate::Activate;
         }
     }

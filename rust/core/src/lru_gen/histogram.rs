@@ -193,30 +193,39 @@ pub fn of_host(host: &Host, letters: Option<Letters>) -> Vec<MemcgHistogram> {
 
 /// Histograms as the kernel prints them (`lru_gen_seq_show()`).
 pub fn print(histograms: &[MemcgHistogram]) -> String {
-    use std::fmt::Write;
     let mut out = String::new();
-    // Writing to a string cannot fail.
     for memcg in histograms {
-        let _ = writeln!(out, "memcg {:5} {}", memcg.id, memcg.path);
+        out.push_str("memcg ");
+        number(&mut out, memcg.id.into(), 5);
+        out.push(' ');
+        out.push_str(&memcg.path);
+        out.push('\n');
         for node in &memcg.nodes {
-            let _ = writeln!(out, " node {:5}", node.node);
+            out.push_str(" node ");
+            number(&mut out, node.node as u64, 5);
+            out.push('\n');
             for generation in &node.generations {
-                let _ = write!(out, " {:10} {:10}", generation.seq, generation.age_ms);
+                for n in [generation.seq, generation.age_ms] {
+                    out.push(' ');
+                    number(&mut out, n, 10);
+                }
                 for ty in 0..NR_TYPES {
-                    let mark = if generation.retired[ty] { 'x' } else { ' ' };
-                    let _ = write!(out, " {:10}{mark}", generation.pages[ty]);
+                    out.push(' ');
+                    number(&mut out, generation.pages[ty], 10);
+                    out.push(if generation.retired[ty] { 'x' } else { ' ' });
                 }
                 out.push('\n');
                 let Some(full) = &generation.full else {
                     continue;
                 };
                 for (tier, row) in full.tiers.iter().enumerate() {
-                    let _ = write!(out, "            {tier:10}");
-                    numbers(&mut out, row);
+                    out.push_str("            ");
+                    number(&mut out, tier as u64, 10);
+                    lettered(&mut out, row);
                 }
                 if !full.walk.is_empty() {
                     out.push_str("                      ");
-                    numbers(&mut out, &full.walk);
+                    lettered(&mut out, &full.walk);
                 }
             }
         }
@@ -224,12 +233,31 @@ pub fn print(histograms: &[MemcgHistogram]) -> String {
     out
 }
 
-fn numbers(out: &mut String, numbers: &[(u64, u8)]) {
-    use std::fmt::Write;
+fn lettered(out: &mut String, numbers: &[(u64, u8)]) {
     for &(n, letter) in numbers {
-        let _ = write!(out, " {n:10}{}", char::from(letter));
+        out.push(' ');
+        number(out, n, 10);
+        out.push(char::from(letter));
     }
     out.push('\n');
+}
+
+/// A number, right-aligned (`%10lu`). By hand: there are a few for every
+/// generation of every memory cgroup, and formatting machinery takes longer
+/// than reading them.
+fn number(out: &mut String, mut n: u64, width: usize) {
+    let mut digits = [b' '; 20];
+    let mut at = digits.len();
+    loop {
+        at -= 1;
+        digits[at] = b'0' + (n % 10) as u8;
+        n /= 10;
+        if n == 0 {
+            break;
+        }
+    }
+    let start = at.min(digits.len() - width);
+    out.extend(digits[start..].iter().map(|&digit| char::from(digit)));
 }
 
 /// Read what a kernel's `lru_gen` or `lru_gen_full` printed.
@@ -300,7 +328,7 @@ fn parse_numbers(line: Cursor<'_>, generations: &mut Vec<Generation>) -> Result<
         let number = number.ok_or_else(|| before.expected("a number, perhaps with a letter"))?;
         found.push((number, letter));
     }
-    let lettered = |(number, letter): &(u64, Option<u8>)| letter.map(|letter| (*number, letter));
+    let pair = |(number, letter): &(u64, Option<u8>)| letter.map(|letter| (*number, letter));
     match found.as_slice() {
         [(seq, None), (age_ms, None), anon, file] => {
             let mark = |(_, letter): &(u64, Option<u8>)| match letter {
@@ -323,7 +351,7 @@ fn parse_numbers(line: Cursor<'_>, generations: &mut Vec<Generation>) -> Result<
             let last = generations.last_mut();
             let last = last.ok_or_else(|| line.expected("a generation"))?;
             let full = last.full.get_or_insert_default();
-            let row: Option<Vec<_>> = numbers.iter().map(lettered).collect();
+            let row: Option<Vec<_>> = numbers.iter().map(pair).collect();
             let row = row.and_then(|row| <[_; 6]>::try_from(row).ok());
             let row = row.filter(|_| *tier == full.tiers.len() as u64 && full.walk.is_empty());
             full.tiers
@@ -333,7 +361,7 @@ fn parse_numbers(line: Cursor<'_>, generations: &mut Vec<Generation>) -> Result<
             let full = generations.last_mut().and_then(|last| last.full.as_mut());
             let full = full.filter(|full| full.walk.is_empty());
             let full = full.ok_or_else(|| line.expected("tiers before the walk's counts"))?;
-            let walk: Option<Vec<_>> = numbers.iter().map(lettered).collect();
+            let walk: Option<Vec<_>> = numbers.iter().map(pair).collect();
             full.walk = walk.ok_or_else(|| line.expected("a letter after each number"))?;
         }
         _ => return Err(line.expected("a generation, a tier or a walk's counts")),

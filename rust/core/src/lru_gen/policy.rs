@@ -9,19 +9,33 @@
 use super::aging;
 use super::controller::MAX_SWAPPINESS;
 use super::lruvec::{ANON, FILE, LruVec, MAX_NR_TIERS, gen_from_seq};
+use crate::cpu::Cpu;
+use crate::error::Error;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::lock::RwSem;
 use std::sync::Arc;
 
 /// What a policy is shown of a lruvec.
 pub struct View<'a> {
+    cpu: &'a Cpu,
     lruvec: &'a LruVec,
 }
 
 impl<'a> View<'a> {
-    /// A view of a lruvec.
-    pub fn new(lruvec: &'a LruVec) -> Self {
-        View { lruvec }
+    /// A view of a lruvec, for a policy that is asked by `cpu`.
+    pub fn new(cpu: &'a Cpu, lruvec: &'a LruVec) -> Self {
+        View { cpu, lruvec }
+    }
+
+    /// Have the call that asked end with an error, when the model is
+    /// consistent again.
+    pub fn raise(&self, error: Error) {
+        self.cpu.raise(error);
+    }
+
+    /// Whether it will end so already.
+    pub fn has_error(&self) -> bool {
+        self.cpu.has_error()
     }
 
     /// The memory cgroup's number.

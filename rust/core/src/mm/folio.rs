@@ -124,6 +124,13 @@ impl Word {
         ((self.0 & ORDER_MASK) >> ORDER_SHIFT) as u32
     }
 
+    /// With another number of pages, as its logarithm.
+    #[inline]
+    #[must_use]
+    pub fn with_order(self, order: u32) -> Self {
+        Word(self.0 & !ORDER_MASK | u64::from(order) << ORDER_SHIFT)
+    }
+
     /// Pages in the folio (`folio_nr_pages()`).
     #[inline]
     pub fn nr_pages(self) -> u64 {

@@ -319,6 +319,27 @@ impl PhysMem {
         self.mapcount[pfn.0 as usize].fetch_add(n, Ordering::Relaxed);
     }
 
+    /// Make base pages of a folio, each with `mapped(n)` mappings. The caller
+    /// has locked and isolated it, and keeps its page-table entries as they
+    /// are; the pages are then isolated, the first one locked.
+    pub(crate) fn split(&self, head: Pfn, mapped: impl Fn(u32) -> u32) {
+        let word = self.word(head).get();
+        let space = self.mapping(head).load(Ordering::Relaxed);
+        let first = self.pgoff(head).load(Ordering::Relaxed);
+        let small = word.with_order(0);
+        for n in 1..word.nr_pages() as u32 {
+            let page = Pfn(head.0 + n);
+            self.mapping(page).store(space, Ordering::Relaxed);
+            self.pgoff(page).store(first + n, Ordering::Relaxed);
+            self.mapcount[page.0 as usize].store(mapped(n), Ordering::Relaxed);
+            // Release: whoever sees that it is no tail sees the rest.
+            self.word(page)
+                .store(small.0 & !super::folio::LOCKED, Ordering::Release);
+        }
+        self.mapcount[head.0 as usize].store(mapped(0), Ordering::Relaxed);
+        self.word(head).modify(|word| Some(word.with_order(0)));
+    }
+
     /// One mapping less; returns how many are left.
     #[inline]
     pub fn unmap(&self, pfn: Pfn) -> u32 {

@@ -372,7 +372,7 @@ impl Mm {
 
     /// Replace a huge leaf by a table of smaller ones that map the same pages
     /// (`__split_huge_pmd()`).
-    fn split_huge(&self, cpu: &Cpu, at: Entry) -> Result<()> {
+    pub(crate) fn split_huge(&self, cpu: &Cpu, at: Entry) -> Result<()> {
         let table = self
             .tables
             .alloc()

@@ -17,6 +17,7 @@
 //! | [`page_idle`] | idle page tracking | `mm/page_idle.c` |
 
 pub mod address_space;
+pub mod conserve;
 pub mod filemap;
 pub mod folio;
 pub mod memcg;

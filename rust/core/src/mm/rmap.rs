@@ -12,8 +12,8 @@
 
 use super::address_space::{AddressSpace, Mapped};
 use super::folio::{DIRTY as FOLIO_DIRTY, FolioWord};
-use super::memory::{PAGE_SIZE, PhysMem};
-use super::pagetable::{DIRTY, PTE, Pte, RW, level_size};
+use super::memory::{PAGE_SIZE, PMD_ORDER, PhysMem};
+use super::pagetable::{DIRTY, PMD, PTE, Pte, RW, level_size};
 use super::{Entry, Mm, Pfn, Vma};
 use crate::cpu::Cpu;
 use crate::sync::atomic::Ordering;
@@ -127,6 +127,58 @@ pub(crate) fn try_to_unmap(cpu: &Cpu, rmap: &Rmap<'_>, head: Pfn, slot: Option<u
         });
         go_on && memory.mapcount(head) != 0
     });
+}
+
+/// Make base pages of a locked, isolated huge folio that one mm maps
+/// (`split_folio_to_list()`): secondary MMUs lose it, and a leaf that maps all
+/// of it becomes a table. False when that cannot be done now.
+pub(crate) fn split_folio(cpu: &Cpu, rmap: &Rmap<'_>, head: Pfn) -> bool {
+    let memory = &cpu.host().memory;
+    let word = memory.word(head).get();
+    let index = u64::from(memory.pgoff(head).load(Ordering::Relaxed));
+    if word.order() != PMD_ORDER {
+        return false;
+    }
+    let mut split = false;
+    rmap.walk(index, word.nr_pages(), |mm, vma, first, _| {
+        // Keeps out those who clear an entry first and count it as unmapped
+        // later. Tried only: the caller may be far down in a fault.
+        let Some(_vmas) = mm.mmap_lock.try_read() else {
+            return false;
+        };
+        // Where the folio begins, whether or not this VMA shows that part.
+        let skipped = vma.page_index(first) - index;
+        let Some(start) = first.checked_sub(skipped * PAGE_SIZE) else {
+            return false;
+        };
+        let end = start + level_size(PMD);
+        let _told = mm.notifiers.invalidate(cpu, start, end);
+        let _rcu = cpu.rcu.lock();
+        let (at, pte) = mm.lookup(first);
+        if at.level == PMD && pte.is_leaf(PMD) && mm.split_huge(cpu, at).is_err() {
+            return false;
+        }
+        let (at, _) = mm.lookup(first);
+        if at.level != PTE || !start.is_multiple_of(level_size(PMD)) {
+            return false;
+        }
+        let _ptl = mm.tables.meta(at.table).ptl.lock();
+        let maps = |n: u32| {
+            let place = Entry {
+                index: n as usize,
+                ..at
+            };
+            let pte = mm.read(place);
+            u32::from(pte.is_leaf(PTE) && pte.pfn() == Pfn(head.0 + n))
+        };
+        let mapped: u32 = (0..word.nr_pages() as u32).map(maps).sum();
+        if mapped == memory.mapcount(head) {
+            memory.split(head, maps);
+            split = true;
+        }
+        false
+    });
+    split
 }
 
 /// Write-protect and clean every entry that maps a locked folio, so that the

@@ -119,6 +119,24 @@ pub struct Record {
     pub trace: Option<TraceCounts>,
 }
 
+impl Record {
+    /// The record as one line of JSON, without its end.
+    pub fn to_json(&self) -> String {
+        to_json(self)
+    }
+}
+
+impl Header {
+    /// The conditions as one line of JSON, without its end.
+    pub fn to_json(&self) -> String {
+        to_json(self)
+    }
+}
+
+fn to_json(value: &impl Serialize) -> String {
+    serde_json::to_string(value).expect("maps with number keys and strings print as JSON")
+}
+
 /// A recording.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Recording {
@@ -163,10 +181,8 @@ impl Recording {
 
     /// The recording as text, a line each.
     pub fn print(&self) -> String {
-        let lines = std::iter::once(serde_json::to_string(&self.header))
-            .chain(self.records.iter().map(serde_json::to_string));
-        lines
-            .map(|line| line.expect("maps with number keys and strings print as JSON") + "\n")
-            .collect()
+        let lines =
+            std::iter::once(self.header.to_json()).chain(self.records.iter().map(Record::to_json));
+        lines.map(|line| line + "\n").collect()
     }
 }

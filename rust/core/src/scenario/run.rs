@@ -152,13 +152,25 @@ impl Runner {
     /// `EOPNOTSUPP` for a machine that does not exist, `EINTR`; what a callback
     /// raised.
     pub fn step(&mut self, step: &Step) -> Result<Record> {
+        self.step_on(step, Cpu::new)
+    }
+
+    /// As [`Runner::step`], on a `Cpu` that the caller makes, and so can stop.
+    ///
+    /// # Errors
+    /// As [`Runner::step`].
+    pub fn step_on(
+        &mut self,
+        step: &Step,
+        make_cpu: impl FnOnce(&Arc<Host>) -> Cpu,
+    ) -> Result<Record> {
         self.traced |= matches!(step.op, Op::Vm(_));
         if self.traced {
             let mask = Event::ALL.iter().map(|&event| event as u32).sum();
             self.host.set_trace_mask(mask);
         }
         let (errno, command) = {
-            let cpu = Cpu::new(&self.host);
+            let cpu = make_cpu(&self.host);
             // Whatever the step is, the worker is told of it and answers.
             for &address in &self.own {
                 self.mm.touch(&cpu, address, true, None)?;
@@ -173,6 +185,7 @@ impl Runner {
                 }
                 Err(e) => return Err(e),
             };
+            cpu.finish()?;
             self.totals.merge(&cpu.counters.snapshot());
             (errno, command)
         };
@@ -236,6 +249,7 @@ impl Runner {
                 let byte = write.then_some(BYTE);
                 pages
                     .iter()
+                    .take_while(|_| !cpu.poll())
                     .try_for_each(|n| self.mm.touch(cpu, start + n * PAGE_SIZE, *write, byte))
             }
             Op::Read(pages) => self.read(cpu, pages),
@@ -260,6 +274,7 @@ impl Runner {
                 vm.access(cpu, 0, 0, false, None)?;
                 pages
                     .iter()
+                    .take_while(|_| !cpu.poll())
                     .try_for_each(|n| vm.access(cpu, 0, first + n, *write, byte))
             }
             Op::Vm(n) => {
@@ -363,7 +378,7 @@ impl Runner {
                 pages.region
             )));
         }
-        for index in pages.iter() {
+        for index in pages.iter().take_while(|_| !cpu.poll()) {
             filemap::read(cpu, &self.memcg, &region.space, index)?;
             if let Some(buffer) = self.buffer {
                 self.mm.touch(cpu, buffer, true, None)?;
@@ -374,7 +389,7 @@ impl Runner {
 
     fn check(&self, cpu: &Cpu, pages: &Pages, byte: u8) -> Result<()> {
         let start = self.regions[&pages.region].start;
-        for n in pages.iter() {
+        for n in pages.iter().take_while(|_| !cpu.poll()) {
             let address = start + n * PAGE_SIZE;
             self.mm.touch(cpu, address, false, None)?;
             let (_, pte) = self.mm.lookup(address);

@@ -47,6 +47,7 @@ use crate::kvm::vcpu::GuestLoop;
 use crate::kvm::vm::{MmuKind, Vm};
 use crate::mm::vma::VmFlags;
 use crate::mm::{Kind, PAGE_SHIFT};
+use crate::mutant::{self, Mutant};
 use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use crate::sync::lock::Mutex;
 use crate::sync::rcu::Guard;
@@ -449,8 +450,7 @@ impl Shadow {
             self.spte_set(ptr, new);
             return false;
         }
-        let accessed_counts = ctx.vm.protocol().accessed_volatile;
-        if format.has_volatile_bits(old, accessed_counts) {
+        if must_be_atomic(ctx.vm, old) {
             old = self.word(ptr).swap(new, Ordering::AcqRel);
         } else {
             // Nothing but Accessed can change behind `mmu_lock` here, and an
@@ -478,7 +478,7 @@ impl Shadow {
         if !spte::is_present(old) {
             return old;
         }
-        if format.has_volatile_bits(old, vm.protocol().accessed_volatile) {
+        if must_be_atomic(vm, old) {
             old = word.swap(0, Ordering::AcqRel);
         } else {
             word.store(0, Ordering::Release);
@@ -495,9 +495,15 @@ impl Shadow {
     }
 
     /// Zap a leaf, *then* take it out of its rmap (`drop_spte()`). The other
-    /// way round an ager or an invalidation could miss a live SPTE: mutant
-    /// `zap-after-unlink`.
+    /// way round an ager or an invalidation could miss a live SPTE.
     fn drop_spte(&self, ctx: Ctx<'_>, state: &State, ptr: SptePtr) {
+        if mutant::active(Mutant::ZapAfterUnlink) {
+            if spte::is_present(self.read(ptr)) {
+                self.rmap_remove(ctx, state, ptr);
+            }
+            self.spte_clear_track(ctx.vm, ctx.cpu, ptr);
+            return;
+        }
         let old = self.spte_clear_track(ctx.vm, ctx.cpu, ptr);
         if spte::is_present(old) {
             self.rmap_remove(ctx, state, ptr);
@@ -910,6 +916,16 @@ impl Shadow {
             count
         })
     }
+}
+
+/// Whether a change of an SPTE behind the holder of `mmu_lock` could be lost by
+/// a plain store.
+fn must_be_atomic(vm: &Vm, value: u64) -> bool {
+    if mutant::active(Mutant::AdOffPlain) && !spte::ad_enabled(value) {
+        return false;
+    }
+    vm.format()
+        .has_volatile_bits(value, vm.protocol().accessed_volatile)
 }
 
 impl super::ShadowMmu for Shadow {

@@ -8,6 +8,7 @@ use crate::kvm::mmu::rmap::{RmapHead, SlotRmaps};
 use crate::kvm::mmu::spte::{self, Aged, LEVEL_1G, LEVEL_4K, Write};
 use crate::kvm::protocol::ShadowNoAd;
 use crate::kvm::vm::Vm;
+use crate::mutant::{self, Mutant};
 use crate::sync::atomic::Ordering;
 use crate::trace::Counter;
 
@@ -36,6 +37,14 @@ impl Shadow {
     ) -> bool {
         let mut young = false;
         for level in LEVEL_4K..=LEVEL_1G {
+            if mutant::active(Mutant::UnalignedStep) {
+                let step = spte::pages_per(level) as usize;
+                for gfn in (range.start..range.end).step_by(step) {
+                    let head = rmaps.head(gfn, level);
+                    young |= self.age_head_lockless(vm, cpu, head, level, test);
+                }
+                continue;
+            }
             for head in rmaps.range(level, range.start, range.end) {
                 young |= self.age_head_lockless(vm, cpu, head, level, test);
                 if young && test {
@@ -56,29 +65,26 @@ impl Shadow {
         level: u32,
         test: bool,
     ) -> bool {
-        let value = head.lock(&cpu.counters);
-        if value == 0 {
-            // Not held, so not walked, whatever the head says by now: mutant
-            // `reread-head`.
-            return false;
-        }
         let format = vm.format();
         let mut young = false;
-        for ptr in self.descs.iter(&cpu.counters, value) {
+        self.descs.for_each_lockless(&cpu.counters, head, |ptr| {
             cpu.count(Counter::SpteLoads);
+            if mutant::active(Mutant::PreemptOn) {
+                crate::sync::thread::lose_time_slice();
+            }
             let word = self.word(ptr);
             // Relaxed: the verdict needs no other memory. An SPTE that is
             // being zapped reads as not present, and is skipped.
             let seen = word.load(Ordering::Relaxed);
             if !format.is_young_leaf(seen, level) {
-                continue;
+                return true;
             }
             young = true;
             if test {
-                break;
+                return false;
             }
             if !spte::ad_enabled(seen) && vm.protocol().shadow_no_ad == ShadowNoAd::Leave {
-                continue;
+                return true;
             }
             let aged = format.age_young(word, seen);
             count_aged(cpu, &aged);
@@ -88,8 +94,8 @@ impl Shadow {
                 // page may have been written.
                 vm.set_pfn_dirty(cpu, spte::pfn(seen));
             }
-        }
-        head.unlock_readonly(value);
+            true
+        });
         young
     }
 

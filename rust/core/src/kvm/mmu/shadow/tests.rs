@@ -27,6 +27,7 @@ impl Machine {
     }
 
     fn with_flags(pages: u64, config: VmConfig, flags: VmFlags) -> (Machine, Cpu) {
+        select_mutant();
         let host = Host::new(&HostConfig {
             nodes: vec![pages * 2 + 8192],
             swap_pages: 1024,
@@ -110,6 +111,17 @@ impl Machine {
         assert_eq!(self.shadow().tables.live(), 0, "every table freed once");
         assert_eq!(self.shadow().descriptors().0, 0, "every descriptor too");
         assert_eq!(self.shadow().indirect_shadow_pages(), 0);
+    }
+}
+
+/// With the `mutants` feature, YOUNGBIT_MUTANT names the variant that these
+/// tests run on, to see which of them it breaks.
+fn select_mutant() {
+    #[cfg(feature = "mutants")]
+    {
+        use crate::mutant::{Mutant, select};
+        let wanted = std::env::var("YOUNGBIT_MUTANT").unwrap_or_default();
+        select(Mutant::ALL.iter().copied().find(|m| m.name() == wanted));
     }
 }
 
@@ -251,6 +263,38 @@ fn section_4_changing_a_chain_waits_for_its_read_only_holder() {
     });
     drop(guard);
     assert_eq!(m.chains(&cpu, 5), [2, 0, 0]);
+    m.verify(&cpu);
+}
+
+#[test]
+fn section_4_sptes_are_zapped_before_their_rmap_entry_is_removed() {
+    let (m, cpu) = Machine::new(64, shadow(Protocol::V7));
+    m.touch(&cpu, 5, true);
+    let (ptr, _) = spte_of(&m, 5, LEVEL_4K);
+    let holder = Cpu::new(&m.host);
+    let guard = holder.rcu.lock();
+    let slots = m.vm.memslots.load(0, &guard);
+    let head = slots.by_gfn(5).expect("slot").rmaps().head(5, LEVEL_4K);
+    let value = head.lock(&holder.counters);
+    thread::scope(|s| {
+        s.spawn(|| {
+            let cpu = Cpu::new(&m.host);
+            let guest = m.shadow().guest_cpu(&m.vm, &cpu, 0);
+            let at = alias_address(5, 0);
+            m.kernel().unmap(&guest, at, LEVEL_4K).expect("unmapped");
+        });
+        let start = std::time::Instant::now();
+        while spte::is_present(m.shadow().read(ptr)) && start.elapsed().as_secs() < 10 {
+            thread::yield_now();
+        }
+        let zapped = !spte::is_present(m.shadow().read(ptr));
+        let in_chain = head.0.load(Ordering::Relaxed) == value | RMAP_LOCKED;
+        head.unlock_readonly(value);
+        assert!(zapped, "the zap waits for the removal");
+        assert!(in_chain, "the removal did not wait for the chain's holder");
+    });
+    drop(guard);
+    assert_eq!(m.chains(&cpu, 5), [0, 0, 0]);
     m.verify(&cpu);
 }
 
