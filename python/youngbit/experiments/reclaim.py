@@ -12,6 +12,7 @@ import errno
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -128,7 +129,8 @@ def hot_cold(pages: int, accesses: int, seed: int) -> Workload:
 
 def trace(recorded: Trace) -> Workload:
     """Return a recorded program as a workload."""
-    return Workload.of("trace", recorded.frames, recorded.write, recorded.to_dict())
+    about = recorded.to_dict()
+    return Workload.of(Path(about["source"]).name, recorded.frames, recorded.write, about)
 
 
 @dataclass(frozen=True)

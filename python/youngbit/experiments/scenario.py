@@ -115,7 +115,8 @@ class Scenario:
             "kernel": kernel,
             "version": f"youngbit {_core.build_info()['version']}",
             "lru_gen_enabled": f"{self.capabilities:#06x}",
-            "secondary_mmu_walk": asks != "none",
+            "secondary_mmu_walk": asks == "accurate"
+            or (asks == "fast_only" and bool(self.capabilities & defaults.SECONDARY_MMU_WALK)),
             "mmu": self.mmu if has_vm else "none",
             "page_size": 4096,
             "swap_pages": self.swap_pages,
