@@ -15,9 +15,13 @@ mod machine;
 
 #[path = "protocols/folio.rs"]
 mod folio;
+#[path = "protocols/lru.rs"]
+mod lru;
 #[path = "protocols/notifier.rs"]
 mod notifier;
 #[path = "protocols/rmap.rs"]
 mod rmap;
+#[path = "protocols/shadow.rs"]
+mod shadow;
 #[path = "protocols/tdp.rs"]
 mod tdp;

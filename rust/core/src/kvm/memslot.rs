@@ -9,7 +9,9 @@
 use crate::cpu::Cpu;
 use crate::error::{Errno, Error, Result};
 use crate::mm::memory::{PAGE_SHIFT, PAGE_SIZE};
+use crate::mutant::{self, Mutant};
 use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering, zeroed};
+use crate::sync::cell::Witness;
 use crate::sync::lock::{Condvar, Mutex};
 use crate::sync::rcu::{Domain, Guard};
 use std::cell::UnsafeCell;
@@ -342,6 +344,8 @@ impl Memslots {
 /// The two sets of one address space.
 struct AddressSpaceSlots {
     sets: [UnsafeCell<Memslots>; 2],
+    /// Beside each set, for a model checker.
+    witness: [Witness; 2],
     active: AtomicUsize,
 }
 
@@ -414,6 +418,7 @@ impl Spaces {
             spaces: (0..address_spaces)
                 .map(|_| AddressSpaceSlots {
                     sets: Default::default(),
+                    witness: Default::default(),
                     active: AtomicUsize::new(0),
                 })
                 .collect(),
@@ -467,6 +472,7 @@ impl Spaces {
     fn active<'g>(&'g self, space: &'g AddressSpaceSlots, _guard: &'g Guard<'_>) -> &'g Memslots {
         // Acquire: pairs with the release store in `swap`.
         let active = space.active.load(Ordering::Acquire);
+        space.witness[active].read();
         // SAFETY: the set was active inside this section, which is one of the
         // domain that `swap` waits for after it made the set inactive and
         // before it edits it.
@@ -495,6 +501,7 @@ impl Spaces {
         let space = &self.spaces[as_id];
         let active = space.active.load(Ordering::Relaxed);
         let inactive = 1 - active;
+        space.witness[inactive].write();
         // SAFETY: `slots_lock` is held, so this is the only writer; the set is
         // inactive, and the update that made it so waited for its readers
         // before it edited it.
@@ -508,7 +515,10 @@ impl Spaces {
             // Release: publishes the set edited above; pairs with `load`.
             space.active.store(inactive, Ordering::Release);
         }
-        self.rcu.synchronize();
+        if !mutant::active(Mutant::NoSrcuWait) {
+            self.rcu.synchronize();
+        }
+        space.witness[active].write();
         // SAFETY: as above; the grace period just waited for began after the
         // set became inactive, so no reader is in it.
         unsafe { &mut *space.sets[active].get() }.replace(id, slot);

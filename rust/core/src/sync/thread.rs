@@ -85,3 +85,26 @@ pub fn cpu_time() -> Option<(u64, u64)> {
     #[cfg(not(target_os = "linux"))]
     None
 }
+
+/// Now and then lose the processor for a time slice, as a thread does that can
+/// be preempted: for the mutant that shows what it costs.
+#[cfg(feature = "mutants")]
+pub fn lose_time_slice() {
+    #[cfg(not(loom))]
+    {
+        use std::cell::Cell;
+        thread_local! {
+            static CALLS: Cell<u32> = const { Cell::new(0) };
+        }
+        let calls = CALLS.get().wrapping_add(1);
+        CALLS.set(calls);
+        if calls.is_multiple_of(4096) {
+            // A time slice of the fair scheduler.
+            std::thread::sleep(std::time::Duration::from_millis(3));
+        }
+    }
+}
+
+/// As with mutants, without them: nothing.
+#[cfg(not(feature = "mutants"))]
+pub fn lose_time_slice() {}

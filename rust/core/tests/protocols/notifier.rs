@@ -1,6 +1,6 @@
 //! Subscriptions: registering and unregistering against a call under way.
 
-use super::model::{Bound, check, cpu, host, name, number, spawn};
+use super::model::{USUAL, check, cpu, host, name, number, spawn};
 use std::sync::Arc;
 use youngbit_core::cpu::Cpu;
 use youngbit_core::mm::MmuNotifier;
@@ -41,48 +41,38 @@ impl MmuNotifier for Secondary {
 
 #[test]
 fn notifier_unregister_waits_for_callbacks() {
-    check(
-        "no callback runs after unregister returned",
-        Bound {
-            reduced: 2,
-            full: 3,
-        },
-        || {
-            let host = host(8);
-            let mm = host.create_mm(0).expect("the root cgroup exists");
-            let gone = Arc::new(AtomicU64::new(0));
-            name(&*gone, "unregistered", number);
-            let secondary = Arc::new(Secondary {
-                gone: Arc::clone(&gone),
-                called: AtomicU64::new(0),
-            });
-            let here = cpu(&host);
-            let subscription = mm.register_notifier(&here, secondary.clone());
-            let caller = {
-                let (host, mm) = (Arc::clone(&host), Arc::clone(&mm));
-                spawn("ager", move || {
-                    let cpu = cpu(&host);
-                    mm.notifiers.clear_young(&cpu, 0, 4096, false)
-                })
-            };
-            mm.unregister_notifier(&here, &subscription)
-                .expect("it is registered");
-            gone.store(1, Ordering::Relaxed);
-            let young = caller.join().unwrap();
-            let called = secondary.called.load(Ordering::Relaxed);
-            assert_eq!(called, u64::from(young));
-        },
-    );
+    check("no callback runs after unregister returned", USUAL, || {
+        let host = host(8);
+        let mm = host.create_mm(0).expect("the root cgroup exists");
+        let gone = Arc::new(AtomicU64::new(0));
+        name(&*gone, "unregistered", number);
+        let secondary = Arc::new(Secondary {
+            gone: Arc::clone(&gone),
+            called: AtomicU64::new(0),
+        });
+        let here = cpu(&host);
+        let subscription = mm.register_notifier(&here, secondary.clone());
+        let caller = {
+            let (host, mm) = (Arc::clone(&host), Arc::clone(&mm));
+            spawn("ager", move || {
+                let cpu = cpu(&host);
+                mm.notifiers.clear_young(&cpu, 0, 4096, false)
+            })
+        };
+        mm.unregister_notifier(&here, &subscription)
+            .expect("it is registered");
+        gone.store(1, Ordering::Relaxed);
+        let young = caller.join().unwrap();
+        let called = secondary.called.load(Ordering::Relaxed);
+        assert_eq!(called, u64::from(young));
+    });
 }
 
 #[test]
 fn notifier_registered_is_called() {
     check(
         "a call that sees that there are notifiers finds them, and calls each once",
-        Bound {
-            reduced: 2,
-            full: 3,
-        },
+        USUAL,
         || {
             let host = host(8);
             let mm = host.create_mm(0).expect("the root cgroup exists");

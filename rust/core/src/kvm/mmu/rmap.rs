@@ -560,6 +560,35 @@ impl DescArena {
         iter
     }
 
+    /// Call `visit` with each SPTE of a chain, until it returns false, without
+    /// `mmu_lock`: the chain is held by its bit and walked from the value the
+    /// lock returned (`for_each_rmap_spte_lockless()`). An empty chain is not
+    /// held, so it is not walked either, whatever its head says by then.
+    #[inline]
+    pub fn for_each_lockless(
+        &self,
+        counters: &Counters,
+        head: RmapHead<'_>,
+        mut visit: impl FnMut(SptePtr) -> bool,
+    ) {
+        let held = head.lock(counters);
+        let mut value = held;
+        if held == 0 {
+            if !mutant::active(Mutant::RereadHead) {
+                return;
+            }
+            value = head.value();
+        }
+        for ptr in self.iter(counters, value) {
+            if !visit(ptr) {
+                break;
+            }
+        }
+        if held != 0 {
+            head.unlock_readonly(held);
+        }
+    }
+
     /// Check a chain's shape: tail counts right, only the head partly full, no
     /// SPTE twice, no freed descriptor. The chain must not change meanwhile.
     ///

@@ -18,6 +18,7 @@
 //! | 63 | NPT and legacy: not executable |
 
 use crate::mm::Pfn;
+use crate::mutant::{self, Mutant};
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::table::{TABLE_ENTRIES, TABLE_SHIFT, TableId};
 
@@ -110,10 +111,20 @@ pub const fn is_present(spte: u64) -> bool {
     spte & MMU_PRESENT != 0
 }
 
+/// [`FROZEN`], for those who write it.
+#[inline]
+pub fn frozen() -> u64 {
+    if mutant::active(Mutant::ThawFrozen) {
+        FROZEN_THAWABLE
+    } else {
+        FROZEN
+    }
+}
+
 /// Whether some thread is replacing the entry (`is_frozen_spte()`).
 #[inline]
-pub const fn is_frozen(spte: u64) -> bool {
-    spte == FROZEN
+pub fn is_frozen(spte: u64) -> bool {
+    spte == frozen()
 }
 
 /// Whether a present entry of `level` is a leaf (`is_last_spte()`).
@@ -352,7 +363,10 @@ impl SpteFormat {
     /// It does before v9, which tolerates it and instead calls every entry
     /// without A/D bits volatile.
     #[inline]
-    pub const fn has_volatile_bits(&self, spte: u64, accessed_counts: bool) -> bool {
+    pub fn has_volatile_bits(&self, spte: u64, accessed_counts: bool) -> bool {
+        if mutant::active(Mutant::AdOffPlain) && !ad_enabled(spte) {
+            return false;
+        }
         if !is_writable(spte) && self.is_mmu_writable(spte) {
             return true;
         }
@@ -452,7 +466,8 @@ impl SpteFormat {
         // Relaxed: the verdict needs no other memory; the frame is looked up
         // only after the atomic operation below.
         let seen = word.load(Ordering::Relaxed);
-        if self.is_young_leaf(seen, level) {
+        let any = mutant::active(Mutant::AgeNonPresent) && seen & self.accessed != 0;
+        if any || self.is_young_leaf(seen, level) {
             self.age_young(word, seen)
         } else {
             Aged::old(seen)
@@ -465,12 +480,20 @@ impl SpteFormat {
         let (old, new, write) = if ad_enabled(seen) {
             // AcqRel: as every change of an entry, so that who reads the frame
             // afterwards sees what was done before the entry was made.
-            let old = word.fetch_and(!self.accessed, Ordering::AcqRel);
+            let old = if mutant::active(Mutant::AgeByStore) {
+                word.store(seen & !self.accessed, Ordering::Release);
+                seen
+            } else {
+                word.fetch_and(!self.accessed, Ordering::AcqRel)
+            };
             (old, old & !self.accessed, Write::FetchAnd)
         } else {
             let new = self.mark_old(seen);
             match word.compare_exchange(seen, new, Ordering::AcqRel, Ordering::Relaxed) {
                 Ok(old) => (old, new, Write::Exchanged),
+                Err(now) if mutant::active(Mutant::CasRetryForever) => {
+                    return self.age_young(word, now);
+                }
                 Err(now) => (now, now, Write::ExchangeFailed),
             }
         };

@@ -16,7 +16,7 @@
 
 use super::fault::PageFault;
 use super::spte::{
-    self, FROZEN, LEVEL_2M, LEVEL_4K, Leaf, WRITABLE, gfn_index, is_frozen, is_last, is_present,
+    self, LEVEL_2M, LEVEL_4K, Leaf, WRITABLE, gfn_index, is_frozen, is_last, is_present,
     is_present_leaf, is_writable, pages_per, round_gfn,
 };
 use super::{GuestMmu, Translation, Walk};
@@ -27,12 +27,13 @@ use crate::kvm::protocol::TdpAging;
 use crate::kvm::vcpu::Vcpu;
 use crate::kvm::vm::Vm;
 use crate::mm::Pfn;
+use crate::mutant::{self, Mutant};
 use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use crate::sync::lock::SpinLock;
 use crate::sync::rcu::{Guard, RcuCell};
 use crate::sync::spin::Backoff;
 use crate::sync::thread;
-use crate::table::{Arena, POISON, TABLE_SHIFT, TableId};
+use crate::table::{Arena, POISON, TABLE_ENTRIES, TABLE_SHIFT, TableId};
 use crate::trace::{Counter, Event};
 use std::sync::Arc;
 
@@ -215,7 +216,12 @@ impl TdpMmu {
             .root_count
             .fetch_sub(1, Ordering::AcqRel);
         debug_assert!(before > 0, "root {root:?} was put once too often");
-        if before != 1 {
+        let last = if mutant::active(Mutant::FreeByLoser) {
+            self.tables.meta(root).root_count.load(Ordering::Relaxed) == 0
+        } else {
+            before == 1
+        };
+        if !last {
             return;
         }
         debug_assert!(self.is_root_invalid(root));
@@ -323,13 +329,18 @@ impl TdpMmu {
 
     fn free_deferred(&self, cpu: &Cpu, tables: Vec<TableId>) {
         let arena = Arc::clone(&self.tables);
+        if mutant::active(Mutant::NoRcuDelay) {
+            return tables.into_iter().for_each(|table| arena.free(table));
+        }
         cpu.rcu.lock().defer(move || {
             for table in tables {
+                debug_assert!(
+                    (arena.entries(table).iter()).all(|e| !is_present(e.load(Ordering::Relaxed))),
+                    "a mapping was put into {table:?}, which was unlinked"
+                );
                 arena.free(table);
             }
         });
-        // Where others can run it, should this thread not come back soon.
-        cpu.rcu.flush();
     }
 
     /// Flush if tables were unlinked or the caller wants it, then hand the
@@ -378,7 +389,8 @@ impl TdpMmu {
         );
         if was_leaf {
             let gone = !is_present(new) || pfn_changed;
-            if format.is_dirty(old) && (gone || !format.is_dirty(new)) {
+            let passed_on = !mutant::active(Mutant::ZapDropsDirty);
+            if format.is_dirty(old) && passed_on && (gone || !format.is_dirty(new)) {
                 vm.set_pfn_dirty(cpu, spte::pfn(old));
             }
             if format.is_accessed(old) && (gone || !format.is_accessed(new)) {
@@ -417,7 +429,7 @@ impl TdpMmu {
                 // thread, which will be quick.
                 let backoff = Backoff::new();
                 loop {
-                    let old = word.swap(FROZEN, Ordering::AcqRel);
+                    let old = word.swap(spte::frozen(), Ordering::AcqRel);
                     if !is_frozen(old) {
                         break old;
                     }
@@ -429,7 +441,7 @@ impl TdpMmu {
                 if !is_present(word.load(Ordering::Relaxed)) {
                     continue;
                 }
-                word.swap(FROZEN, Ordering::AcqRel)
+                word.swap(spte::frozen(), Ordering::AcqRel)
             };
             let at = Change {
                 as_id,
@@ -438,7 +450,7 @@ impl TdpMmu {
                 shared,
             };
             if is_present(old) {
-                self.handle_changed(vm, cpu, gather, old, FROZEN, at);
+                self.handle_changed(vm, cpu, gather, old, spte::frozen(), at);
             }
         }
         gather.0.push(table);
@@ -461,7 +473,9 @@ impl TdpMmu {
         cpu.count(Counter::SpteCas);
         // Release: publishes a table's contents; pairs with the acquire of
         // walks. Acquire: as in `handle_removed`.
-        if word
+        if mutant::active(Mutant::FaultByStore) && !is_present(old) {
+            word.store(new, Ordering::Release);
+        } else if word
             .compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed)
             .is_err()
         {
@@ -579,20 +593,29 @@ impl TdpMmu {
     /// in an RCU section or in guest mode.
     #[inline]
     fn lookup(&self, root: TableId, gfn: u64) -> Option<(u32, &AtomicU64)> {
-        let (mut level, limit) = self.reach(root);
-        if gfn >= limit {
-            return None;
-        }
+        let (level, limit) = self.reach(root);
+        (gfn < limit).then(|| self.lookup_from(root, level, gfn))
+    }
+
+    /// [`lookup`](Self::lookup) of a frame that the table of `level` reaches.
+    #[inline]
+    fn lookup_from(&self, table: TableId, level: u32, gfn: u64) -> (u32, &AtomicU64) {
         let tables = &*self.tables;
-        let mut table = root;
+        let (mut table, mut level) = (table, level);
+        let mut shift = spte::gfn_shift(level);
         loop {
-            let word = &tables.entries(table)[gfn_index(gfn, level)];
+            let word = &tables.entries(table)[(gfn >> shift) as usize % TABLE_ENTRIES];
+            if level == LEVEL_4K {
+                return (level, word);
+            }
+            // Acquire: pairs with the release that linked the table.
             let spte = word.load(Ordering::Acquire);
-            if level == LEVEL_4K || !is_present(spte) || is_last(spte, level) {
-                return Some((level, word));
+            if !is_present(spte) || is_last(spte, level) {
+                return (level, word);
             }
             table = spte::table(spte);
             level -= 1;
+            shift -= TABLE_SHIFT;
         }
     }
 
@@ -676,12 +699,19 @@ impl TdpMmu {
         let as_id = range.slot.as_id as u32;
         let guard = cpu.rcu.lock();
         let mut young = false;
-        for root in self.roots_of(&guard, as_id, vm.protocol().all_roots) {
-            // What an aging walk of the primary asks, once a page.
-            if range.end - range.start == 1 {
-                young |= self.age_page(vm, cpu, root, as_id, range.start, locked);
-                continue;
+        let all_roots = vm.protocol().all_roots;
+        // What an aging walk of the primary asks, once a page.
+        if range.end - range.start == 1 {
+            for &root in self.roots.load(&guard) {
+                let page = self.tables.meta(root);
+                if page.as_id() == as_id && (all_roots || !page.is_invalid()) {
+                    let level = page.level();
+                    young |= self.age_page(vm, cpu, (root, level), as_id, range.start, locked);
+                }
             }
+            return young;
+        }
+        for root in self.roots_of(&guard, as_id, all_roots) {
             self.for_each_run(cpu, root, range.start, range.end, |level, gfn, words| {
                 young |= Self::age_run(vm, cpu, as_id, level, gfn, words, locked);
                 true
@@ -696,16 +726,23 @@ impl TdpMmu {
         &self,
         vm: &Vm,
         cpu: &Cpu,
-        root: TableId,
+        (root, level): (TableId, u32),
         as_id: u32,
         gfn: u64,
         locked: bool,
     ) -> bool {
-        let Some((level, word)) = self.lookup(root, gfn) else {
+        if gfn >> (TABLE_SHIFT * level) != 0 {
             return false;
-        };
-        if word.load(Ordering::Relaxed) == POISON {
-            cpu.count(Counter::PoisonReads);
+        }
+        let (level, word) = self.lookup_from(root, level, gfn);
+        // Relaxed: as in `SpteFormat::age`.
+        let seen = word.load(Ordering::Relaxed);
+        if !vm.format().is_young_leaf(seen, level) {
+            cpu.count(Counter::SpteLoads);
+            if seen == POISON {
+                cpu.count(Counter::PoisonReads);
+            }
+            return false;
         }
         let run = std::slice::from_ref(word);
         Self::age_run(vm, cpu, as_id, level, round_gfn(gfn, level), run, locked)
@@ -824,7 +861,13 @@ impl TdpMmu {
                     }
                     // An exchange: hardware and agers still write the word.
                     // AcqRel: as in `handle_removed`.
-                    let old = word.swap(0, Ordering::AcqRel);
+                    let old = if mutant::active(Mutant::PlainLeafWrite) {
+                        let old = word.load(Ordering::Relaxed);
+                        word.store(0, Ordering::Release);
+                        old
+                    } else {
+                        word.swap(0, Ordering::AcqRel)
+                    };
                     let at = Change {
                         as_id,
                         gfn: gfn + i as u64,
@@ -1123,7 +1166,8 @@ impl TdpMmu {
             }
             let slots = vm.memslots.load(vcpu.as_id, &guard);
             let slot = slots.by_gfn(gfn)?;
-            if write && format.is_mmu_writable(old) {
+            let restores_w = write || mutant::active(Mutant::RestoreWritable);
+            if restores_w && format.is_mmu_writable(old) {
                 // A huge page is split first when writes are logged by page.
                 if level > LEVEL_4K && slot.logs_dirty() {
                     return None;

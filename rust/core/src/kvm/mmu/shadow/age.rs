@@ -65,35 +65,26 @@ impl Shadow {
         level: u32,
         test: bool,
     ) -> bool {
-        let mut value = head.lock(&cpu.counters);
-        let held = value != 0;
-        if !held {
-            // Not held, so not walked, whatever the head says by now.
-            if !mutant::active(Mutant::RereadHead) {
-                return false;
-            }
-            value = head.value();
-        }
         let format = vm.format();
         let mut young = false;
-        for ptr in self.descs.iter(&cpu.counters, value) {
+        self.descs.for_each_lockless(&cpu.counters, head, |ptr| {
             cpu.count(Counter::SpteLoads);
             if mutant::active(Mutant::PreemptOn) {
-                crate::sync::thread::yield_now();
+                crate::sync::thread::lose_time_slice();
             }
             let word = self.word(ptr);
             // Relaxed: the verdict needs no other memory. An SPTE that is
             // being zapped reads as not present, and is skipped.
             let seen = word.load(Ordering::Relaxed);
             if !format.is_young_leaf(seen, level) {
-                continue;
+                return true;
             }
             young = true;
             if test {
-                break;
+                return false;
             }
             if !spte::ad_enabled(seen) && vm.protocol().shadow_no_ad == ShadowNoAd::Leave {
-                continue;
+                return true;
             }
             let aged = format.age_young(word, seen);
             count_aged(cpu, &aged);
@@ -103,10 +94,8 @@ impl Shadow {
                 // page may have been written.
                 vm.set_pfn_dirty(cpu, spte::pfn(seen));
             }
-        }
-        if held {
-            head.unlock_readonly(value);
-        }
+            true
+        });
         young
     }
 
