@@ -67,3 +67,17 @@ def test_every_dependency_is_listed():
         for section in re.findall(r"dependencies\]\n(.*?)(?=\n\[|\Z)", text, re.DOTALL):
             for name in re.findall(r"^([a-z0-9_-]+) *=", section, re.MULTILINE):
                 assert name == "youngbit-core" or name in listed, name
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.name)
+def test_examples(path):
+    small = ["16M", "1"] if path.name == "protocols.py" else []
+    done = subprocess.run(
+        [sys.executable, "-W", "error", path, *small],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) >= 2

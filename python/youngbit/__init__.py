@@ -7,7 +7,7 @@ and read what each pass found and cost.
 
 from __future__ import annotations
 
-from . import access, defaults, errors, lru_gen, sizes, traces
+from . import access, defaults, errors, lru_gen, oracle, sizes, traces
 from ._core import build_info
 from .errors import FormatError, TraceError
 from .machine import (
@@ -54,6 +54,7 @@ __all__ = [
     "defaults",
     "errors",
     "lru_gen",
+    "oracle",
     "sizes",
     "traces",
 ]

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from . import _core
 from .sizes import PAGE_SIZE, Size, parse_size
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ __all__ = [
     "Zipf",
     "arrays",
     "hot_cold",
+    "record",
     "sequential",
     "strided",
     "trace",
@@ -381,6 +383,23 @@ def arrays(pages: npt.ArrayLike, writes: npt.ArrayLike | bool = False) -> Record
     elif flags.shape != numbers.shape:
         raise ValueError(f"writes: {flags.size} flags for {numbers.size} pages")
     return Recorded(np.ascontiguousarray(numbers, np.uint32), np.ascontiguousarray(flags))
+
+
+def record(stream: Stream, pages: int) -> Recorded:
+    """Return the accesses that a stream makes as the only vCPU of a guest.
+
+    >>> record(strided(2), 5).pages.tolist()
+    [0, 2, 4]
+
+    Args:
+        stream: The stream.
+        pages: Pages of the guest, at most 2**32.
+
+    Raises:
+        OSError: If the stream leaves guest memory.
+
+    """
+    return Recorded(*_core.stream_accesses(stream, _whole(pages, "pages", at_least=1)))
 
 
 def trace(recorded: Trace) -> Recorded:

@@ -369,6 +369,9 @@ def info(json_to: str | None) -> None:
 
 def main() -> None:
     """Run the command; the exit status says what happened."""
+    from .cli_lru import register
+
+    register(cli)
     try:
         cli.main(prog_name="youngbit", standalone_mode=False)
     except click.ClickException as error:

@@ -32,6 +32,7 @@ TLB_MAX_WAYS: Final = 64
 LEVELS: Final = 4
 #: Capabilities of the multi-gen LRU: core, mm walk, non-leaf young, secondary MMU walk.
 CAPABILITIES: Final = 0x000F
+SECONDARY_MMU_WALK: Final = 0x0008
 #: Host memory beyond the guest's, in pages, when an experiment makes the host.
 HOST_SLACK_PAGES: Final = 1024
 
@@ -50,6 +51,44 @@ REPLAY_EVERY: Final = 4000
 #: A first-level TLB. A recording has one access a page and window where the
 #: program made thousands, so it presses on the TLB far less than the program did.
 REPLAY_TLB_ENTRIES: Final = 64
+
+# The command `lru-gen`: the MMUs that recordings know, and their swap device.
+SCENARIO_MMUS: Final = ("tdp", "shadow", "direct-rmap")
+SCENARIO_SWAP_PAGES: Final = 131_071
+
+# The command `reclaim`.
+#: What memory may stay, as a share of the footprint.
+RECLAIM_LIMIT: Final = 0.5
+RECLAIM_PRESSURES: Final = ("proactive", "reclaim", "max", "high")
+RECLAIM_WORKLOADS: Final = ("zipf", "hot-cold", "trace")
+#: The guest of a made-up workload, and how long it runs.
+RECLAIM_MEMORY: Final = "80M"
+RECLAIM_ACCESSES: Final = 1_000_000
+#: Share of the footprint that an aging interval touches, unless said otherwise:
+#: between the quarter and the half that the kernel itself wants a generation to be.
+RECLAIM_TOUCHED: Final = 1 / 3
+#: Agings from one round of reclaim to the next: the generations then cover the
+#: time since the round before.
+RECLAIM_ROUND: Final = 4
+#: A recording too short for that many rounds is aged more often.
+RECLAIM_MIN_ROUNDS: Final = 6
+#: Fewer pages than that are a batch or two, and reclaim is all overshoot.
+RECLAIM_LEAST_PAGES: Final = 256
+#: Memory and swap beyond the guest's, so that neither ends before the limit does.
+RECLAIM_SLACK_PAGES: Final = 8192
+#: Commands of one round before it gives up.
+RECLAIM_TRIES: Final = 8
+#: The two runs that are compared: without and with secondary MMU walks.
+RECLAIM_OFF: Final = 0x0007
+RECLAIM_ON: Final = 0x000F
+RECLAIM_TLB_ENTRIES: Final = 64
+#: What a guest waits for a page from swap, microseconds: a fast SSD.
+RECLAIM_SWAP_IN_US: Final = 80.0
+ZIPF_EXPONENT: Final = 1.0
+HOT_FRACTION: Final = 0.2
+HOT_PROBABILITY: Final = 0.9
+HOT_PHASES: Final = 5
+WRITE_SHARE: Final = 0.3
 
 # Plots.
 PLOT_DPI: Final = 120

@@ -11,9 +11,9 @@ from . import defaults
 from ._files import atomic_write
 
 if TYPE_CHECKING:
-    from .experiments import ReplayResult
+    from .experiments import ReclaimResult, ReplayResult
 
-__all__ = ["generations_over_time"]
+__all__ = ["generations_over_time", "reclaim_over_time"]
 
 
 def generations_over_time(result: ReplayResult, path: str | os.PathLike[str]) -> None:
@@ -72,5 +72,51 @@ def generations_over_time(result: ReplayResult, path: str | os.PathLike[str]) ->
     lower.set_ylabel("pages of 4 KiB")
     lower.set_ylim(bottom=0)
     lower.legend(fontsize="small")
+    with atomic_write(path, "wb") as file:
+        figure.savefig(file, format="png", dpi=defaults.PLOT_DPI)
+
+
+def reclaim_over_time(result: ReclaimResult, path: str | os.PathLike[str]) -> None:
+    """Draw a comparison: hot evictions, refaults and memory over time, run by run.
+
+    Args:
+        result: The comparison.
+        path: The PNG file; it appears whole or not at all.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 8), layout="constrained")
+    FigureCanvasAgg(figure)
+    hot, refaults, memory = figure.subplots(3, 1, sharex=True)
+    runs = (
+        (result.off, "0x8 off", "#d95f02", "-"),
+        (result.on, "0x8 on", "#1b9e77", "-"),
+        (result.oracle, "oracle", "#666666", "--"),
+    )
+    for run, name, colour, line in runs:
+        x = np.array([0, *(tick.accesses for tick in run.ticks)]) / 1000
+        style = {"label": name, "color": colour, "ls": line}
+        for axes, key in ((hot, "hot"), (refaults, "refaults")):
+            total = np.cumsum([0, *(getattr(tick, key) for tick in run.ticks)])
+            axes.plot(x, total, **style)
+        memory.plot(x[1:], [tick.resident for tick in run.ticks], **style)
+    parameters = result.parameters
+    memory.axhline(parameters["capacity"], color="black", lw=0.8, ls=":", label="limit")
+    hot.set_title(
+        f"Reclaim from {result.workload['name']}, {result.workload['pages']:,} pages:"
+        f" secondary MMU walks off and on, pressure {parameters['pressure']}"
+    )
+    hot.set_ylabel(f"hot pages evicted,\nused within {parameters['window']:,}")
+    refaults.set_ylabel("refaults")
+    memory.set_ylabel("pages of 4 KiB in memory")
+    memory.set_xlabel("guest accesses, thousands")
+    for axes in (hot, refaults, memory):
+        axes.set_ylim(bottom=0)
+        axes.legend(loc="upper left", fontsize="small")
     with atomic_write(path, "wb") as file:
         figure.savefig(file, format="png", dpi=defaults.PLOT_DPI)

@@ -22,7 +22,7 @@ class Policy:
     What to decide by is ``view``, a snapshot of one memory cgroup on one node:
     ``memcg``, ``node``, ``max_seq``, ``min_seq`` (anonymous, file), ``pages``
     (number, anonymous and file pages of each generation, oldest first) and
-    ``positions(type)`` (for each tier pages refaulted, and pages evicted or
+    ``positions(kind)`` (for each tier pages refaulted, and pages evicted or
     protected).
 
     A policy is asked once for each batch of up to 4096 folios, not for each
@@ -49,12 +49,12 @@ class Policy:
         """
         return kernel
 
-    def tier(self, view: LruView, type: Literal["anon", "file"], kernel: int) -> int:  # noqa: A002
+    def tier(self, view: LruView, kind: Literal["anon", "file"], kernel: int) -> int:
         """Return the highest tier of a type to evict, 0 to 3; those above are protected.
 
         Args:
             view: The lruvec.
-            type: Which type.
+            kind: Which type.
             kernel: The kernel's answer, of its controller.
 
         """

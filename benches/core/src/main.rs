@@ -1,7 +1,7 @@
 //! The suites of `youngbit bench`, without Python: one JSON object a row, on
 //! standard output, or with `--table` lines to read.
 //!
-//! `youngbit-suites [SUITE ...] [--smallest|--quick|--large] [--repetitions N] [--seed N] [--table]`
+//! `youngbit-suites [SUITE ...] [--smallest|--quick|--large] [--repetitions N] [--seed N] [--only TEXT] [--table]`
 
 use std::process::ExitCode;
 use youngbit_core::bench::{Options, Row, Scale, Suite, run};
@@ -12,10 +12,8 @@ fn arguments() -> Result<(Vec<Suite>, Options, bool), String> {
     let mut table = false;
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
-        let mut number = || {
-            let text = words
-                .next()
-                .ok_or_else(|| format!("{word} needs a number"))?;
+        let mut value = || words.next().ok_or_else(|| format!("{word} needs a value"));
+        let number = |text: String| {
             text.parse::<u64>()
                 .map_err(|error| format!("{word} {text}: {error}"))
         };
@@ -23,8 +21,9 @@ fn arguments() -> Result<(Vec<Suite>, Options, bool), String> {
             "--smallest" => options.scale = Scale::Smallest,
             "--quick" => options.scale = Scale::Quick,
             "--large" => options.scale = Scale::Large,
-            "--repetitions" => options.repetitions = Some(number()? as usize),
-            "--seed" => options.seed = number()?,
+            "--repetitions" => options.repetitions = Some(number(value()?)? as usize),
+            "--seed" => options.seed = number(value()?)?,
+            "--only" => options.only = Some(value()?),
             "--table" => table = true,
             name => suites.push(
                 Suite::by_name(name)

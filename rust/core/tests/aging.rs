@@ -509,6 +509,122 @@ fn mms_come_and_go_during_iterations() {
 }
 
 #[test]
+fn walkers_share_the_list_and_each_mm_is_walked_by_one() {
+    let (host, memcg, _first) = machine(4096);
+    let mms: Vec<_> = {
+        let cpu = Cpu::new(&host);
+        (0..40)
+            .map(|_| {
+                let mm = host.create_mm(memcg.id).expect("mm");
+                let at = map(&host, &mm, Kind::Anon, 3, VmFlags::default());
+                populate(&cpu, &mm, at, 3);
+                mm
+            })
+            .collect()
+    };
+    for _ in 0..50 {
+        let seq = memcg.lruvecs[0].max_seq();
+        let passes: Vec<(bool, u64)> = thread::scope(|s| {
+            let agers: Vec<_> = (0..3)
+                .map(|_| {
+                    s.spawn(|| {
+                        let cpu = Cpu::new(&host);
+                        let lruvec = &memcg.lruvecs[0];
+                        let won = run_aging(&cpu, &memcg, lruvec, seq, true, true).expect("aged");
+                        (won, cpu.counters.get(Counter::MmLeafTotal))
+                    })
+                })
+                .collect();
+            agers
+                .into_iter()
+                .map(|ager| ager.join().expect("an ager"))
+                .collect()
+        });
+        assert_eq!(passes.iter().filter(|(won, _)| *won).count(), 1);
+        let slots: u64 = passes.iter().map(|(_, slots)| slots).sum();
+        assert_eq!(slots, 3 * mms.len() as u64, "each once");
+    }
+}
+
+/// A secondary MMU in whose first call another ager overtakes the walk.
+struct Overtaker {
+    host: Arc<Host>,
+    memcg: Arc<Memcg>,
+    calls: Mutex<u64>,
+}
+
+impl MmuNotifier for Overtaker {
+    fn clear_flush_young(&self, _: &Cpu, _: u64, _: u64) -> bool {
+        false
+    }
+    fn clear_young(&self, _: &Cpu, _: u64, _: u64, _: bool) -> bool {
+        let first = {
+            let mut calls = self.calls.lock();
+            *calls += 1;
+            *calls == 1
+        };
+        if first {
+            let cpu = Cpu::new(&self.host);
+            assert!(
+                age(&cpu, &self.memcg, 0, true, true)
+                    .expect("aged")
+                    .advanced
+            );
+        }
+        false
+    }
+    fn test_young(&self, _: &Cpu, _: u64, _: bool) -> bool {
+        false
+    }
+    fn invalidate_range_start(&self, _: &Cpu, _: u64, _: u64) {}
+    fn invalidate_range_end(&self, _: &Cpu, _: u64, _: u64) {}
+    fn release(&self, _: &Cpu) {}
+}
+
+#[test]
+fn a_walk_ends_with_its_batch_when_the_generation_has_moved() {
+    let (host, memcg, mm) = machine(16384);
+    let cpu = Cpu::new(&host);
+    // A batch of promotions below one PUD entry, and a few pages below the next.
+    let space = host.create_space(Kind::Anon, 0);
+    let starts = [4u64 << 30, 5 << 30];
+    for (start, pages) in starts.into_iter().zip([4096, 8]) {
+        let len = pages * PAGE_SIZE;
+        mm.mmap(
+            Some(start),
+            len,
+            &space,
+            start / PAGE_SIZE,
+            VmFlags::default(),
+        )
+        .expect("mapped");
+        populate(&cpu, &mm, start, pages);
+    }
+    // Moved away from the youngest generation, so that promoting them is work.
+    age(&cpu, &memcg, 0, true, true).expect("aged");
+    starts
+        .into_iter()
+        .zip([4096, 8])
+        .for_each(|(start, pages)| populate(&cpu, &mm, start, pages));
+    let overtaker = Arc::new(Overtaker {
+        host: Arc::clone(&host),
+        memcg: Arc::clone(&memcg),
+        calls: Mutex::new(0),
+    });
+    let subscription = mm.register_notifier(&cpu, Arc::clone(&overtaker) as Arc<dyn MmuNotifier>);
+    subscription.set_fast_aging(&mm.notifiers, true);
+    let pass = age(&cpu, &memcg, 0, true, true).expect("aged");
+    assert!(!pass.advanced, "the other did");
+    assert_eq!(
+        pass.counters.get(Counter::MmLeafTotal),
+        4096,
+        "not the second part"
+    );
+    assert_eq!(memcg.lruvecs[0].max_seq(), 5);
+    check::check(&host).expect("consistent");
+}
+
+#[test]
 fn concurrent_agers_have_one_winner_a_sequence() {
     let (host, memcg, mm) = machine(1 << 15);
     let regions: Vec<u64> = {

@@ -77,10 +77,10 @@ impl LruView {
     }
 
     /// Of each tier of a type: pages refaulted, and pages evicted or protected.
-    fn positions(&self, r#type: &str) -> PyResult<Vec<(u64, u64)>> {
-        let ty = TYPES.iter().position(|&name| name == r#type);
+    fn positions(&self, kind: &str) -> PyResult<Vec<(u64, u64)>> {
+        let ty = TYPES.iter().position(|&name| name == kind);
         let ty = ty.ok_or_else(|| {
-            PyValueError::new_err(format!("type: {:?} is none of 'anon', 'file'", r#type))
+            PyValueError::new_err(format!("kind: {kind:?} is none of 'anon', 'file'"))
         })?;
         Ok(self.positions[ty].to_vec())
     }

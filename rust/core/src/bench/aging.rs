@@ -79,7 +79,7 @@ fn case(mmu: &str, what: &str, pages: u64, young: bool, repetitions: usize) -> C
 
 /// The protocols side by side on guests of one size.
 fn protocols(stage: &mut Stage<'_>) -> Result<()> {
-    let options = stage.options;
+    let options = stage.options.clone();
     let mib: u64 = options.pick(4, 256, 1024, 1024);
     for &(mmu, kind) in super::guest::MMUS {
         stage.progress(&format!("aging: populating {mib} MiB"))?;
@@ -110,7 +110,7 @@ fn protocols(stage: &mut Stage<'_>) -> Result<()> {
 
 /// Cost per page against guest size.
 fn growth(stage: &mut Stage<'_>) -> Result<()> {
-    let options = stage.options;
+    let options = stage.options.clone();
     let sizes: &[u64] = options.pick(
         &[2, 4][..],
         &[64, 256, 1024],

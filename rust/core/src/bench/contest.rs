@@ -210,7 +210,7 @@ impl<'p> Stage<'p> {
     ) -> Self {
         Stage {
             suite,
-            options: *options,
+            options: options.clone(),
             progress,
             cores: thread::available_parallelism().map_or(1, usize::from),
             pinned: affinity.pin(0),
@@ -230,6 +230,11 @@ impl<'p> Stage<'p> {
 
     /// Run the contestants in turn, again and again, and keep their rows.
     pub fn contest(&mut self, case: &Case, mut contestants: Vec<Contestant<'_>>) -> Result<()> {
+        if let Some(only) = &self.options.only
+            && !case.name.contains(only.as_str())
+        {
+            return Ok(());
+        }
         let mut samples: Vec<Vec<Sample>> = contestants.iter().map(|_| Vec::new()).collect();
         for round in 0..case.warm_up + case.repetitions {
             for (contestant, samples) in contestants.iter_mut().zip(&mut samples) {

@@ -91,7 +91,7 @@ pub enum Scale {
 }
 
 /// How suites are run.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Options {
     /// How much.
     pub scale: Scale,
@@ -99,6 +99,8 @@ pub struct Options {
     pub seed: u64,
     /// Repetitions of each contestant; `None` is what the scale says.
     pub repetitions: Option<usize>,
+    /// Only cases whose name contains this.
+    pub only: Option<String>,
 }
 
 impl Default for Options {
@@ -107,6 +109,7 @@ impl Default for Options {
             scale: Scale::Full,
             seed: 1,
             repetitions: None,
+            only: None,
         }
     }
 }
@@ -192,6 +195,7 @@ mod tests {
             scale: Scale::Smallest,
             seed: 3,
             repetitions: Some(2),
+            only: None,
         };
         for &suite in Suite::ALL {
             assert_eq!(Suite::by_name(suite.name()), Some(suite));

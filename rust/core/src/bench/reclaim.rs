@@ -29,7 +29,7 @@ const CONTESTANTS: [(&str, Protocol, u32); 3] = [
 ];
 
 pub(super) fn run(stage: &mut Stage<'_>) -> Result<()> {
-    let options = stage.options;
+    let options = stage.options.clone();
     let pages: u64 = options.pick(1 << 11, 1 << 16, 1 << 18, 1 << 18);
     for young in [false, true] {
         let contestants = CONTESTANTS

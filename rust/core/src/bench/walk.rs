@@ -50,7 +50,7 @@ fn label(protocol: &Protocol) -> String {
 
 /// Range walks over 4 KiB leaves, against a flat array of as many words.
 fn tdp(stage: &mut Stage<'_>) -> Result<()> {
-    let options = stage.options;
+    let options = stage.options.clone();
     let sizes: &[u64] = options.pick(
         &[1 << 10][..],
         &[1 << 20],
@@ -127,7 +127,7 @@ fn tdp(stage: &mut Stage<'_>) -> Result<()> {
 
 /// Range walks over 2 MiB leaves.
 fn huge(stage: &mut Stage<'_>) -> Result<()> {
-    let options = stage.options;
+    let options = stage.options.clone();
     let pages: u64 = options.pick(4, 1024, 8192, 32_768) * TABLE_ENTRIES as u64;
     let leaves = pages / TABLE_ENTRIES as u64;
     let guests = [Protocol::V7, Protocol::BASELINE]
@@ -189,7 +189,7 @@ fn touch_huge(guest: &Guest) -> Result<()> {
 
 /// Range walks over one half of a guest while a vCPU faults in the other.
 fn beside_faults(stage: &mut Stage<'_>) -> Result<()> {
-    let options = stage.options;
+    let options = stage.options.clone();
     let affinity = &stage.affinity.clone();
     let half: u64 = options.pick(1 << 10, 1 << 17, 1 << 19, 1 << 19);
     let contestants = [Protocol::V7, Protocol::BASELINE]
@@ -365,7 +365,7 @@ impl Chains {
 const NS_PER_CHAIN: Metric = Metric::time("ns_per_chain", "ns");
 
 fn chains(stage: &mut Stage<'_>) -> Result<()> {
-    let options = stage.options;
+    let options = stage.options.clone();
     let sptes = options.pick(1 << 10, 1 << 18, 1 << 20, 1 << 20);
     for length in [1, 2, 14, 15, 64, 512] {
         let chains = Chains::new(length, sptes)?;
@@ -427,7 +427,7 @@ fn chains(stage: &mut Stage<'_>) -> Result<()> {
 
 /// One-page notifier calls on a guest cut into many memslots.
 fn memslots(stage: &mut Stage<'_>) -> Result<()> {
-    let options = stage.options;
+    let options = stage.options.clone();
     let pages: u64 = options.pick(1 << 9, 1 << 14, 1 << 16, 1 << 16);
     for slots in [1, 8, 64, 512] {
         let guests = [Protocol::V7, Protocol::BASELINE]

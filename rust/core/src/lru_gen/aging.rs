@@ -297,3 +297,81 @@ pub(crate) fn should_run_aging(lruvec: &LruVec, max_seq: u64, can_swap: bool) ->
         && (young * min_nr_gens > total || old * (min_nr_gens + 2) < total);
     (advice, total)
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    /// A lruvec of four generations of anonymous pages, of which `min_seq` are
+    /// retired, with pages in each.
+    fn lruvec(min_seq: u64, anon: [i64; 4]) -> LruVec {
+        let lruvec = LruVec::new(1, 0, 0);
+        {
+            let mut lists = lruvec.lru_lock.lock();
+            for ty in [ANON, FILE] {
+                lruvec.set_min_seq(&mut lists, ty, min_seq);
+            }
+            for (generation, pages) in anon.into_iter().enumerate() {
+                lruvec.add_pages(&mut lists, generation, ANON, pages);
+            }
+        }
+        lruvec
+    }
+
+    #[test]
+    fn aging_is_advised_when_cold_pages_run_out_or_are_badly_spread() {
+        let advice = |min_seq, anon| should_run_aging(&lruvec(min_seq, anon), 3, true);
+        assert_eq!(
+            advice(2, [0, 0, 50, 50]),
+            (true, 0),
+            "nothing may be evicted"
+        );
+        assert_eq!(advice(0, [0, 0, 0, 900]), (false, 900), "four are enough");
+        assert_eq!(advice(1, [0, 25, 25, 50]), (false, 100), "evenly spread");
+        assert_eq!(
+            advice(1, [0, 25, 24, 51]),
+            (true, 100),
+            "more than half are young"
+        );
+        assert_eq!(
+            advice(1, [0, 24, 38, 38]),
+            (true, 100),
+            "less than a quarter are old"
+        );
+        // A size that a walk has not applied yet counts as none.
+        assert_eq!(advice(1, [0, 50, -30, 50]), (false, 100));
+        // Without swapping, only file pages and their generations count.
+        assert_eq!(
+            should_run_aging(&lruvec(1, [0, 9, 9, 9]), 3, false),
+            (false, 0)
+        );
+    }
+
+    #[test]
+    fn empty_generations_retire_together() {
+        let host = crate::Host::new(&crate::HostConfig {
+            nodes: vec![64],
+            swap_pages: 0,
+            virtual_clock: true,
+        })
+        .expect("a valid host");
+        let retire = |fill: &[(usize, usize)], swap| {
+            let lruvec = LruVec::new(1, 0, 0);
+            let mut lists = lruvec.lru_lock.lock();
+            for (n, &(generation, ty)) in fill.iter().enumerate() {
+                lists.add_head(&host.memory, generation, ty, crate::mm::Pfn(n as u32 + 1));
+            }
+            let advanced = try_to_inc_min_seq(&lruvec, &mut lists, swap);
+            (advanced, lruvec.min_seq(ANON), lruvec.min_seq(FILE))
+        };
+        assert_eq!(retire(&[], true), (true, 2, 2), "down to two");
+        assert_eq!(
+            retire(&[(1, ANON)], true),
+            (true, 1, 1),
+            "to the smaller of both"
+        );
+        assert_eq!(retire(&[(1, FILE), (2, ANON)], true), (true, 1, 1));
+        assert_eq!(retire(&[(0, ANON)], true), (false, 0, 0));
+        assert_eq!(retire(&[(0, ANON)], false), (true, 0, 2), "file alone");
+    }
+}

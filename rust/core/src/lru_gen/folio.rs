@@ -228,3 +228,118 @@ pub fn mark_accessed(memory: &PhysMem, pfn: Pfn) {
         }
     });
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::host::{Host, HostConfig};
+    use crate::lru_gen::lruvec::FILE;
+    use crate::mm::folio::{DIRTY, SWAPBACKED};
+    use crate::sync::atomic::Ordering;
+    use std::sync::Arc;
+
+    fn host() -> Arc<Host> {
+        Host::new(&HostConfig {
+            nodes: vec![64],
+            swap_pages: 0,
+            virtual_clock: true,
+        })
+        .expect("a valid host")
+    }
+
+    #[test]
+    fn folios_enter_where_the_rules_say() {
+        let host = host();
+        let memcg = host.create_memcg("test").expect("memcg");
+        let lruvec = &memcg.lruvecs[0];
+        let pfn = Pfn(7);
+        let enter = |flags, reclaiming, min_seq: u64| {
+            let mut lists = lruvec.lru_lock.lock();
+            for ty in [ANON, FILE] {
+                lruvec.set_min_seq(&mut lists, ty, min_seq);
+            }
+            let word = Word::new(0, 0, LRU | flags).with_memcg(memcg.id);
+            host.memory.word(pfn).store(word.0, Ordering::Relaxed);
+            assert!(lruvec.add_folio(&mut lists, &host.memory, pfn, reclaiming));
+            let generation = host.memory.word(pfn).get().generation().expect("listed");
+            assert!(lruvec.del_folio(&mut lists, &host.memory, pfn, true));
+            generation
+        };
+        // The youngest is 3. File pages, then anonymous ones.
+        assert_eq!(enter(ACTIVE, false, 0), 3, "just faulted in");
+        assert_eq!(enter(0, false, 0), 1, "the second oldest");
+        assert_eq!(enter(0, false, 1), 1, "the oldest, where few exist");
+        assert_eq!(enter(0, true, 0), 0, "rotated for reclaim");
+        assert_eq!(enter(RECLAIM | WRITEBACK, true, 0), 2, "on its way out");
+        assert_eq!(enter(RECLAIM | DIRTY, false, 0), 2);
+        assert_eq!(enter(RECLAIM, true, 0), 0, "written: first to go");
+        assert_eq!(enter(SWAPBACKED, false, 0), 2, "not in the swap cache");
+        assert_eq!(enter(SWAPBACKED | SWAPCACHE, false, 0), 1);
+        assert_eq!(enter(SWAPBACKED | SWAPCACHE | ACTIVE, false, 0), 3);
+    }
+
+    #[test]
+    fn additions_go_to_the_head_except_rotation() {
+        let host = host();
+        let memcg = host.create_memcg("test").expect("memcg");
+        let lruvec = &memcg.lruvecs[0];
+        let mut lists = lruvec.lru_lock.lock();
+        for (n, reclaiming) in [(1, true), (2, true), (3, true)] {
+            let word = Word::new(0, 0, LRU).with_memcg(memcg.id);
+            host.memory.word(Pfn(n)).store(word.0, Ordering::Relaxed);
+            lruvec.add_folio(&mut lists, &host.memory, Pfn(n), reclaiming);
+        }
+        let order: Vec<u32> = lists
+            .from_tail(&host.memory, 0, FILE)
+            .map(|p| p.0)
+            .collect();
+        assert_eq!(order, [3, 2, 1]);
+        for n in [4, 5] {
+            let word = Word::new(0, 0, LRU).with_memcg(memcg.id);
+            host.memory.word(Pfn(n)).store(word.0, Ordering::Relaxed);
+            lruvec.add_folio(&mut lists, &host.memory, Pfn(n), false);
+        }
+        let order: Vec<u32> = lists
+            .from_tail(&host.memory, 1, FILE)
+            .map(|p| p.0)
+            .collect();
+        assert_eq!(order, [4, 5]);
+        // One that a walker moved by its word is still unlinked from its list.
+        let cpu = Cpu::new(&host);
+        assert_eq!(update_gen(&cpu, &host.memory, Pfn(2), 3), Some(0));
+        assert!(lruvec.del_folio(&mut lists, &host.memory, Pfn(2), true));
+        let order: Vec<u32> = lists
+            .from_tail(&host.memory, 0, FILE)
+            .map(|p| p.0)
+            .collect();
+        assert_eq!(order, [3, 1]);
+    }
+
+    #[test]
+    fn an_isolated_folio_is_only_marked_referenced() {
+        let host = host();
+        let cpu = Cpu::new(&host);
+        let word = Word::new(0, 0, WORKINGSET).with_refs(2);
+        host.memory.word(Pfn(9)).store(word.0, Ordering::Relaxed);
+        assert_eq!(update_gen(&cpu, &host.memory, Pfn(9), 1), None);
+        let now = host.memory.word(Pfn(9)).get();
+        assert_eq!(now, Word(word.0 | REFERENCED));
+    }
+
+    #[test]
+    fn references_through_descriptors_count_up_to_the_limit() {
+        let host = host();
+        let word = || host.memory.word(Pfn(9)).get();
+        let mut seen = Vec::new();
+        for _ in 0..6 {
+            mark_accessed(&host.memory, Pfn(9));
+            let now = word();
+            seen.push((now.has(REFERENCED), now.has(WORKINGSET), now.refs()));
+        }
+        let counted = [(0, 0), (1, 0), (1, 1), (1, 2), (1, 3), (1, 3)];
+        assert_eq!(
+            seen,
+            counted.map(|(workingset, refs)| (true, workingset == 1, refs))
+        );
+    }
+}

@@ -36,6 +36,9 @@ const CHARGE_BATCH: u64 = 64;
 const MAX_RETRIES: u32 = 16;
 /// Dirty file pages written when reclaim meets nothing else.
 const FLUSH_BATCH: u64 = 1024;
+/// Rounds of a thread's direct reclaim between two batches of periodic
+/// writeback.
+const ROUNDS_PER_FLUSH: u64 = 1024;
 
 /// Free pages below which a node acts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -543,11 +546,26 @@ impl Drop for StopKswapd<'_> {
     }
 }
 
+/// Count a round of direct reclaim. Now and then dirty file pages are written,
+/// as the kernel's flusher does every few seconds: a guest whose few clean pages
+/// are evicted as fast as they come back makes no progress, and no time passes
+/// for it, until the others can go too.
+fn begin_direct_reclaim(cpu: &Cpu) {
+    cpu.count(Counter::DirectReclaim);
+    if cpu
+        .counters
+        .get(Counter::DirectReclaim)
+        .is_multiple_of(ROUNDS_PER_FLUSH)
+    {
+        filemap::flush_some(cpu, FLUSH_BATCH);
+    }
+}
+
 /// Reclaim for an allocation, in the task that makes it
 /// (`try_to_free_pages()`). Returns the pages freed.
 fn try_to_free_pages(cpu: &Cpu) -> u64 {
     let host = cpu.host();
-    cpu.count(Counter::DirectReclaim);
+    begin_direct_reclaim(cpu);
     let was = cpu.set_reclaiming(true);
     let mut sc = ScanControl::new(SWAP_CLUSTER_MAX);
     for priority in (0..=DEF_PRIORITY).rev() {
@@ -667,7 +685,7 @@ pub(crate) fn charge(cpu: &Cpu, memcg: &Memcg, pages: u64) -> Result<()> {
             memcg.force_charge(pages);
             return Ok(());
         }
-        cpu.count(Counter::DirectReclaim);
+        begin_direct_reclaim(cpu);
         let freed = try_to_free_memcg_pages(cpu, memcg, pages, false, None);
         cpu.check_error()?;
         // Huge pages are not worth insisting on: a base page will do.
@@ -712,7 +730,7 @@ fn handle_over_high(cpu: &Cpu, memcg: &Memcg) {
     let mut retries = MAX_RETRIES;
     let mut wanted = CHARGE_BATCH;
     loop {
-        cpu.count(Counter::DirectReclaim);
+        begin_direct_reclaim(cpu);
         let freed = try_to_free_memcg_pages(cpu, memcg, wanted, false, None);
         wanted = SWAP_CLUSTER_MAX;
         let penalty = high_penalty_ns(memcg);

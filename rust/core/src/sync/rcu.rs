@@ -206,6 +206,9 @@ mod imp {
                 f();
                 counts.freed.fetch_add(1, Ordering::Release);
             });
+            // Out of this thread's own bag: a thread that is idle from here on
+            // must not keep `barrier` waiting.
+            self.guard.flush();
         }
     }
 }

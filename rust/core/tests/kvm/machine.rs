@@ -193,9 +193,14 @@ impl Machine {
         self.vm.destroy(&self.cpu).expect("destroyed once");
         self.host.rcu.barrier();
         let counters = self.cpu.counters.snapshot();
-        assert_eq!(self.tdp().tables.live(), 0, "every table was freed");
         assert_eq!(counters.get(Counter::PoisonReads), 0);
-        assert!(self.tdp().roots(&self.cpu).is_empty());
+        if let Some(tdp) = &self.vm.tdp {
+            assert_eq!(tdp.tables.live(), 0, "every table was freed");
+            assert!(tdp.roots(&self.cpu).is_empty());
+        }
+        if let Some(shadow) = &self.vm.shadow {
+            assert_eq!(shadow.tables().live(), 0, "every shadow page was freed");
+        }
     }
 }
 

@@ -10,6 +10,7 @@ use proptest::test_runner::TestCaseResult;
 use std::collections::{BTreeMap, BTreeSet};
 use youngbit_core::Errno;
 use youngbit_core::kvm::memslot::{LOG_DIRTY_PAGES, READONLY};
+use youngbit_core::kvm::mmu::shadow::ShadowConfig;
 use youngbit_core::kvm::{MmuKind, VmConfig};
 use youngbit_core::sync::atomic::Ordering;
 
@@ -111,6 +112,9 @@ struct Oracle {
     mapped: BTreeMap<u64, Mapping>,
     huge: bool,
     slot_zap_all: bool,
+    /// The guest's own page tables have dirty bits, and a page that is clean in
+    /// them is mapped read-only until its first write.
+    guest_dirty: Option<BTreeSet<u64>>,
 }
 
 impl Oracle {
@@ -159,6 +163,10 @@ impl Oracle {
 
     /// Whether the access is possible, and what it does.
     fn access(&mut self, guest: u64, write: bool, byte: u8) -> bool {
+        if write && let Some(dirty) = &mut self.guest_dirty {
+            // Set by the guest's own page walk, whatever comes of the access.
+            dirty.insert(guest);
+        }
         let Some((id, slot)) = self.slot_of(guest) else {
             return false;
         };
@@ -173,7 +181,11 @@ impl Oracle {
         if faults {
             self.host_fault(host, write);
             // A read of what the host can write is mapped writable too.
-            let writable = !readonly && self.host[host as usize] == Backed::Page;
+            let clean = self
+                .guest_dirty
+                .as_ref()
+                .is_some_and(|d| !d.contains(&guest));
+            let writable = !readonly && !clean && self.host[host as usize] == Backed::Page;
             logged |= writable;
             self.mapped.insert(
                 guest,
@@ -229,7 +241,16 @@ fn run(program: &[Op], config: VmConfig, huge: bool) -> TestCaseResult {
     } else {
         Backing::Small
     };
+    let guest_dirty = match config.mmu {
+        MmuKind::Shadow => !config.shadow.direct,
+        MmuKind::Nested => config.format.name == "npt" || config.shadow.l1_ad,
+        MmuKind::Tdp => false,
+    };
+    let nested = config.mmu == MmuKind::Nested;
     let m = Machine::backed(UNITS * unit, config, backing, 0);
+    if nested {
+        m.vm.set_guest_mode(&m.cpu, 0, true).expect("nested");
+    }
     m.slot(0, 0, 0, 0, 0, m.hva);
     m.slot(0, 0, 0, 0, 8 * unit, m.hva);
     let mut oracle = Oracle {
@@ -249,6 +270,7 @@ fn run(program: &[Op], config: VmConfig, huge: bool) -> TestCaseResult {
         mapped: BTreeMap::new(),
         huge,
         slot_zap_all,
+        guest_dirty: guest_dirty.then(BTreeSet::new),
     };
     let range = |first: u64, units: u64| {
         let end = (first + units).min(UNITS);
@@ -436,6 +458,41 @@ proptest! {
 
     #[test]
     fn the_tdp_mmu_agrees_with_a_map_of_pages(program in program(), config in tdp_config()) {
+        run(&program, config, false)?;
+    }
+}
+
+/// The shadow MMU, direct and indirect, and guests of guests.
+fn shadow_config() -> impl Strategy<Value = VmConfig> {
+    let kinds = prop::sample::select(vec![
+        (MmuKind::Shadow, true, true),
+        (MmuKind::Shadow, false, true),
+        (MmuKind::Nested, false, true),
+        (MmuKind::Nested, false, false),
+    ]);
+    (prop::sample::select(configs()), kinds, any::<bool>()).prop_map(
+        |(config, (mmu, direct, l1_ad), slot_zap_all)| VmConfig {
+            mmu,
+            slot_zap_all,
+            shadow: ShadowConfig {
+                direct,
+                l1_ad: l1_ad || config.format.name == "npt",
+                ..ShadowConfig::default()
+            },
+            ..config
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: 1500,
+        max_shrink_iters: 4000,
+        ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn and_so_does_the_shadow_mmu(program in program(), config in shadow_config()) {
         run(&program, config, false)?;
     }
 }

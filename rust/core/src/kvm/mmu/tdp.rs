@@ -33,7 +33,7 @@ use crate::sync::lock::SpinLock;
 use crate::sync::rcu::{Guard, RcuCell};
 use crate::sync::spin::Backoff;
 use crate::sync::thread;
-use crate::table::{Arena, POISON, TABLE_SHIFT, TableId};
+use crate::table::{Arena, POISON, TABLE_ENTRIES, TABLE_SHIFT, TableId};
 use crate::trace::{Counter, Event};
 use std::sync::Arc;
 
@@ -341,8 +341,6 @@ impl TdpMmu {
                 arena.free(table);
             }
         });
-        // Where others can run it, should this thread not come back soon.
-        cpu.rcu.flush();
     }
 
     /// Flush if tables were unlinked or the caller wants it, then hand the
@@ -595,20 +593,29 @@ impl TdpMmu {
     /// in an RCU section or in guest mode.
     #[inline]
     fn lookup(&self, root: TableId, gfn: u64) -> Option<(u32, &AtomicU64)> {
-        let (mut level, limit) = self.reach(root);
-        if gfn >= limit {
-            return None;
-        }
+        let (level, limit) = self.reach(root);
+        (gfn < limit).then(|| self.lookup_from(root, level, gfn))
+    }
+
+    /// [`lookup`](Self::lookup) of a frame that the table of `level` reaches.
+    #[inline]
+    fn lookup_from(&self, table: TableId, level: u32, gfn: u64) -> (u32, &AtomicU64) {
         let tables = &*self.tables;
-        let mut table = root;
+        let (mut table, mut level) = (table, level);
+        let mut shift = spte::gfn_shift(level);
         loop {
-            let word = &tables.entries(table)[gfn_index(gfn, level)];
+            let word = &tables.entries(table)[(gfn >> shift) as usize % TABLE_ENTRIES];
+            if level == LEVEL_4K {
+                return (level, word);
+            }
+            // Acquire: pairs with the release that linked the table.
             let spte = word.load(Ordering::Acquire);
-            if level == LEVEL_4K || !is_present(spte) || is_last(spte, level) {
-                return Some((level, word));
+            if !is_present(spte) || is_last(spte, level) {
+                return (level, word);
             }
             table = spte::table(spte);
             level -= 1;
+            shift -= TABLE_SHIFT;
         }
     }
 
@@ -692,12 +699,19 @@ impl TdpMmu {
         let as_id = range.slot.as_id as u32;
         let guard = cpu.rcu.lock();
         let mut young = false;
-        for root in self.roots_of(&guard, as_id, vm.protocol().all_roots) {
-            // What an aging walk of the primary asks, once a page.
-            if range.end - range.start == 1 {
-                young |= self.age_page(vm, cpu, root, as_id, range.start, locked);
-                continue;
+        let all_roots = vm.protocol().all_roots;
+        // What an aging walk of the primary asks, once a page.
+        if range.end - range.start == 1 {
+            for &root in self.roots.load(&guard) {
+                let page = self.tables.meta(root);
+                if page.as_id() == as_id && (all_roots || !page.is_invalid()) {
+                    let level = page.level();
+                    young |= self.age_page(vm, cpu, (root, level), as_id, range.start, locked);
+                }
             }
+            return young;
+        }
+        for root in self.roots_of(&guard, as_id, all_roots) {
             self.for_each_run(cpu, root, range.start, range.end, |level, gfn, words| {
                 young |= Self::age_run(vm, cpu, as_id, level, gfn, words, locked);
                 true
@@ -712,16 +726,23 @@ impl TdpMmu {
         &self,
         vm: &Vm,
         cpu: &Cpu,
-        root: TableId,
+        (root, level): (TableId, u32),
         as_id: u32,
         gfn: u64,
         locked: bool,
     ) -> bool {
-        let Some((level, word)) = self.lookup(root, gfn) else {
+        if gfn >> (TABLE_SHIFT * level) != 0 {
             return false;
-        };
-        if word.load(Ordering::Relaxed) == POISON {
-            cpu.count(Counter::PoisonReads);
+        }
+        let (level, word) = self.lookup_from(root, level, gfn);
+        // Relaxed: as in `SpteFormat::age`.
+        let seen = word.load(Ordering::Relaxed);
+        if !vm.format().is_young_leaf(seen, level) {
+            cpu.count(Counter::SpteLoads);
+            if seen == POISON {
+                cpu.count(Counter::PoisonReads);
+            }
+            return false;
         }
         let run = std::slice::from_ref(word);
         Self::age_run(vm, cpu, as_id, level, round_gfn(gfn, level), run, locked)

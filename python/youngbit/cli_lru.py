@@ -1,0 +1,316 @@
+"""The commands ``lru-gen``, ``conformance`` and ``reclaim``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from . import defaults, traces
+from ._files import atomic_write
+from .cli import (
+    EXIT_FAILED,
+    EXIT_USAGE,
+    _check_target,
+    _fail,
+    _json_option,
+    _Number,
+    _progress,
+    _Size,
+    _write_json,
+)
+from .experiments.reclaim import Reclaim, ReclaimResult, Workload, hot_cold, trace, zipf
+from .experiments.scenario import (
+    Conformance,
+    ConformanceResult,
+    Scenario,
+    ScenarioResult,
+    ScenarioStep,
+)
+from .sizes import PAGE_SIZE, format_size, parse_pages
+
+__all__ = ["register"]
+
+
+def _print_table(table: Table) -> None:
+    # A pipe has no width; do not fold its lines.
+    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+    console.print(table)
+
+
+def _table(*columns: str, left: tuple[str, ...] = ()) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for name in columns:
+        table.add_column(name, justify="left" if name in left else "right")
+    return table
+
+
+@click.command("lru-gen")
+@click.argument("scenario", type=click.Path(exists=True, dir_okay=False))
+@click.option("--capabilities", type=_Number(), default=f"{defaults.CAPABILITIES:#x}",
+              show_default=True, metavar="MASK", help="Mask of lru_gen/enabled.")  # fmt: skip
+@click.option("--mmu", type=click.Choice(defaults.SCENARIO_MMUS), default=defaults.MMU,
+              show_default=True, help="Which MMU maps a guest's memory.")  # fmt: skip
+@click.option("--protocol", type=click.Choice(defaults.PROTOCOLS), default=defaults.PROTOCOL,
+              show_default=True, help="How a VM is aged.")  # fmt: skip
+@click.option("--aging-asks", type=click.Choice(("none", "accurate")), default=None,
+              help="What aging asks in the baseline's kernel: nothing before 6.12-rc6,"
+              " else the accurate notifier.")  # fmt: skip
+@click.option("--no-ad", "no_ad", is_flag=True, help="Page tables without A/D bits.")
+@click.option("--swap", type=click.IntRange(0, 1 << 31), default=defaults.SCENARIO_SWAP_PAGES,
+              show_default=True, metavar="PAGES", help="Slots of the swap device.")  # fmt: skip
+@_json_option
+def lru_gen(
+    scenario: str,
+    capabilities: int,
+    mmu: str,
+    protocol: str,
+    aging_asks: str | None,
+    no_ad: bool,
+    swap: int,
+    json_to: str | None,
+) -> None:
+    """Run SCENARIO, and print what is there after each step.
+
+    The language is that of docs/scenarios.md. With --json the run is written as
+    a recording: one JSON object a line, the conditions first, then the steps.
+    """
+    _check_target(json_to)
+    try:
+        experiment = Scenario(
+            capabilities=capabilities,
+            mmu=mmu,
+            protocol=protocol,
+            aging_asks=aging_asks,
+            ad=not no_ad,
+            swap_pages=swap,
+        )
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    quiet = json_to == "-"
+
+    def stepped(step: ScenarioStep) -> None:
+        if not quiet:
+            click.echo("\n".join(_step_lines(step)))
+
+    result = experiment.run(scenario, stepped=stepped)
+    _write_recording(result, json_to)
+
+
+def _step_lines(step: ScenarioStep) -> list[str]:
+    record = step.record
+    error = f"  errno {step.errno}" if step.errno else ""
+    lines = [f"step {record['step']}, line {step.line}: {record['op']} {record['args']}".rstrip()]
+    lines[0] += error
+    if "command" in record:
+        lines.append(f"  command     {record['command']}")
+    generations = "  ".join(f"{n}: {a}+{f}" for n, (a, f) in record["generations"].items())
+    lines.append(f"  generations {generations}")
+    for name, region in record["regions"].items():
+        cached = f", {region['incore']} cached" if "incore" in region else ""
+        lines.append(
+            f"  region      {name}: {region['kind']}, {region['pages']} pages,"
+            f" {region['present']} present, {region['swapped']} swapped{cached}"
+        )
+    if calls := {key: n for key, n in record.get("trace", {}).items() if n}:
+        lines.append("  hooks       " + "  ".join(f"{key} {n}" for key, n in calls.items()))
+    if stat := {key: n for key, n in record["memory_stat"].items() if n}:
+        lines.append("  memory.stat " + "  ".join(f"{key} {n}" for key, n in stat.items()))
+    if counted := {key: n for key, n in step.counters.items() if n}:
+        lines.append("  counted     " + "  ".join(f"{key} {n}" for key, n in counted.items()))
+    return lines
+
+
+def _write_recording(result: ScenarioResult, to: str | None) -> None:
+    if to == "-":
+        sys.stdout.write(result.to_jsonl())
+        sys.stdout.flush()
+    elif to is not None:
+        with atomic_write(to) as file:
+            file.write(result.to_jsonl())
+
+
+@click.command()
+@click.argument("directory", type=click.Path(exists=True, file_okay=False))
+@_json_option
+def conformance(directory: str, json_to: str | None) -> None:
+    """Compare every recording of a real kernel in DIRECTORY with the model.
+
+    DIRECTORY has scenarios/NAME.scn and FOLDER/*.jsonl, as
+    tests/data/conformance has. Exits 0 only if every step of every recording is
+    equal by the rules of docs/scenarios.md, 1 if not, 2 if there is nothing to
+    compare.
+    """
+    _check_target(json_to)
+    experiment = Conformance(directory)
+    files = experiment.files()
+    if not files:
+        raise click.UsageError(f"{directory}: has no recordings, FOLDER/*.jsonl")
+    result = ConformanceResult(directory)
+    with _progress("conformance", len(files)) as advance:
+        for each in experiment.run():
+            result.recordings.append(each)
+            advance(each.file)
+    if json_to != "-":
+        _print_conformance(result)
+    if json_to is not None:
+        _write_json(result.to_dict(), json_to)
+    for each in result.recordings:
+        if not each.compared:
+            click.echo(f"youngbit: {each.file}: {each.first_difference}", err=True)
+    if not result.is_equal:
+        raise SystemExit(EXIT_FAILED)
+
+
+def _print_conformance(result: ConformanceResult) -> None:
+    table = _table("recording", "steps", "equal", "first difference",
+                   left=("recording", "first difference"))  # fmt: skip
+    for each in result.recordings:
+        table.add_row(
+            each.file, str(each.steps), str(each.equal_steps), each.first_difference or ""
+        )
+    _print_table(table)
+    click.echo(f"{result.nr_equal} of {len(result.recordings)} recordings are equal")
+
+
+@click.command()
+@click.option("--workload", "source", default="zipf", show_default=True, metavar="NAME|FILE",
+              help="zipf, hot-cold (with phases), trace (the recorded program that comes with"
+              " the package), or a trace file.")  # fmt: skip
+@click.option("--format", "format_", type=click.Choice(traces.FORMATS), default=None,
+              help="Format of a trace file; otherwise by its ending.")  # fmt: skip
+@click.option("--memory", type=_Size(), default=defaults.RECLAIM_MEMORY, show_default=True,
+              help="Guest memory of zipf and hot-cold.")  # fmt: skip
+@click.option("--accesses", type=click.IntRange(1), default=defaults.RECLAIM_ACCESSES,
+              show_default=True, help="Accesses of zipf and hot-cold.")  # fmt: skip
+@click.option("--limit", type=click.FloatRange(0, 1, min_open=True, max_open=True),
+              default=defaults.RECLAIM_LIMIT, show_default=True,
+              help="Share of the footprint that may stay in memory.")  # fmt: skip
+@click.option("--pressure", type=click.Choice(defaults.RECLAIM_PRESSURES),
+              default="proactive", show_default=True,
+              help="proactive: an agent ages by + and evicts by - commands; reclaim: it writes"
+              " memory.reclaim; max, high: the limit is memory.max or memory.high.")  # fmt: skip
+@click.option("--every", type=click.IntRange(1), default=None, metavar="N",
+              help="Accesses between two agings; otherwise as many as touch a third of the"
+              " footprint.")  # fmt: skip
+@click.option("--round", type=click.IntRange(1), default=defaults.RECLAIM_ROUND,
+              show_default=True, metavar="N", help="Agings between two rounds of eviction."
+              )  # fmt: skip
+@click.option("--window", type=click.IntRange(1), default=None, metavar="N",
+              help="An evicted page is hot if it is used again within N accesses; otherwise"
+              " within --every.")  # fmt: skip
+@click.option("--mmu", type=click.Choice(defaults.MMUS), default=defaults.MMU, show_default=True,
+              help="Which MMU maps guest memory.")  # fmt: skip
+@click.option("--tlb", "tlb_entries", type=click.IntRange(0, 1 << 20),
+              default=defaults.RECLAIM_TLB_ENTRIES, show_default=True, metavar="ENTRIES",
+              help="Entries of the vCPU's TLB; 0 for none.")  # fmt: skip
+@click.option("--swap-in-us", type=click.FloatRange(0, 1e9, max_open=True),
+              default=defaults.RECLAIM_SWAP_IN_US, show_default=True, metavar="US",
+              help="What the guest waits for a page from swap.")  # fmt: skip
+@click.option("--seed", type=_Number(), default=f"{defaults.SEED:#x}", show_default=True,
+              help="Of everything random.")  # fmt: skip
+@click.option("--plot", metavar="FILE", help="Draw the runs over time, as PNG.")
+@_json_option
+def reclaim(
+    source: str,
+    format_: str | None,
+    memory: int,
+    accesses: int,
+    plot: str | None,
+    json_to: str | None,
+    **options: Any,
+) -> None:
+    """Reclaim from a guest with secondary MMU walks off (0x7) and on (0xf).
+
+    Beside both stands an oracle that knows the future. Counted are evictions of
+    hot pages, refaults, pages read from swap, and what the guest waits for them.
+    """
+    _check_target(json_to)
+    _check_target(plot)
+    workload = _workload(source, format_, memory, accesses, options["seed"])
+    try:
+        experiment = Reclaim(**options)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    with _progress("reclaim", None) as advance:
+        result = experiment.run(workload, ticked=lambda name: advance(f"reclaim, 0x8 {name}"))
+    if json_to != "-":
+        _print_reclaim(result)
+    if json_to is not None:
+        _write_json(result.to_dict(), json_to)
+    if plot is not None:
+        from .plot import reclaim_over_time
+
+        try:
+            reclaim_over_time(result, plot)
+        except ImportError:
+            _fail("--plot needs matplotlib: pip install 'youngbit[plot]'", EXIT_USAGE)
+        if json_to != "-":
+            click.echo(f"Wrote {plot}")
+
+
+def _workload(source: str, format_: str | None, memory: int, accesses: int, seed: int) -> Workload:
+    if source in ("zipf", "hot-cold"):
+        pages = parse_pages(memory, what="memory")
+        return (zipf if source == "zipf" else hot_cold)(pages, accesses, seed)
+    if source == "trace":
+        return trace(traces.shipped())
+    if not Path(source).exists():
+        known = ", ".join(defaults.RECLAIM_WORKLOADS)
+        raise click.UsageError(f"--workload: {source!r} is none of {known}, and no file")
+    return trace(traces.read(source, format_))
+
+
+def _print_reclaim(result: ReclaimResult) -> None:
+    about, parameters = result.workload, result.parameters
+    capacity = parameters["capacity"]
+    click.echo(
+        f"{about['name']}: {about['accesses']:,} accesses to {about['pages']:,} pages,"
+        f" {capacity:,} may stay ({format_size(capacity * PAGE_SIZE)});"
+        f" pressure: {parameters['pressure']}, intervals of {parameters['every']:,},"
+        f" hot: used again within {parameters['window']:,}"
+    )
+    table = _table("", "0x8 off", "0x8 on", "cut", "oracle", left=("",))
+    shown: list[tuple[str, Callable[[float], str]]] = [
+        ("evicted", lambda n: f"{n:,}"),
+        ("hot", lambda n: f"{n:,}"),
+        ("refaults", lambda n: f"{n:,}"),
+        ("swap_ins", lambda n: f"{n:,}"),
+        ("stall_seconds", lambda n: f"{n:.3f}"),
+    ]
+    names = {
+        "evicted": "pages evicted",
+        "hot": "  of them hot",
+        "refaults": "refaults",
+        "swap_ins": "pages swapped in",
+        "stall_seconds": "guest stall, s",
+    }
+    for name, text in shown:
+        row = [text(run.total(name)) for run in (result.off, result.on, result.oracle)]
+        table.add_row(names[name], row[0], row[1], _percent(result.cut(name)), row[2])
+    for key, name in (
+        ("pgscan", "pages scanned"),
+        ("notifier_clear_young_slow", "accurate notifier calls"),
+        ("notifier_clear_young_fast", "fast notifier calls"),
+    ):
+        off, on = result.off.counters[key], result.on.counters[key]
+        table.add_row(name, f"{off:,}", f"{on:,}", _percent((off - on) / off if off else None), "")
+    _print_table(table)
+    for run, name in ((result.off, "off"), (result.on, "on")):
+        if run.missed_rounds:
+            click.echo(f"0x8 {name}: {run.missed_rounds} rounds did not get down to the limit")
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share * 100:.1f}%"
+
+
+def register(group: click.Group) -> None:
+    """Add the commands to the group."""
+    for command in (lru_gen, conformance, reclaim):
+        group.add_command(command)
