@@ -58,7 +58,7 @@ soak: build      ## long tests
 	$(PY) -m pytest -m soak --timeout 7200
 
 bench: build     ## time the core and the package
-	$(CARGO) bench --locked -p youngbit-core
+	$(CARGO) bench --locked -p youngbit-benches
 	$(PY) -m pytest benches --benchmark-only
 
 wheel: $(DEPS)   ## build a wheel into dist/

@@ -14,12 +14,15 @@ use youngbit_core::mm::PAGE_SIZE;
 
 const PAGES: u64 = 1 << 18;
 
+/// A name, and what it does to an array.
+type Loop = (&'static str, fn(&Flat) -> u64);
+
 fn spte(c: &mut Criterion) {
     let mut group = c.benchmark_group("spte");
     group.sample_size(20);
     group.throughput(Throughput::Elements(PAGES));
     let flat = Flat::new(PAGES as usize, SpteFormat::EPT);
-    let loops: [(&str, fn(&Flat) -> u64); 4] = [
+    let loops: [Loop; 4] = [
         ("flat scan", Flat::scan),
         ("flat fetch_and", Flat::fetch_and),
         ("test", Flat::test),

@@ -57,6 +57,8 @@ pub enum Mutant {
     PromoteIsolated,
     /// Two agers of one sequence both increment it.
     DoubleIncrement,
+    /// A new generation's number is published by a relaxed store.
+    MaxSeqRelaxed,
 }
 
 impl Mutant {
@@ -86,6 +88,7 @@ impl Mutant {
         Mutant::FreeByLoser,
         Mutant::PromoteIsolated,
         Mutant::DoubleIncrement,
+        Mutant::MaxSeqRelaxed,
     ];
 
     /// Its name, as in the series' list of faults.
@@ -115,6 +118,7 @@ impl Mutant {
             Mutant::FreeByLoser => "free-by-loser",
             Mutant::PromoteIsolated => "promote-isolated",
             Mutant::DoubleIncrement => "double-increment",
+            Mutant::MaxSeqRelaxed => "max-seq-relaxed",
         }
     }
 }

@@ -228,6 +228,8 @@ fn commands_do_what_the_kernels_do() {
         assert_eq!(lruvec.max_seq(), 3, "{bad:?} did something");
     }
     assert_eq!(errno("+ 1 0 3 1 0"), Errno::ERANGE);
+    assert_eq!(errno("- 1 0 18446744073709551615"), Errno::EINVAL);
+    assert_eq!(errno("+ 1 0 18446744073709551615"), Errno::EINVAL);
     debugfs::write(&cpu, b"+ 1 0 2").expect("an older one does nothing");
     assert_eq!(lruvec.max_seq(), 3);
     debugfs::write(&cpu, b"+1 0 3").expect("no space is needed");

@@ -231,6 +231,8 @@ impl Vm {
     /// Run each vCPU on its stream in a thread of its own, and age in a loop
     /// until all are done; returns seconds, seconds of each vCPU, seconds of
     /// each pass, counters.
+    // Python's keywords name them; see the stub.
+    #[allow(clippy::too_many_arguments)]
     fn run_while_aging<'py>(
         &self,
         py: Python<'py>,

@@ -150,6 +150,9 @@ fn counted(flat: &Flat, young: u64, write: Option<Write>) -> CounterValues {
     totals.snapshot()
 }
 
+/// Name, array, loop, how it writes, what it is held against, whether it clears.
+type Row<'a> = (&'a str, &'a Flat, Loop, Option<Write>, &'a str, bool);
+
 pub(super) fn run(stage: &mut Stage<'_>) -> Result<()> {
     let options = stage.options.clone();
     let affinity = &stage.affinity.clone();
@@ -164,8 +167,7 @@ pub(super) fn run(stage: &mut Stage<'_>) -> Result<()> {
         let without = Flat::new(len, SpteFormat::EPT_NO_AD);
         debug_assert!(SpteFormat::EPT.default_ad_type() == AD_ENABLED);
         debug_assert!(SpteFormat::EPT_NO_AD.default_ad_type() == AD_DISABLED);
-        // Name, array, loop, how it writes, what it is held against.
-        let loops: [(&str, &Flat, Loop, Option<Write>, &str, bool); 6] = [
+        let loops: [Row<'_>; 6] = [
             ("flat scan", &with_ad, Flat::scan, None, "", false),
             (
                 "flat fetch_and",

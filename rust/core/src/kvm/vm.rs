@@ -712,7 +712,9 @@ impl Vm {
     }
 
     /// Age a range in both MMUs (`kvm_age_gfn()`).
-    #[inline]
+    // Always inlined: called once a page, and a frame of its own costs a tenth
+    // of the walk.
+    #[inline(always)]
     fn age_gfn(&self, cpu: &Cpu, range: &GfnRange<'_>) -> bool {
         let mut young = false;
         if let Some(tdp) = &self.tdp {

@@ -10,6 +10,7 @@ use crate::cpu::Cpu;
 use crate::error::{Errno, Error, Result};
 use crate::mm::Memcg;
 use crate::mm::PhysMem;
+use crate::mutant::{self, Mutant};
 use crate::sync::atomic::Ordering;
 use crate::trace::{Counter, CounterValues};
 use std::time::{Duration, Instant};
@@ -115,6 +116,7 @@ pub(crate) fn try_to_inc_max_seq(
     } else {
         memcg.mm_list.skip(lruvec, seq)
     };
+    let mine = mine || mutant::active(Mutant::DoubleIncrement);
     mine && inc_max_seq(cpu, lruvec, seq, can_swap)
 }
 
@@ -173,7 +175,7 @@ fn inc_max_seq(cpu: &Cpu, lruvec: &LruVec, seq: u64, can_swap: bool) -> bool {
             return false;
         }
         let mut lists = lruvec.lru_lock.lock();
-        if seq != lruvec.max_seq() {
+        if seq != lruvec.max_seq() && !mutant::active(Mutant::DoubleIncrement) {
             return false;
         }
         // The new generation takes the oldest one's slot, which must be free.

@@ -112,7 +112,7 @@ pub fn run_eviction(
     nr_to_reclaim: u64,
 ) -> Result<u64> {
     let max_seq = lruvec.max_seq();
-    if seq + MIN_NR_GENS as u64 > max_seq {
+    if seq.saturating_add(MIN_NR_GENS as u64) > max_seq {
         return Err(Error::invalid(format!(
             "generation {seq} cannot be evicted: the two youngest end at {max_seq}"
         )));

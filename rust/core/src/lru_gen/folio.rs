@@ -9,6 +9,7 @@ use crate::mm::folio::{
     UNEVICTABLE, WORKINGSET, WRITEBACK, Word,
 };
 use crate::mm::{Memcg, PhysMem};
+use crate::mutant::{self, Mutant};
 use crate::trace::Counter;
 
 /// Referenced and workingset (`LRU_REFS_FLAGS`).
@@ -170,7 +171,8 @@ pub fn update_gen(cpu: &Cpu, memory: &PhysMem, pfn: Pfn, generation: usize) -> O
     let mut tries = 0;
     let (old, _) = memory.word(pfn).modify(|word| {
         tries += 1;
-        let new = if word.0 & GEN_MASK == 0 {
+        let isolated = word.0 & GEN_MASK == 0 && !mutant::active(Mutant::PromoteIsolated);
+        let new = if isolated {
             Word(word.0 | REFERENCED)
         } else {
             Word(word.0 & !(REFS_MASK | REFS_FLAGS)).with_generation(Some(generation))

@@ -1,0 +1,164 @@
+//! The multi-gen LRU: generations made once, folios promoted by their word
+//! alone while others isolate them.
+
+use super::machine::HVA;
+use super::model::{self, USUAL, check, cpu, host, name, spawn};
+use std::sync::Arc;
+use youngbit_core::host::Host;
+use youngbit_core::lru_gen::folio::update_gen;
+use youngbit_core::lru_gen::walk::Batch;
+use youngbit_core::lru_gen::{check as consistency, run_aging};
+use youngbit_core::mm::folio::{LRU, Word};
+use youngbit_core::mm::{FolioWord, Kind, Mm, PAGE_SIZE, Pfn, VmFlags};
+
+fn word_text(word: u64) -> String {
+    format!("{:?}", Word(word))
+}
+
+/// A process with one anonymous page on the LRU.
+fn one_page() -> (Arc<Host>, Arc<Mm>, Pfn) {
+    let host = host(8);
+    let here = cpu(&host);
+    let mm = host.create_mm(0).expect("the root cgroup exists");
+    let space = host.create_space(Kind::Anon, 0);
+    mm.mmap(Some(HVA), PAGE_SIZE, &space, 0, VmFlags::default())
+        .expect("room");
+    mm.touch(&here, HVA, true, Some(1)).expect("room");
+    let pfn = mm.lookup(HVA).1.pfn();
+    name(host.memory.word(pfn), "folio", word_text);
+    (host, mm, pfn)
+}
+
+#[test]
+fn lru_one_generation_per_sequence() {
+    check(
+        "two agers of one sequence make one generation",
+        USUAL,
+        || {
+            let (host, _mm, _) = one_page();
+            let here = cpu(&host);
+            let memcg = host.memcg(0).expect("root");
+            let seq = memcg.lruvecs[0].max_seq();
+            let other = {
+                let host = Arc::clone(&host);
+                spawn("ager 2", move || {
+                    let cpu = cpu(&host);
+                    let memcg = host.memcg(0).expect("root");
+                    run_aging(&cpu, &memcg, &memcg.lruvecs[0], seq, true, true).expect("valid")
+                })
+            };
+            let mine = run_aging(&here, &memcg, &memcg.lruvecs[0], seq, true, true);
+            let mine = mine.expect("valid");
+            let theirs = other.join().unwrap();
+            let now = memcg.lruvecs[0].max_seq();
+            assert!(now <= seq + 1, "{seq} was incremented twice, to {now}");
+            assert_eq!(
+                u64::from(mine) + u64::from(theirs),
+                now - seq,
+                "who made it knows"
+            );
+            consistency::check(&host).expect("consistent");
+        },
+    );
+}
+
+#[test]
+fn lru_new_generation_is_seen_whole() {
+    check("who sees a new max_seq sees its birth time", USUAL, || {
+        let (host, _mm, _) = one_page();
+        let here = cpu(&host);
+        let memcg = host.memcg(0).expect("root");
+        let seq = memcg.lruvecs[0].max_seq();
+        host.clock.advance_ns(1000);
+        let walker = {
+            let memcg = Arc::clone(&memcg);
+            spawn("walker", move || {
+                let lruvec = &memcg.lruvecs[0];
+                let seen = lruvec.max_seq();
+                if seen > seq {
+                    let born = lruvec.timestamp(seen);
+                    assert_eq!(born, 1000, "generation {seen} without its birth time");
+                }
+            })
+        };
+        let made = run_aging(&here, &memcg, &memcg.lruvecs[0], seq, true, true);
+        assert!(made.expect("valid"));
+        walker.join().unwrap();
+    });
+}
+
+#[test]
+fn lru_promotion_against_isolation() {
+    check(
+        "a walker gives no generation to a folio that is isolated, and sizes stay right",
+        USUAL,
+        || {
+            let (host, _mm, pfn) = one_page();
+            let memcg = host.memcg(0).expect("root");
+            let old = memcg.lruvecs[0].max_seq() as usize % 4;
+            let walker = {
+                let host = Arc::clone(&host);
+                let memcg = Arc::clone(&memcg);
+                spawn("walker", move || {
+                    let cpu = cpu(&host);
+                    let new = (old + 3) % 4;
+                    let mut batch = Batch::default();
+                    let was = update_gen(&cpu, &host.memory, pfn, new);
+                    if let Some(was) = was
+                        && was != new
+                    {
+                        batch.note(host.memory.word(pfn).get(), was, new);
+                    }
+                    batch.apply(&cpu, &memcg.lruvecs[0]);
+                })
+            };
+            // Isolate it, and put it back, as reclaim does.
+            let lruvec = &memcg.lruvecs[0];
+            let word = host.memory.word(pfn);
+            assert!(word.clear(LRU).has(LRU));
+            {
+                let mut lists = lruvec.lru_lock.lock();
+                assert!(lruvec.del_folio(&mut lists, &host.memory, pfn, true));
+            }
+            model::note("isolated");
+            let isolated = word.get();
+            assert_eq!(
+                isolated.generation(),
+                None,
+                "an isolated folio has a generation"
+            );
+            {
+                let mut lists = lruvec.lru_lock.lock();
+                word.set(LRU);
+                assert!(lruvec.add_folio(&mut lists, &host.memory, pfn, false));
+            }
+            walker.join().unwrap();
+            consistency::check(&host).expect("consistent");
+        },
+    );
+}
+
+#[test]
+fn lru_walk_against_munmap() {
+    check(
+        "an aging walk against munmap: no folio is left on a list or with a generation",
+        USUAL,
+        || {
+            let (host, mm, pfn) = one_page();
+            let here = cpu(&host);
+            let walker = {
+                let host = Arc::clone(&host);
+                spawn("ager", move || {
+                    let cpu = cpu(&host);
+                    let memcg = host.memcg(0).expect("root");
+                    let lruvec = &memcg.lruvecs[0];
+                    run_aging(&cpu, &memcg, lruvec, lruvec.max_seq(), true, true).expect("valid");
+                })
+            };
+            mm.munmap(&here, HVA, PAGE_SIZE).expect("mapped");
+            walker.join().unwrap();
+            assert_eq!(host.memory.word(pfn).get().0, 0, "the folio is free");
+            consistency::check(&host).expect("consistent");
+        },
+    );
+}
