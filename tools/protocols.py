@@ -122,9 +122,7 @@ MUTANTS = {
         "a read gives Writable back to an access-tracked SPTE",
         ["tdp::tdp_read_restores_only_r_and_x"],
     ),
-    "zap-drops-dirty": Mutant(
-        "a zap does not pass Dirty on", ["tdp::tdp_write_against_zap"]
-    ),
+    "zap-drops-dirty": Mutant("a zap does not pass Dirty on", ["tdp::tdp_write_against_zap"]),
     "free-by-loser": Mutant(
         "two threads that put a root both find that they were the last",
         ["tdp::tdp_destroyed_under_a_vcpu"],
