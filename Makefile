@@ -17,7 +17,7 @@ BUILD := $(VENV)/build-$(call hash,find rust -name '*.rs' | LC_ALL=C sort | xarg
 MODULE := python/youngbit/_core.abi3.so
 
 .DEFAULT_GOAL := help
-.PHONY: help run test soak wheel wheel-check bench lint fmt clean build
+.PHONY: help run test protocols soak wheel wheel-check bench lint fmt clean build
 
 help:            ## show this
 	@sed -n 's/^\([a-z-]*\): *[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -53,6 +53,9 @@ test: lint build ## all checks and tests
 	$(PY) -m mypy
 	$(PY) -m mypy.stubtest youngbit._core
 	$(PY) -m pytest
+
+protocols: $(DEPS) ## check the lockless protocols, and that every mutant is caught
+	$(PY) tools/protocols.py
 
 soak: build      ## long tests
 	$(CARGO) test --locked --release -p youngbit-core -- --ignored

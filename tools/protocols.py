@@ -177,6 +177,7 @@ class Run:
 
 
 def run(program: str, check: str, mutant: str, full: bool, timeout: float) -> Run:
+    """Run one check in a process of its own, with a mutant or none, and read what it reports."""
     environment = dict(os.environ, YOUNGBIT_MUTANT=mutant)
     environment.pop("YOUNGBIT_FULL", None)
     if full:
@@ -236,11 +237,13 @@ def latencies(program: str, mutant: str) -> dict[str, int]:
 
 
 def names_in_source() -> set[str]:
+    """Give the names of the mutants that the core knows."""
     text = (ROOT / "rust/core/src/mutant.rs").read_text()
     return set(re.findall(r'=> "([a-z-]+)"', text))
 
 
 def main() -> int:
+    """Run every claim and every mutant; 1 if a claim fails or a mutant gets away."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--full", action="store_true", help="more preemptions per run")
     parser.add_argument("--markdown", type=Path, help="write the tables here")
