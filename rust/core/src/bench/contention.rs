@@ -273,7 +273,7 @@ fn throughput(setup: Setup, ager: Ager, affinity: &Affinity) -> Result<Sample> {
 /// freed table.
 fn check(guest: &Guest, vcpus: &CounterValues, aging: &Aging, stopped: bool) -> Result<()> {
     let accesses = vcpus.get(Counter::GuestAccesses);
-    let usage = guest.memcg().usage() - guest.table_pages();
+    let usage = guest.memcg().usage();
     let poison = vcpus.get(Counter::PoisonReads) + aging.counters.get(Counter::PoisonReads);
     // A guest on the shadow MMU keeps page tables of its own in memory.
     let own = usage.checked_sub(accesses);
