@@ -35,11 +35,12 @@ build: $(DEPS)   ## build the extension module, optimised
 		rm -f $(VENV)/build-*; \
 		VIRTUAL_ENV=$(CURDIR)/$(VENV) $(PY) -m maturin develop --release --locked && touch $(BUILD); }
 
-run: build       ## verify aging end to end, measure it, replay the shipped trace
+run: build       ## verify aging end to end, measure it, replay and reclaim the shipped trace
 	@mkdir -p $(OUT)
 	$(PY) -m youngbit access-tracking -l -v 2 -b 128M
 	$(PY) -m youngbit access-tracking -l -p
 	$(PY) -m youngbit replay --plot $(OUT)/generations.png
+	$(PY) -m youngbit reclaim --workload trace --plot $(OUT)/reclaim.png
 
 lint: $(DEPS)    ## formatting, clippy, ruff
 	$(CARGO) fmt --all --check

@@ -1,15 +1,21 @@
 """Speed of reclaim, aging and the text interface.
 
 Each bench says what it should stay below; the figure is printed by
-pytest-benchmark and is nobody's pass or fail, for machines differ.
+pytest-benchmark and is nobody's pass or fail, for machines differ. Times are
+processor time of the one thread that works, to which others on the machine do
+not add.
 """
 
 from __future__ import annotations
+
+import time
 
 import pytest
 
 import youngbit as yb
 from youngbit import access
+
+pytestmark = pytest.mark.benchmark(timer=time.thread_time)
 
 
 @pytest.fixture
@@ -20,7 +26,7 @@ def guest() -> tuple[yb.Host, yb.Vm, yb.LruGen]:
     return host, vm, host.lru_gen(vm.memcg)
 
 
-@pytest.mark.parametrize("pages", [100_000, 1_000_000])
+@pytest.mark.parametrize("pages", [100_000, 262_144])
 def test_ten_million_accesses_at_half_the_footprint(benchmark, pages):
     """Inline, one thread: below 5 s."""
 
@@ -56,8 +62,8 @@ def test_an_aging_pass(benchmark, guest, touched):
             vm.run(streams[touched])
         return (), {}
 
-    stats = benchmark.pedantic(lru.age, setup=setup, rounds=7, warmup_rounds=1)
-    benchmark.extra_info["ns_a_page"] = stats.seconds / vm.nr_pages * 1e9
+    benchmark.pedantic(lru.age, setup=setup, rounds=7, warmup_rounds=1)
+    benchmark.extra_info["ns_a_page"] = benchmark.stats.stats.median / vm.nr_pages * 1e9
 
 
 def test_text_round_trip_of_a_hundred_memcgs(benchmark):

@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import errno
 import random
+import re
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -338,6 +340,12 @@ def test_a_policy_cannot_call_into_the_machine():
         vm.memcg.files["memory.max"].write("2M")
     assert caught.value.errno == errno.EBUSY
     host.check()
+
+
+def test_the_documented_policy_runs():
+    text = (Path(__file__).parent.parent / "docs" / "policies.md").read_text()
+    [block] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(compile(block, "policies.md", "exec"), {})
 
 
 def test_a_policy_is_checked():

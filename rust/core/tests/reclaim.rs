@@ -393,7 +393,7 @@ fn swappiness_zero_leaves_anonymous_pages() {
 }
 
 #[test]
-fn tiers_protect_what_is_read_again() {
+fn a_tier_that_refaults_is_protected() {
     let mut m = Machine::new(8192, 512);
     let cpu = m.cpu();
     m.map(Kind::File, 2048);
@@ -405,30 +405,54 @@ fn tiers_protect_what_is_read_again() {
             }
         }
     };
-    // Half is read once, half three times; both are evicted and come back, the
-    // second half at once: its tier refaults.
-    read(0, 1024, 1);
-    read(1024, 2048, 3);
-    m.age(&cpu, 3);
-    m.evict(&cpu, 1, 512).expect("evicted");
-    m.evict(&cpu, 1, u64::MAX).expect("evicted");
-    assert_eq!(m.memcg.usage(), 0);
+    let cached = |from: u64, to: u64| {
+        (from..to)
+            .filter(|&n| matches!(space.slot(n), Slot::Page(_)))
+            .count()
+    };
+    // Read three times: two references beyond the first, the third tier.
+    read(0, 1536, 3);
+    read(1536, 2048, 1);
+    // Once only: a page that aging moves to the next generation starts anew.
+    m.age(&cpu, 1);
     let lruvec = &m.memcg.lruvecs[0];
-    read(1024, 2048, 3);
-    assert!(m.memcg.stat.get(Counter::RefaultFile) >= 1024);
-    let protected: u64 = (0..4)
-        .flat_map(|hist| (1..4).map(move |tier| (hist, tier)))
-        .map(|(hist, tier)| lruvec.protected[hist][FILE][tier].load(Ordering::Relaxed))
-        .sum();
-    assert_eq!(protected, 0, "nothing was scanned since");
-    // References saturate: read often enough, a page is protected in any case.
-    read(0, 64, 6);
-    m.age(&cpu, 2);
-    m.evict(&cpu, 1, 64).expect("evicted");
-    let kept = (0..64)
-        .filter(|&n| matches!(space.slot(n), Slot::Page(_)))
-        .count();
-    assert_eq!(kept, 64);
+    assert_eq!(lruvec.tier_to_evict(FILE), 3);
+    m.evict(&cpu, 1, 1024).expect("evicted");
+    assert_eq!((cached(0, 1024), cached(1024, 2048)), (0, 1024));
+    // They come back at once: to evict that tier was a mistake.
+    read(0, 1024, 1);
+    assert_eq!(m.memcg.stat.get(Counter::ActivateFile), 1024);
+    assert_eq!(m.memcg.stat.get(Counter::RestoreFile), 0);
+    assert_eq!(lruvec.tier_to_evict(FILE), 1);
+    m.evict(&cpu, 1, u64::MAX).expect("evicted");
+    assert_eq!((cached(1024, 1536), cached(1536, 2048)), (512, 0));
+    let seq = lruvec.min_seq(FILE) - 1;
+    let protected = &lruvec.protected[(seq % 4) as usize][FILE];
+    assert_eq!(protected[2].load(Ordering::Relaxed), 512);
+    drop(cpu);
+    m.check();
+    m.tear_down();
+}
+
+#[test]
+fn a_page_read_as_often_as_counts_is_protected_in_any_case() {
+    let mut m = Machine::new(8192, 512);
+    let cpu = m.cpu();
+    m.map(Kind::File, 1024);
+    let space = Arc::clone(&m.spaces[0]);
+    for n in 0..1024 {
+        for _ in 0..if n % 16 == 0 { 6 } else { 2 } {
+            filemap::read(&cpu, &m.memcg, &space, n).expect("read");
+        }
+    }
+    // Once only: a page that aging moves to the next generation starts anew.
+    m.age(&cpu, 1);
+    assert_eq!(m.memcg.lruvecs[0].tier_to_evict(FILE), 3);
+    assert_eq!(m.evict(&cpu, 1, u64::MAX).expect("evicted"), 1024 - 64);
+    for n in 0..1024 {
+        let cached = matches!(space.slot(n), Slot::Page(_));
+        assert_eq!(cached, n % 16 == 0, "page {n}");
+    }
     drop(cpu);
     m.check();
     m.tear_down();

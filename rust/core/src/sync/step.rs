@@ -117,6 +117,19 @@ pub fn name<T>(word: &T, name: &str, value: fn(u64) -> String) {
     }
 }
 
+/// How often the calling thread has tried to exchange `word` so far.
+pub fn exchanges<T>(word: &T) -> u64 {
+    let wanted = std::ptr::from_ref(word).addr();
+    log().as_mut().map_or(0, |log| {
+        let me = log.thread();
+        let mine = |step: &&Step| {
+            matches!(step, Step::Word { thread, address, op: Op::Exchanged | Op::ExchangeFailed, .. }
+                if *thread == me && *address == wanted)
+        };
+        log.steps.iter().filter(mine).count() as u64
+    })
+}
+
 /// Note something that is no operation on a word.
 pub fn note(text: impl Into<String>) {
     if let Some(log) = &mut *log() {

@@ -1,8 +1,11 @@
 //! Section 2: SPTEs.
 
+use std::time::Instant;
 use youngbit_core::kvm::mmu::spte::{self, *};
 use youngbit_core::mm::Pfn;
+use youngbit_core::sync::atomic::AtomicBool;
 use youngbit_core::sync::atomic::{AtomicU64, Ordering};
+use youngbit_core::sync::thread;
 use youngbit_core::table::{POISON, TableId};
 
 const FORMATS: [SpteFormat; 3] = [SpteFormat::EPT, SpteFormat::EPT_NO_AD, SpteFormat::NPT];
@@ -314,4 +317,101 @@ fn a_non_leaf_holds_a_table_and_every_permission() {
         assert_eq!(spte::table(now), TableId(0xabcde));
         assert!(format.allows(now, true) && is_present(now));
     }
+}
+
+/// How often two threads must have met before a race counts as tried.
+const MEETINGS: u64 = 20_000;
+
+/// Whether a stress may end: the threads met often enough, or the machine is too
+/// busy to let them run side by side.
+fn met(meetings: &AtomicU64, start: Instant, rounds: u64) -> bool {
+    if !rounds.is_multiple_of(1024) {
+        return false;
+    }
+    let seen = meetings.load(Ordering::Relaxed);
+    if seen == 0 {
+        thread::yield_now();
+    }
+    seen >= MEETINGS || (seen > 0 && start.elapsed().as_secs() >= 2)
+}
+
+/// A processor sets Accessed, then Dirty, while another thread ages: Dirty must
+/// stay until the processor itself has seen it.
+#[test]
+fn a_dirty_bit_set_between_read_and_write_is_not_lost() {
+    for format in [SpteFormat::EPT, SpteFormat::NPT] {
+        let clean = leaf(&format, LEVEL_4K, true, false) & !format.dirty;
+        for locked in [false, true] {
+            let word = AtomicU64::new(clean);
+            let done = AtomicBool::new(false);
+            let aged = AtomicU64::new(0);
+            let lost = thread::scope(|s| {
+                s.spawn(|| {
+                    while !done.load(Ordering::Relaxed) {
+                        let once = if locked {
+                            format.age_locked(&word, LEVEL_4K)
+                        } else {
+                            format.age(&word, LEVEL_4K)
+                        };
+                        aged.fetch_add(u64::from(once.young), Ordering::Relaxed);
+                    }
+                });
+                let (start, mut rounds, mut lost) = (Instant::now(), 0u64, 0u64);
+                while !met(&aged, start, rounds) {
+                    rounds += 1;
+                    word.fetch_or(format.accessed, Ordering::AcqRel);
+                    word.fetch_or(format.dirty, Ordering::AcqRel);
+                    for _ in 0..rounds % 8 {
+                        std::hint::black_box(&word);
+                    }
+                    let before = word.fetch_and(!format.dirty, Ordering::AcqRel);
+                    lost += u64::from(before & format.dirty == 0);
+                }
+                done.store(true, Ordering::Relaxed);
+                lost
+            });
+            assert_eq!(lost, 0, "{} locked {locked}", format.name);
+            assert_eq!(word.load(Ordering::Relaxed) | format.accessed, clean);
+        }
+    }
+}
+
+/// Without A/D bits: write permission given back by a fast page fault is either
+/// still there, or an ager has seen it (and marked the page dirty).
+#[test]
+fn write_permission_given_back_is_never_lost_unseen() {
+    let format = SpteFormat::EPT_NO_AD;
+    let word = AtomicU64::new(leaf(&format, LEVEL_4K, true, false) & !WRITABLE);
+    let done = AtomicBool::new(false);
+    let seen = AtomicU64::new(0);
+    let given = thread::scope(|s| {
+        s.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                let aged = format.age(&word, LEVEL_4K);
+                let writable = aged.write == Write::Exchanged && is_writable(aged.old);
+                seen.fetch_add(u64::from(writable), Ordering::Relaxed);
+            }
+        });
+        let (start, mut rounds, mut given) = (Instant::now(), 0u64, 0u64);
+        while !met(&seen, start, rounds) {
+            rounds += 1;
+            let old = word.load(Ordering::Relaxed);
+            let new = if is_access_tracked(old) {
+                restore_access_track(old)
+            } else {
+                old | WRITABLE
+            };
+            if new != old
+                && word
+                    .compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed)
+                    .is_ok()
+            {
+                given += u64::from(is_writable(new) && !is_writable(old));
+            }
+        }
+        done.store(true, Ordering::Relaxed);
+        given
+    });
+    let left = u64::from(is_writable(word.load(Ordering::Relaxed)));
+    assert_eq!(given, seen.load(Ordering::Relaxed) + left);
 }

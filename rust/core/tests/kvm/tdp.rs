@@ -5,6 +5,8 @@ use youngbit_core::kvm::memslot::{LOG_DIRTY_PAGES, READONLY};
 use youngbit_core::kvm::mmu::spte::{self, LEVEL_1G, LEVEL_2M, LEVEL_4K, SpteFormat, is_writable};
 use youngbit_core::kvm::{Protocol, VmConfig};
 use youngbit_core::mm::{FolioWord, Kind, PAGE_SIZE, VmFlags, folio};
+use youngbit_core::sync::atomic::Ordering;
+use youngbit_core::table::POISON;
 use youngbit_core::trace::Counter;
 
 #[test]
@@ -537,4 +539,61 @@ fn a_vm_that_cannot_be_is_refused() {
         assert_eq!(error.errno(), youngbit_core::Errno::EINVAL);
     }
     m.finish();
+}
+
+#[test]
+fn a_table_is_freed_only_after_a_grace_period() {
+    let m = Machine::v7(64);
+    m.write(3);
+    let walker = youngbit_core::Cpu::new(&m.host);
+    let inside = walker.rcu.lock();
+    let root = m.tdp().roots(&m.cpu)[0].table;
+    m.vm.destroy(&m.cpu).expect("once");
+    for _ in 0..100 {
+        m.cpu.rcu.flush();
+    }
+    assert_eq!(m.tdp().tables.live(), 4, "a walker may be inside");
+    let entries = m.tdp().tables.entries(root);
+    assert!(entries.iter().all(|word| word.load(Ordering::Relaxed) == 0));
+    drop(inside);
+    m.host.rcu.barrier();
+    assert_eq!(m.tdp().tables.live(), 0);
+    assert!(
+        entries
+            .iter()
+            .all(|word| word.load(Ordering::Relaxed) == POISON)
+    );
+}
+
+#[test]
+fn an_unlinked_table_is_frozen_entry_by_entry() {
+    let m = Machine::backed(1024, VmConfig::default(), Backing::Huge(9), LOG_DIRTY_PAGES);
+    m.write(7);
+    let walker = youngbit_core::Cpu::new(&m.host);
+    // The lowest table is the last that was made.
+    let tables: Vec<_> = (0..4).map(youngbit_core::table::TableId).collect();
+    let lowest = m.tdp().tables.entries(tables[3]);
+    assert_ne!(lowest[7].load(Ordering::Relaxed), 0);
+    m.log_dirty(false);
+    m.host.rcu.barrier();
+    assert!(
+        lowest
+            .iter()
+            .all(|word| word.load(Ordering::Relaxed) == POISON)
+    );
+    // Again, with a walker inside who can look.
+    m.write(7);
+    let inside = walker.rcu.lock();
+    let root = m.tdp().roots(&m.cpu)[0].table;
+    m.vm.destroy(&m.cpu).expect("once");
+    assert!(m.tdp().is_root_invalid(root));
+    let frozen = |table| {
+        let words = m.tdp().tables.entries(table).iter();
+        words
+            .filter(|w| spte::is_frozen(w.load(Ordering::Relaxed)))
+            .count()
+    };
+    assert_eq!(tables.iter().filter(|&&t| frozen(t) == 512).count(), 2);
+    drop(inside);
+    m.host.rcu.barrier();
 }

@@ -12,7 +12,7 @@ use youngbit_core::host::{Host, HostConfig};
 use youngbit_core::mutant::{self, Mutant};
 use youngbit_core::sync::step::{self, Log, Op, Step};
 
-pub use youngbit_core::sync::step::{name, note};
+pub use youngbit_core::sync::step::{exchanges, name, note};
 
 /// How far to look: preemptions per run, in the reduced set and in the full one.
 pub struct Bound {

@@ -1,0 +1,85 @@
+//! What a costly mutant costs, in time: how long a writer waits for a chain
+//! whose holder can lose its processor.
+//!
+//! `YOUNGBIT_MUTANT=preempt-on cargo test --release --features mutants --test costs -- --nocapture`
+#![cfg(all(not(loom), feature = "mutants"))]
+
+use std::time::{Duration, Instant};
+use youngbit_core::kvm::mmu::shadow::ShadowConfig;
+use youngbit_core::kvm::{MemoryRegion, MmuKind, Vm, VmConfig};
+use youngbit_core::mm::{Kind, MmuNotifier, PAGE_SIZE, VmFlags};
+use youngbit_core::mutant::{self, Mutant};
+use youngbit_core::sync::atomic::{AtomicBool, Ordering};
+use youngbit_core::sync::thread;
+use youngbit_core::{Cpu, Host, HostConfig};
+
+#[test]
+fn writer_waits_for_a_chain() {
+    let wanted = std::env::var("YOUNGBIT_MUTANT").unwrap_or_default();
+    mutant::select(Mutant::ALL.iter().copied().find(|m| m.name() == wanted));
+    let host = Host::new(&HostConfig {
+        nodes: vec![4096],
+        swap_pages: 0,
+        virtual_clock: true,
+    })
+    .expect("a valid host");
+    let cpu = Cpu::new(&host);
+    let mm = host.create_mm(0).expect("the root cgroup exists");
+    let space = host.create_space(Kind::Anon, 0);
+    let hva = mm
+        .mmap(None, PAGE_SIZE, &space, 0, VmFlags::default())
+        .expect("room");
+    let config = VmConfig {
+        mmu: MmuKind::Shadow,
+        shadow: ShadowConfig {
+            direct: true,
+            ..ShadowConfig::default()
+        },
+        ..VmConfig::default()
+    };
+    let vm = Vm::create(&cpu, &mm, config).expect("a valid VM");
+    let region = MemoryRegion {
+        as_id: 0,
+        slot: 0,
+        flags: 0,
+        guest_phys_addr: 0,
+        memory_size: PAGE_SIZE,
+        userspace_addr: hva,
+    };
+    vm.set_memory_region(&cpu, &region).expect("a valid region");
+    let stop = AtomicBool::new(false);
+    let mut waits: Vec<Duration> = Vec::new();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let cpu = Cpu::new(&host);
+            while !stop.load(Ordering::Relaxed) {
+                vm.test_young(&cpu, hva, true);
+            }
+        });
+        let begin = Instant::now();
+        while begin.elapsed() < Duration::from_millis(500) {
+            vm.access(&cpu, 0, 0, true, None).expect("mapped");
+            // Leave the chain to the reader for a while.
+            let mapped = Instant::now();
+            while mapped.elapsed() < Duration::from_micros(10) {}
+            let start = Instant::now();
+            vm.invalidate_range_start(&cpu, hva, hva + PAGE_SIZE);
+            waits.push(start.elapsed());
+            vm.invalidate_range_end(&cpu, hva, hva + PAGE_SIZE);
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    waits.sort_unstable();
+    // Of the time that the writer waits, not of its tries: one that waits long
+    // makes few tries.
+    let at = |share: f64| waits[((waits.len() - 1) as f64 * share) as usize].as_nanos();
+    let long = waits.iter().filter(|w| w.as_micros() >= 1000).count();
+    println!(
+        "LATENCY writer_waits_for_a_chain | zaps {} | p50_ns {} | p99_ns {} | max_ns {} | over_1ms {long}",
+        waits.len(),
+        at(0.5),
+        at(0.99),
+        at(1.0),
+    );
+    assert!(waits.len() > 20, "the writer starved");
+}
