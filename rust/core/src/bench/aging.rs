@@ -48,17 +48,17 @@ fn pass(guest: &Guest, young: bool) -> Result<Sample> {
     Ok(Sample::per_item(ns, asked, counted))
 }
 
-fn populated(protocol: Protocol, mmu: MmuKind, pages: u64) -> Result<Guest> {
+fn populated(stage: &mut Stage<'_>, protocol: Protocol, mmu: MmuKind, pages: u64) -> Result<Guest> {
     let guest = Guest::new(&GuestConfig {
         pages,
         protocol,
         mmu,
         ..GuestConfig::default()
     })?;
-    let cpu = Cpu::new(&guest.host);
-    guest.sweep(&cpu, 0, pages)?;
+    let what = format!("aging: populating {} MiB", pages / PAGES_PER_MIB);
+    guest.populate(stage, &what)?;
     // The primary entries are born young too; guests do not make them so again.
-    guest.age(&cpu)?;
+    guest.age(&Cpu::new(&guest.host))?;
     Ok(guest)
 }
 
@@ -82,10 +82,14 @@ fn protocols(stage: &mut Stage<'_>) -> Result<()> {
     let options = stage.options.clone();
     let mib: u64 = options.pick(4, 256, 1024, 1024);
     for &(mmu, kind) in super::guest::MMUS {
-        stage.progress(&format!("aging: populating {mib} MiB"))?;
         let guests = [Protocol::V7, Protocol::V9, Protocol::BASELINE]
             .into_iter()
-            .map(|protocol| Ok((protocol, populated(protocol, kind, mib * PAGES_PER_MIB)?)))
+            .map(|protocol| {
+                Ok((
+                    protocol,
+                    populated(stage, protocol, kind, mib * PAGES_PER_MIB)?,
+                ))
+            })
             .collect::<Result<Vec<_>>>()?;
         for young in [true, false] {
             let contestants = guests
@@ -119,8 +123,7 @@ fn growth(stage: &mut Stage<'_>) -> Result<()> {
     );
     let mut guests = Vec::new();
     for &mib in sizes {
-        stage.progress(&format!("aging: populating {mib} MiB"))?;
-        let guest = populated(Protocol::V7, MmuKind::Tdp, mib * PAGES_PER_MIB)?;
+        let guest = populated(stage, Protocol::V7, MmuKind::Tdp, mib * PAGES_PER_MIB)?;
         guests.push((format!("{mib} MiB"), guest));
     }
     for young in [true, false] {

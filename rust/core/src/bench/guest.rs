@@ -1,5 +1,6 @@
 //! Hosts and guests to measure on.
 
+use super::contest::Stage;
 use crate::access::{Pattern, Stream, StreamConfig};
 use crate::cpu::Cpu;
 use crate::error::Result;
@@ -46,6 +47,9 @@ impl Default for GuestConfig {
         }
     }
 }
+
+/// Pages that are populated between two looks at whether to go on.
+const CHUNK: usize = 1 << 16;
 
 /// A host with one guest, whose memory cgroup is the root. Dropping it
 /// destroys the VM.
@@ -139,6 +143,16 @@ impl Guest {
         let mut stream = [sequential(start, end)?];
         self.vm
             .run_inline(cpu, &mut stream, &RunOptions::default())?;
+        Ok(())
+    }
+
+    /// [`sweep`](Self::sweep) all of it, and tell `progress` now and then.
+    pub(super) fn populate(&self, stage: &mut Stage<'_>, what: &str) -> Result<()> {
+        let cpu = Cpu::new(&self.host);
+        for start in (0..self.pages).step_by(CHUNK) {
+            stage.progress(what)?;
+            self.sweep(&cpu, start, self.pages.min(start + CHUNK as u64))?;
+        }
         Ok(())
     }
 

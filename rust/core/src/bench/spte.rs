@@ -68,14 +68,14 @@ impl Flat {
         self.words.iter().map(young).sum()
     }
 
-    /// Limit: a read-modify-write of each, count the young.
+    /// Limit: a read-modify-write of each, whose result nobody looks at: that
+    /// is one instruction where the machine has it. Returns 0.
     #[inline(never)]
     pub fn fetch_and(&self) -> u64 {
-        let accessed = self.format.accessed;
-        let clear = |word: &AtomicU64| {
-            u64::from(word.fetch_and(!accessed, Ordering::AcqRel) & accessed != 0)
-        };
-        self.words.iter().map(clear).sum()
+        for word in &self.words {
+            word.fetch_and(!self.format.accessed, Ordering::AcqRel);
+        }
+        0
     }
 
     /// What aging does, entry by entry; counts the young.
@@ -131,6 +131,9 @@ impl Flat {
     }
 }
 
+/// The limit that does not look at what it clears.
+const BLIND: &str = "flat fetch_and";
+
 type Loop = fn(&Flat) -> u64;
 
 /// Share of entries that a pass found young.
@@ -170,7 +173,7 @@ pub(super) fn run(stage: &mut Stage<'_>) -> Result<()> {
         let loops: [Row<'_>; 6] = [
             ("flat scan", &with_ad, Flat::scan, None, "", false),
             (
-                "flat fetch_and",
+                BLIND,
                 &with_ad,
                 Flat::fetch_and,
                 Some(Write::FetchAnd),
@@ -183,7 +186,7 @@ pub(super) fn run(stage: &mut Stage<'_>) -> Result<()> {
                 &with_ad,
                 Flat::age,
                 Some(Write::FetchAnd),
-                "flat fetch_and",
+                BLIND,
                 true,
             ),
             (
@@ -191,7 +194,7 @@ pub(super) fn run(stage: &mut Stage<'_>) -> Result<()> {
                 &without,
                 Flat::age,
                 Some(Write::Exchanged),
-                "flat fetch_and",
+                BLIND,
                 true,
             ),
             (
@@ -199,7 +202,7 @@ pub(super) fn run(stage: &mut Stage<'_>) -> Result<()> {
                 &with_ad,
                 Flat::age_locked,
                 Some(Write::PlainStore),
-                "flat fetch_and",
+                BLIND,
                 true,
             ),
         ];
@@ -251,7 +254,7 @@ pub(super) fn run(stage: &mut Stage<'_>) -> Result<()> {
 }
 
 fn verify(flat: &Flat, name: &str, clears: bool, expected: u64, young: u64) -> Result<()> {
-    if young != expected {
+    if young != expected && name != BLIND {
         return Err(wrong(format!(
             "{name}: {young} entries were found young of {expected} that were"
         )));

@@ -109,6 +109,9 @@ pub enum Outcome {
 #[derive(Default)]
 struct Gather(Vec<TableId>);
 
+/// Entries in a cache line.
+const LINE: usize = 8;
+
 /// The TDP MMU of one VM.
 pub struct TdpMmu {
     /// Its tables.
@@ -770,8 +773,32 @@ impl TdpMmu {
         // Counted at the end: an atomic operation waits for the stores before it.
         let (mut young, mut fetch_and) = (0u64, 0u64);
         let traced = cpu.is_traced(Event::KvmTdpMmuSpteChanged);
-        for (i, word) in words.iter().enumerate() {
-            // Relaxed: as in `SpteFormat::age`.
+        let (lines, rest) = if locked || traced || !format.ad_bits {
+            (&[][..], words)
+        } else {
+            words.as_chunks::<LINE>()
+        };
+        for line in lines {
+            // A cache line is read before any of it is written: the loads
+            // behind an atomic operation wait for it. Relaxed: as in
+            // `SpteFormat::age`.
+            let seen: [u64; LINE] = std::array::from_fn(|i| line[i].load(Ordering::Relaxed));
+            if seen.iter().fold(0, |all, seen| all | seen) & maybe_young == 0 {
+                continue;
+            }
+            for i in 0..LINE {
+                if format.is_young_leaf(seen[i], level) {
+                    debug_assert!(spte::ad_enabled(seen[i]));
+                    // Nobody asks what it found, so this is one instruction
+                    // instead of a loop around an exchange.
+                    format.age_young(&line[i], seen[i]);
+                    fetch_and += 1;
+                }
+            }
+        }
+        young += fetch_and;
+        let first = gfn + (lines.len() * LINE) as u64;
+        for (word, gfn) in rest.iter().zip(first..) {
             let seen = word.load(Ordering::Relaxed);
             if seen & maybe_young == 0 || !format.is_young_leaf(seen, level) {
                 continue;
@@ -784,7 +811,7 @@ impl TdpMmu {
             };
             fetch_and += u64::from(aged.write == spte::Write::FetchAnd);
             if traced || aged.write != spte::Write::FetchAnd {
-                Self::note_aged(vm, cpu, as_id, level, gfn + i as u64, &aged);
+                Self::note_aged(vm, cpu, as_id, level, gfn, &aged);
             }
         }
         cpu.count_n(Counter::SpteFetchAnd, fetch_and);
