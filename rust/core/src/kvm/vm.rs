@@ -526,6 +526,9 @@ impl Vm {
         if self.unmap_gfn_range(cpu, &range) {
             self.flush_remote_tlbs(cpu);
         }
+        if let Some(shadow) = &self.shadow {
+            shadow.zap_slot_pages(self, cpu, slot);
+        }
     }
 
     /// Unmap everything by invalidating roots, which vCPUs then reload

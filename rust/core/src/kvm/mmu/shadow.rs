@@ -25,6 +25,10 @@
 //! table stays write-protected and every write to it traps, as in KVM before
 //! it had unsync, and as it still does for tables above the lowest level. It
 //! costs the guest traps, and changes nothing for aging.
+//!
+//! Prefetch: KVM maps up to seven neighbours of a fault, old, when the host has
+//! them mapped. Huge pages coming back: when a slot's dirty logging ends, what
+//! was split for it stays split until it is zapped.
 
 mod age;
 mod fault;

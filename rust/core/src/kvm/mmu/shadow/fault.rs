@@ -730,17 +730,11 @@ impl Shadow {
         page: u64,
         gfn: u64,
     ) -> bool {
-        let tracked = {
-            let guard = cpu.rcu.lock();
-            let slots = vm.memslots.load(vcpu.as_id, &guard);
-            slots
-                .by_gfn(gfn)
-                .is_some_and(|slot| slot.is_write_tracked(gfn))
-        };
+        let tracked = vm.is_write_tracked(cpu, gfn);
         if tracked {
             cpu.count(Counter::ShadowWriteTraps);
             vcpu.shadow.set_emulating(Some(page));
-            self.note_flood(vm, cpu, vcpu.as_id, gfn);
+            self.note_flood(vm, cpu, gfn);
         }
         tracked
     }

@@ -813,6 +813,56 @@ fn deleting_a_slot_zaps_and_the_guest_can_use_it_again() {
 }
 
 #[test]
+fn a_slot_with_shadowed_tables_in_it_goes() {
+    for slot_zap_all in [true, false] {
+        for config in [shadow(Protocol::V7), nested(Protocol::V7, true)] {
+            let l2 = config.mmu == MmuKind::Nested;
+            let config = VmConfig {
+                slot_zap_all,
+                ..config
+            };
+            let (m, cpu) = Machine::new(64, config);
+            if l2 {
+                m.vm.set_guest_mode(&cpu, 0, true).expect("nested");
+            }
+            m.touch(&cpu, 5, true);
+            // The guest moves its leaf table to frame 9 of ordinary memory.
+            let guest = m.shadow().guest_cpu(&m.vm, &cpu, 0);
+            let paging = m.kernel().paging;
+            for n in 0..64 {
+                let leaf = paging.leaf_entry(n, LEVEL_4K, true);
+                guest.guest_store(9, n as usize, leaf).expect("stored");
+            }
+            m.kernel()
+                .poke(&guest, alias_address(5, 0), 2, paging.table_entry(9))
+                .expect("stored");
+            drop(guest);
+            m.touch(&cpu, 6, true);
+            assert!(m.vm.is_write_tracked(&cpu, 9));
+            let region = |memory_size| MemoryRegion {
+                as_id: 0,
+                slot: 0,
+                flags: 0,
+                guest_phys_addr: 0,
+                memory_size,
+                userspace_addr: m.base,
+            };
+            m.vm.set_memory_region(&cpu, &region(0)).expect("deleted");
+            m.verify(&cpu);
+            let error = m.vm.access(&cpu, 0, 6, false, None).expect_err("no slot");
+            assert_eq!(error.errno(), Errno::EFAULT);
+            m.vm.set_memory_region(&cpu, &region(m.pages * PAGE_SIZE))
+                .expect("created");
+            assert!(!m.vm.is_write_tracked(&cpu, 9));
+            m.touch(&cpu, 6, true);
+            assert!(m.vm.is_write_tracked(&cpu, 9));
+            m.verify(&cpu);
+            m.destroy(&cpu);
+        }
+    }
+}
+
+#[test]
 fn broken_guest_tables_fault_the_guest_and_leave_the_host_whole() {
     use GuestFaultKind::*;
     for config in [shadow(Protocol::V7), nested(Protocol::V7, false)] {

@@ -73,7 +73,44 @@ impl SlotTracking {
     }
 }
 
+impl Vm {
+    /// Whether a frame holds a page table that is shadowed in some address
+    /// space: they show the same frames.
+    pub(super) fn is_write_tracked(&self, cpu: &Cpu, gfn: u64) -> bool {
+        let guard = cpu.rcu.lock();
+        (0..self.memslots.len()).any(|as_id| {
+            let slots = self.memslots.load(as_id, &guard);
+            slots
+                .by_gfn(gfn)
+                .is_some_and(|slot| slot.is_write_tracked(gfn))
+        })
+    }
+}
+
 impl Shadow {
+    /// Zap what shadows page tables in a slot that goes
+    /// (`kvm_mmu_zap_memslot_pages_and_flush()`). `mmu_lock` is held for write.
+    pub(in crate::kvm) fn zap_slot_pages(&self, vm: &Vm, cpu: &Cpu, slot: &Memslot) {
+        self.locked(vm, cpu, |ctx, state| {
+            let inside: Vec<TableId> = state
+                .active
+                .values()
+                .copied()
+                .filter(|&id| {
+                    let page = state.page(id);
+                    !page.role.direct && page.role.as_id == slot.as_id && slot.contains(page.gfn)
+                })
+                .collect();
+            for id in inside {
+                // Zapping one page may have taken another with it.
+                if state.pages[id.0 as usize].is_some() {
+                    self.zap_page(ctx, state, id);
+                }
+            }
+            self.commit(ctx, state, false);
+        });
+    }
+
     /// A frame's page table is shadowed from now on: count it, forbid huge
     /// pages around it, and take write permission from all that map it, in
     /// both MMUs (`account_shadowed()`).
@@ -102,7 +139,7 @@ impl Shadow {
 
     /// A word of a guest page table was written: what was built from it goes
     /// (`kvm_mmu_track_write()`). Called without `mmu_lock`, after the store.
-    pub fn track_write(&self, vm: &Vm, cpu: &Cpu, as_id: usize, gfn: u64, index: usize) {
+    pub fn track_write(&self, vm: &Vm, cpu: &Cpu, gfn: u64, index: usize) {
         // Pairs with the fence in `account_shadowed`.
         fence(Ordering::SeqCst);
         if self.indirect_pages.load(Ordering::Relaxed) == 0 {
@@ -117,7 +154,7 @@ impl Shadow {
                 let Some(page) = state.pages[id.0 as usize].as_deref_mut() else {
                     continue;
                 };
-                if page.role.direct || page.role.as_id != as_id || page.invalid {
+                if page.role.direct || page.invalid {
                     continue;
                 }
                 page.flood += 1;
@@ -135,7 +172,7 @@ impl Shadow {
 
     /// A write that changes no word of the table: only the third in a row
     /// without a walk in between has an effect.
-    pub(super) fn note_flood(&self, vm: &Vm, cpu: &Cpu, as_id: usize, gfn: u64) {
+    pub(super) fn note_flood(&self, vm: &Vm, cpu: &Cpu, gfn: u64) {
         let _lock = cpu.write_lock(&vm.mmu_lock);
         self.locked(vm, cpu, |ctx, state| {
             let pages: Vec<TableId> = state.by_gfn.get(&gfn).cloned().unwrap_or_default();
@@ -143,7 +180,7 @@ impl Shadow {
                 let Some(page) = state.pages[id.0 as usize].as_deref_mut() else {
                     continue;
                 };
-                if page.role.direct || page.role.as_id != as_id {
+                if page.role.direct {
                     continue;
                 }
                 page.flood += 1;
@@ -187,14 +224,14 @@ impl Shadow {
                 vm.release_pfn_clean(cpu, fault.pfn);
                 vm.set_pfn_dirty(cpu, fault.pfn);
                 fault.slot.mark_dirty(gfn);
-                if !fault.slot.is_write_tracked(gfn) {
+                if !vm.is_write_tracked(cpu, gfn) {
                     self.memory.store(gfn, index, value);
                     return Ok(());
                 }
             }
             cpu.count(Counter::ShadowWriteTraps);
             self.memory.store(gfn, index, value);
-            self.track_write(vm, cpu, as_id, gfn, index);
+            self.track_write(vm, cpu, gfn, index);
             return Ok(());
         }
     }
