@@ -109,7 +109,7 @@ pub fn optimal(pages: &[u32], capacity: u64, every: u64, window: u64, when: When
         oracle.heap.push((next[at], page));
         if (now + 1).is_multiple_of(every) || at + 1 == pages.len() {
             while oracle.nr_resident > capacity {
-                oracle.evict(now + 1, &mut tick);
+                oracle.evict(now, &mut tick);
             }
             ticks.push(std::mem::take(&mut tick));
         }
