@@ -98,7 +98,7 @@ pub fn lose_time_slice() {
         }
         let calls = CALLS.get().wrapping_add(1);
         CALLS.set(calls);
-        if calls.is_multiple_of(8192) {
+        if calls.is_multiple_of(2048) {
             // A time slice of the fair scheduler.
             std::thread::sleep(std::time::Duration::from_millis(3));
         }
