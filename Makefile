@@ -17,7 +17,7 @@ BUILD := $(VENV)/build-$(call hash,find rust -name '*.rs' | LC_ALL=C sort | xarg
 MODULE := python/youngbit/_core.abi3.so
 
 .DEFAULT_GOAL := help
-.PHONY: help run test protocols soak wheel wheel-check bench lint fmt clean build
+.PHONY: help run test protocols protocols-full soak wheel wheel-check bench lint fmt clean build
 
 help:            ## show this
 	@sed -n 's/^\([a-z-]*\): *[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -56,6 +56,9 @@ test: lint build ## all checks and tests
 
 protocols: $(DEPS) ## check the lockless protocols, and that every mutant is caught
 	$(PY) tools/protocols.py
+
+protocols-full: $(DEPS) ## the same with more preemptions a run: long
+	$(PY) tools/protocols.py --full
 
 soak: build      ## long tests
 	$(CARGO) test --locked --release -p youngbit-core -- --ignored
