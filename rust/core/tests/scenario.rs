@@ -3,6 +3,7 @@
 
 use proptest::prelude::*;
 use std::collections::BTreeSet;
+use youngbit_core::error::Errno;
 use youngbit_core::lru_gen::{Asking, check};
 use youngbit_core::scenario::conditions::{Kvm, Mmu};
 use youngbit_core::scenario::{Conditions, Op, Record, Runner, parse};
@@ -63,9 +64,16 @@ fn run(conditions: &Conditions, text: &str) -> Result<Vec<Record>, TestCaseError
     for step in &steps {
         let checks = step.name == "check";
         let place = format!("line {}: {} {}", step.line, step.name, step.args);
-        let record = runner
-            .step(step)
-            .map_err(|e| TestCaseError::fail(format!("{place}: {e}")))?;
+        let record = match runner.step(step) {
+            Ok(record) => record,
+            // The worker was killed: the scenario ends, and what it left is checked.
+            Err(e) if e.errno() == Errno::ENOMEM => {
+                check::check(runner.host())
+                    .map_err(|e| TestCaseError::fail(format!("{place}: {e}")))?;
+                return Ok(records);
+            }
+            Err(e) => return Err(TestCaseError::fail(format!("{place}: {e}"))),
+        };
         if !checks {
             check::check(runner.host())
                 .map_err(|e| TestCaseError::fail(format!("{place}: {e}")))?;
@@ -94,6 +102,32 @@ fn written(records: &[Record]) -> String {
     }
     let check = |(region, n)| format!("check {region} {n} 1 1 0x5a\n");
     pages.into_iter().map(check).collect()
+}
+
+/// Swap is nearly full, so that reclaim leaves anonymous memory alone, and the
+/// limit is below what is there: the kernel would kill the worker.
+#[test]
+fn a_worker_that_cannot_have_its_pages_ends_the_scenario() {
+    let conditions = Conditions {
+        kvm: Kvm::V7,
+        asking: Asking::FastOnly,
+        caps: 1,
+        mmu: Mmu::Tdp,
+        ad_bits: false,
+        swap_pages: 100,
+        host_pages: 712,
+        worker_pages: 13,
+    };
+    let text = "map A anon 700\ntouch A 1 276 1 w\nmemset memory.max 819200\n";
+    let mut runner = Runner::new(&conditions).expect("a machine");
+    let steps = parse::parse(text.as_bytes()).expect("a scenario");
+    for step in &steps {
+        runner.step(step).expect("the worker lives");
+    }
+    let e = runner.step(&steps[1]).expect_err("the worker dies");
+    assert_eq!(e.errno(), Errno::ENOMEM);
+    assert!(e.to_string().contains("the worker is killed"), "{e}");
+    check::check(runner.host()).expect("a consistent machine");
 }
 
 proptest! {

@@ -70,6 +70,18 @@ pub struct Runner {
     steps: usize,
 }
 
+/// The worker needs its own pages to answer; a kernel that cannot bring one back
+/// ends the worker, and with it the scenario.
+fn worker_lost_a_page(e: Error) -> Error {
+    match e {
+        Error::Sys { errno, what } => Error::new(
+            errno,
+            format!("the worker is killed, because a page of its own cannot come back: {what}"),
+        ),
+        raised @ Error::Callback(_) => raised,
+    }
+}
+
 impl Runner {
     /// A machine in the given conditions, with a worker that has begun to run.
     ///
@@ -150,7 +162,8 @@ impl Runner {
     ///
     /// # Errors
     /// `EOPNOTSUPP` for a machine that does not exist, `EINTR`; what a callback
-    /// raised.
+    /// raised; `ENOMEM` where the worker's own pages cannot come back, so that
+    /// the kernel's OOM killer would end the worker and the scenario with it.
     pub fn step(&mut self, step: &Step) -> Result<Record> {
         self.step_on(step, Cpu::new)
     }
@@ -173,7 +186,9 @@ impl Runner {
             let cpu = make_cpu(&self.host);
             // Whatever the step is, the worker is told of it and answers.
             for &address in &self.own {
-                self.mm.touch(&cpu, address, true, None)?;
+                self.mm
+                    .touch(&cpu, address, true, None)
+                    .map_err(worker_lost_a_page)?;
             }
             let (command, done) = self.run_op(&cpu, &step.op);
             let errno = match done {
