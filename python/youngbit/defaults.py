@@ -90,5 +90,10 @@ HOT_PROBABILITY: Final = 0.9
 HOT_PHASES: Final = 5
 WRITE_SHARE: Final = 0.3
 
+# The command `bench`.
+BENCH_SCALES: Final = ("smallest", "quick", "full", "large")
+BENCH_SCALE: Final = "full"
+BENCH_SEED: Final = 1
+
 # Plots.
 PLOT_DPI: Final = 120
