@@ -13,11 +13,13 @@ A test that takes the fixture `browser` is skipped where there is no browser.
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import select
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -31,6 +33,24 @@ TIMEOUT = 60.0
 
 #: Schemes of what a page holds itself, or that stays on the machine.
 LOCAL = ("data:", "blob:", "about:", "chrome:", "chrome-extension:", "devtools:")
+
+
+#: The protocol's descriptors are 3 and 4 of the browser, whatever they are here.
+_START = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.dup2(int(sys.argv[2]), 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+
+
+def _pipe() -> tuple[int, int]:
+    """A pipe whose descriptors are neither 3 nor 4, nor near."""
+    ends = os.pipe()
+    moved = tuple(fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in ends)
+    for end in ends:
+        os.close(end)
+    return moved
 
 
 def executable() -> str | None:
@@ -57,12 +77,10 @@ class Browser:
     """A running browser with one page."""
 
     def __init__(self, program: str, profile: Path) -> None:
-        to_browser, self._send = os.pipe()
-        self._receive, from_browser = os.pipe()
-        # The protocol's descriptors are 3 and 4 of the browser, whatever they
-        # are here: a shell puts them there.
+        to_browser, self._send = _pipe()
+        self._receive, from_browser = _pipe()
         command = [
-            "/bin/sh", "-c", 'exec "$@" 3<&"$IN" 4>&"$OUT"', "sh",
+            sys.executable, "-c", _START, str(to_browser), str(from_browser),
             program, "--headless", "--remote-debugging-pipe", f"--user-data-dir={profile}",
             "--no-first-run", "--disable-gpu", "--disable-dev-shm-usage",
             "--disable-background-networking", "--disable-component-update", "--disable-sync",
@@ -76,18 +94,21 @@ class Browser:
             stdout=self._log,
             stderr=self._log,
             pass_fds=(to_browser, from_browser),
-            env=os.environ | {"IN": str(to_browser), "OUT": str(from_browser)},
         )
         os.close(to_browser)
         os.close(from_browser)
         self._buffer = b""
         self._number = 0
         self._events: list[dict[str, Any]] = []
-        target = self._call("Target.createTarget", url="about:blank")["targetId"]
-        attached = self._call("Target.attachToTarget", targetId=target, flatten=True)
-        self._session = attached["sessionId"]
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            self.call(f"{domain}.enable")
+        try:
+            target = self._call("Target.createTarget", url="about:blank")["targetId"]
+            attached = self._call("Target.attachToTarget", targetId=target, flatten=True)
+            self._session = attached["sessionId"]
+            for domain in ("Page", "Runtime", "Log", "Network"):
+                self.call(f"{domain}.enable")
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """End it."""
@@ -101,14 +122,18 @@ class Browser:
         os.close(self._receive)
         self._log.close()
 
+    def _said(self) -> str:
+        return Path(self._log.name).read_text(errors="replace")[-2000:]
+
     def _message(self, deadline: float) -> dict[str, Any]:
         while b"\0" not in self._buffer:
-            ready, _, _ = select.select([self._receive], [], [], max(0, deadline - time.monotonic()))
+            ready, _, _ = select.select(
+                [self._receive], [], [], max(0, deadline - time.monotonic())
+            )
             chunk = os.read(self._receive, 1 << 16) if ready else b""
             if not chunk:
-                log = Path(self._log.name).read_text(errors="replace")[-2000:]
                 what = "ended" if ready else f"said nothing for {TIMEOUT} s"
-                raise RuntimeError(f"the browser {what}:\n{log}")
+                raise RuntimeError(f"the browser {what}:\n{self._said()}")
             self._buffer += chunk
         message, _, self._buffer = self._buffer.partition(b"\0")
         return json.loads(message)
@@ -119,8 +144,11 @@ class Browser:
         if session is not None:
             message["sessionId"] = session
         data = json.dumps(message).encode() + b"\0"
-        while data:
-            data = data[os.write(self._send, data) :]
+        try:
+            while data:
+                data = data[os.write(self._send, data) :]
+        except BrokenPipeError:
+            raise RuntimeError(f"the browser ended:\n{self._said()}") from None
         deadline = time.monotonic() + TIMEOUT
         while (answer := self._message(deadline)).get("id") != self._number:
             self._events.append(answer)

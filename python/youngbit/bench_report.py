@@ -415,7 +415,8 @@ def _machine(page: Page, result: BenchResult) -> None:
         ("memory", None if memory is None else f"{memory / 2**30:.1f} GiB"),
         ("system", f"{about['system']}, Python {about['python']}"),
         ("frequency governor", about["governor"]),
-        ("load average before", f"{about['load_average']:.2f}"),
+        ("used by others meanwhile", None if result.others is None else
+         f"{result.others['used']:.1%}, stolen by a hypervisor: {result.others['stolen']:.1%}"),
         ("build", f"youngbit {build['version']}, {build['profile']}, opt-level"
                   f" {build['opt_level']}, {build['rustc']}, {build['target']}"),
         ("run", f"{result.started}, {result.seconds:.0f} s, scale {asked['scale']},"
@@ -434,45 +435,48 @@ def _spread(values: dict[str, Any] | None, digits: int = 2) -> str | None:
 
 def _comparison(page: Page, result: BenchResult) -> None:
     """Show the published table beside ours, as ratios."""
-    found: dict[tuple[str, int], dict[str, Any]] = {}
-    for metric, to in (("aging_pass_seconds", "v7"), ("vcpu_wall_ns_per_page", "no aging")):
-        for row in _select(result, "contention", metric, "throughput"):
-            key = row["parameters"]["mmu"], int(_vcpus(row))
-            about = found.setdefault(key, {})
-            about[f"{metric} {row['contestant']}"] = _ratio(row, to)
-            about["crowded"] = row["oversubscribed"]
+    found = {(line["mmu"], line["vcpus"]): line for line in result.contention()}
     data = published()
-    lines = []
-    counts = sorted({count for _, count in found} | {row["vcpus"] for row in data["rows"]})
-    for count in counts:
+    passes, guests = [], []
+    for count in sorted({count for _, count in found} | {row["vcpus"] for row in data["rows"]}):
         theirs = next((row for row in data["rows"] if row["vcpus"] == count), None)
-        tdp, shadow = found.get(("tdp", count), {}), found.get(("shadow", count), {})
-        line: list[Any] = [str(count)]
-        if theirs is None:
-            line += [None, None, None]
-        else:
+        ours = [found.get((mmu, count), {}) for mmu in ("tdp", "shadow")]
+        crowded = (
+            "more threads than processors"
+            if any(each.get("oversubscribed") for each in ours)
+            else None
+        )
+        known: list[str | None] = [None, None, None]
+        if theirs is not None:
             none = theirs["wall_s_no_aging"]
-            line += [
+            known = [
                 f"{theirs['pass_s_locked'] / theirs['pass_s_lockless']:.2f}",
                 f"{theirs['wall_s_locked'] / none:.2f}",
                 f"{theirs['wall_s_lockless'] / none:.2f}",
             ]
-        for ours in (tdp, shadow):
-            line += [
-                _spread(ours.get("aging_pass_seconds baseline")),
-                _spread(ours.get("vcpu_wall_ns_per_page baseline")),
-                _spread(ours.get("vcpu_wall_ns_per_page v7")),
+        passes.append(
+            [
+                str(count),
+                known[0],
+                *(_spread(each.get("pass")) for each in ours),
+                crowded,
             ]
-        line.append("more threads than processors" if tdp.get("crowded") else None)
-        lines.append(line)
+        )
+        walls = [
+            _spread(each.get(key)) for each in ours for key in ("guest_locked", "guest_lockless")
+        ]
+        guests.append([str(count), *known[1:], *walls, crowded])
     page.table(
-        ["vCPUs",
-         "published: pass, locked/lockless", "guest, locked/none", "guest, lockless/none",
-         "here, tdp: pass, locked/lockless", "guest, locked/none", "guest, lockless/none",
-         "here, shadow: pass, locked/lockless", "guest, locked/none", "guest, lockless/none", ""],
-        lines,
-        caption=f"Published results beside those of this run, as ratios of times: median (least"
-        f" to most). Published: {data['source']}.",
+        ["vCPUs", "published", "here, tdp", "here, shadow", ""],
+        passes,
+        caption="Time of a locked pass / time of a lockless one, median (least to most)."
+        f" Published: {data['source']}.",
+    )
+    page.table(
+        ["vCPUs", "published, locked", "lockless", "tdp, locked", "lockless",
+         "shadow, locked", "lockless", ""],
+        guests,
+        caption="Wall time of the guest while it is aged / without aging, median (least to most).",
     )  # fmt: skip
 
 
@@ -528,8 +532,8 @@ def build(result: BenchResult) -> Page:
         stopped = ", ".join(n for n, state in result.suites.items() if state != COMPLETE)
         page.note(f"The run was stopped: {stopped} did not come to an end. What is here is whole.")
     _machine(page, result)
-    if result.machine["load_average"] > 0.5 * result.machine["processors"]:
-        page.note("The machine was busy when the run began: somebody else's work is in the times.")
+    if result.is_disturbed:
+        page.note("The machine was busy with other work during the run: that is in the times.")
     if any(row["oversubscribed"] for row in result.rows):
         page.note(
             f"Where threads outnumbered the {result.machine['processors']} processors, wall times"

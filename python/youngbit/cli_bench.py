@@ -52,7 +52,14 @@ _TELLING = (
     "notifier_clear_young_slow",
 )
 _TOLD = 4
-_PIPE_WIDTH = 220
+#: Columns of the summary.
+_SUMMARY = {
+    "pass": "pass, locked / lockless",
+    "guest_locked": "guest, locked / no aging",
+    "guest_lockless": "guest, lockless / no aging",
+    "p99": "fault p99, locked / lockless",
+}
+_PIPE_WIDTH = 260
 
 
 def _number(value: float) -> str:
@@ -64,7 +71,15 @@ def _number(value: float) -> str:
     return f"{value:.4g}"
 
 
+def _times(ratio: dict[str, Any] | None) -> str:
+    if ratio is None:
+        return ""
+    return f"{ratio['median']:.2f} ({ratio['min']:.2f}-{ratio['max']:.2f})"
+
+
 def _ratios(row: dict[str, Any]) -> str:
+    if row["metric"]["less_is_better"] is None:
+        return ""
     texts = []
     for ratio in row["ratios"]:
         text = f"{ratio['median']:.2f}x {ratio['to']} ({ratio['min']:.2f}-{ratio['max']:.2f})"
@@ -144,11 +159,6 @@ class _Printer:
             f" {build['target']}"
         )
         say(f"run      scale {result.parameters['scale']}, seed {result.parameters['seed']}")
-        if about["load_average"] > 0.5 * about["processors"]:
-            say(
-                f"note     load average {about['load_average']:.1f}: somebody else's work is in"
-                " these times; ratios suffer less"
-            )
 
     def _say(self, text: str = "") -> None:
         self._console.print(text, markup=False, soft_wrap=True)
@@ -170,13 +180,44 @@ class _Printer:
         with self._lock:
             self._closed = True
 
-    def promises(self, result: BenchResult) -> None:
+    def summary(self, result: BenchResult) -> None:
+        """Print what lockless aging buys, and which promises were kept."""
+        lines = result.contention()
+        if lines:
+            table = Table(box=None, pad_edge=False, header_style="bold")
+            for name in ("mmu", "vCPUs"):
+                table.add_column(name, justify="right")
+            for name in _SUMMARY.values():
+                table.add_column(name, justify="right")
+            table.add_column("")
+            for line in lines:
+                table.add_row(
+                    line["mmu"],
+                    str(line["vcpus"]),
+                    *(_times(line[key]) for key in _SUMMARY),
+                    "more threads than processors" if line["oversubscribed"] else "",
+                )
+            self._console.print()
+            self._console.print("What aging costs, locked and lockless", style="bold")
+            self._say("ratios of times, repetition by repetition: median (least-most)")
+            self._console.print(table)
+        if result.others is not None and result.is_disturbed:
+            self._console.print()
+            self._say(
+                f"Others used {result.others['used']:.0%} of the machine meanwhile, and"
+                f" {result.others['stolen']:.0%} were stolen by its hypervisor: that is in these"
+                " times, and less in their ratios."
+            )
         promises = result.promises()
-        if not promises:
-            return
-        held = sum(ratio["median"] <= ratio["bound"] for _, ratio in promises)
-        self._say()
-        self._say(f"{held} of {len(promises)} promised ratios held")
+        if promises:
+            self._console.print()
+            self._console.print("Promised ratios", style="bold")
+        for row, ratio in promises:
+            held = "held    " if ratio["median"] <= ratio["bound"] else "NOT held"
+            self._say(
+                f"{held} {ratio['median']:.2f}x, at most {ratio['bound']:g}x:"
+                f" {row['suite']}: {row['case']}: {row['contestant']} / {ratio['to']}"
+            )
 
 
 @contextmanager
@@ -333,7 +374,7 @@ def _end(
     printer: _Printer, result: BenchResult, json_to: str | None, report_to: str | None
 ) -> None:
     """Print and write what there is."""
-    printer.promises(result)
+    printer.summary(result)
     if json_to is not None:
         _write_json(result.to_dict(), json_to)
     if report_to is not None:

@@ -35,7 +35,7 @@ body { font: 16px/1.5 system-ui, sans-serif; color: #1b1b1b; background: #fff;
   max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { line-height: 1.2; } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ddd; }
 p.lead { font-size: 1.15rem; } p { max-width: 46rem; }
-figure { margin: 1.5rem 0; } figure img { width: 100%; height: auto; display: block; }
+figure { margin: 1.5rem 0; } figure img { max-width: 100%; height: auto; display: block; }
 figcaption, caption { color: #555; font-size: .9rem; text-align: left; max-width: 46rem; }
 caption { caption-side: top; padding-bottom: .4rem; }
 div.table { overflow-x: auto; margin: 1rem 0; }
@@ -158,28 +158,28 @@ class Page:
         lines = ['<div class="table"><table>']
         if caption and not folded:
             lines.append(f"<caption>{html.escape(caption)}</caption>")
-        body = []
+        texts = []
         numeric = [True] * len(columns)
         for row in rows:
             if len(row) != len(columns):
                 raise ValueError(f"a row of {len(row)} cells under {len(columns)} columns")
             cells = [_cell(value) for value in row]
+            texts.append([text for text, _ in cells])
             numeric = [
                 n and (right or not text) for n, (text, right) in zip(numeric, cells, strict=True)
             ]
-            body.append(
-                "<tr>"
-                + "".join(
-                    f"<td{' class=n' if right else ''}>{html.escape(text)}</td>"
-                    for text, right in cells
-                )
-                + "</tr>"
+        # A column of numbers goes to the right, with its heading.
+        sides = [" class=n" if right and texts else "" for right in numeric]
+
+        def cells_of(tag: str, values: Sequence[str]) -> str:
+            return "".join(
+                f"<{tag}{side}>{html.escape(value)}</{tag}>"
+                for side, value in zip(sides, values, strict=True)
             )
-        head = "".join(
-            f"<th{' class=n' if right and body else ''}>{html.escape(name)}</th>"
-            for name, right in zip(columns, numeric, strict=True)
-        )
-        lines += [f"<thead><tr>{head}</tr></thead>", "<tbody>", *body, "</tbody></table></div>"]
+
+        lines.append(f"<thead><tr>{cells_of('th', columns)}</tr></thead><tbody>")
+        lines += [f"<tr>{cells_of('td', row)}</tr>" for row in texts]
+        lines.append("</tbody></table></div>")
         if folded:
             lines.insert(0, f"<details><summary>{html.escape(caption)}</summary>")
             lines.append("</details>")

@@ -50,9 +50,7 @@ def _cpuinfo() -> dict[str, str]:
 def machine() -> dict[str, Any]:
     """What figures depend on and no seed repeats; what cannot be read is None.
 
-    `processors` are those that this process may use, `load_average` is that of
-    the last minute, before anything was measured: above 0.5 or so, somebody
-    else's work is in the figures.
+    `processors` are those that this process may use.
     """
     cpu = _cpuinfo()
     caches = {}
@@ -77,8 +75,37 @@ def machine() -> dict[str, Any]:
         "memory_bytes": memory,
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
-        "load_average": os.getloadavg()[0],
     }
+
+
+class _Others:
+    """How much of the machine somebody else used since this was made."""
+
+    def __init__(self) -> None:
+        self._start = self._now()
+
+    @staticmethod
+    def _now() -> tuple[float, float, float, float] | None:
+        """Processor seconds: everybody's, ours, stolen by a hypervisor, all there were."""
+        try:
+            line = Path("/proc/stat").read_text(encoding="utf-8").splitlines()[0]
+            user, nice, system, idle, iowait, irq, softirq, steal = map(int, line.split()[1:9])
+            tick = os.sysconf("SC_CLK_TCK")
+        except (OSError, ValueError, IndexError):
+            return None
+        busy = user + nice + system + irq + softirq
+        total = busy + idle + iowait + steal
+        return busy / tick, time.process_time(), steal / tick, total / tick
+
+    def shares(self) -> dict[str, float] | None:
+        """Shares of the machine's time that others used, and that was stolen."""
+        now = self._now()
+        if now is None or self._start is None:
+            return None
+        busy, ours, stolen, total = (b - a for a, b in zip(self._start, now, strict=True))
+        if total <= 0:
+            return None
+        return {"used": max(busy - ours, 0.0) / total, "stolen": stolen / total}
 
 
 @dataclass
@@ -92,6 +119,9 @@ class BenchResult:
     started: str
     #: Wall time of all of it, set-up included.
     seconds: float = 0.0
+    #: Shares of the machine's processor time that others `used` meanwhile, and
+    #: that a hypervisor has `stolen`; None where the system does not say.
+    others: dict[str, float] | None = None
     #: What became of each suite that was asked for.
     suites: dict[str, str] = field(default_factory=dict)
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -100,6 +130,11 @@ class BenchResult:
     def is_complete(self) -> bool:
         """Whether every suite ran to its end."""
         return all(state == COMPLETE for state in self.suites.values())
+
+    @property
+    def is_disturbed(self) -> bool:
+        """Whether others used so much of the machine that figures show it."""
+        return self.others is not None and sum(self.others.values()) > defaults.BENCH_DISTURBED
 
     def cases(self) -> dict[tuple[str, str], list[dict[str, Any]]]:
         """Rows by suite and case, in the order in which they were measured."""
@@ -116,6 +151,39 @@ class BenchResult:
             for ratio in row["ratios"]
             if ratio["bound"] is not None
         ]
+
+    def contention(self) -> list[dict[str, Any]]:
+        """Ratios of the suite `contention`, by MMU and number of vCPUs.
+
+        `pass` is the time of a locked pass over that of a lockless one, `p99`
+        the same of a guest's faults; `guest_locked` and `guest_lockless` are
+        the guest's wall time over that without aging. None for what was not
+        measured.
+        """
+        wanted = {
+            ("aging_pass_seconds", "throughput", "baseline"): ("pass", "v7"),
+            ("vcpu_wall_ns_per_page", "throughput", "baseline"): ("guest_locked", "no aging"),
+            ("vcpu_wall_ns_per_page", "throughput", "v7"): ("guest_lockless", "no aging"),
+            ("fault_p99_ns", "latency", "baseline"): ("p99", "v7"),
+        }
+        lines: dict[tuple[str, int], dict[str, Any]] = {}
+        for row in self.rows:
+            if row["suite"] != "contention":
+                continue
+            mmu, vcpus = row["parameters"]["mmu"], int(row["parameters"]["vcpus"])
+            line = lines.setdefault(
+                (mmu, vcpus),
+                {"mmu": mmu, "vcpus": vcpus, "oversubscribed": row["oversubscribed"]}
+                | dict.fromkeys(key for key, _ in wanted.values()),
+            )
+            for (metric, case, contestant), (key, to) in wanted.items():
+                if (
+                    row["metric"]["name"] == metric
+                    and row["case"].endswith(case)
+                    and row["contestant"] == contestant
+                ):
+                    line[key] = next((r for r in row["ratios"] if r["to"] == to), None)
+        return list(lines.values())
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as a plain dict; ``docs/json.md`` specifies it."""
@@ -140,7 +208,7 @@ class BenchResult:
                 f"schema is {schema[0]!r}, version {schema[1]!r},"
                 f" expected {SCHEMA!r}, version {SCHEMA_VERSION}"
             )
-        names = ("parameters", "machine", "build", "started", "seconds", "suites", "rows")
+        names = ("parameters", "machine", "build", "started", "seconds", "others", "suites", "rows")
         missing = [name for name in names if name not in data]
         if missing:
             raise ValueError(f"a result of {SCHEMA} lacks {', '.join(missing)}")
@@ -253,6 +321,7 @@ class Bench:
         """
         result = self.prepare() if result is None else result
         start = time.monotonic()
+        others = _Others()
         case: list[dict[str, Any]] = []
 
         def keep() -> None:
@@ -261,6 +330,7 @@ class Bench:
                 case.clear()
                 result.rows.extend(rows)
                 result.seconds = time.monotonic() - start
+                result.others = others.shares()
                 finished(rows)
 
         def next_repetition(what: str) -> None:
@@ -278,4 +348,5 @@ class Bench:
             keep()
             result.suites[name] = COMPLETE
         result.seconds = time.monotonic() - start
+        result.others = others.shares()
         return result
