@@ -17,6 +17,7 @@ __all__ = [
     "Vm",
     "build_info",
     "check",
+    "counter_help",
     "fail_swap_writes",
     "format_lru_gen",
     "memcg_read",
@@ -47,6 +48,7 @@ _Columns = tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64], npt.NDArray[np.
 _Records = tuple[list[str], npt.NDArray[np.uint64], npt.NDArray[np.uint64]]
 
 def build_info() -> _BuildInfo: ...
+def counter_help() -> list[tuple[str, str]]: ...
 def read_csv(path: str | PathLike[str]) -> _Columns: ...
 def read_lackey(path: str | PathLike[str], window: int, max_instructions: int = 0) -> _Columns: ...
 

@@ -20,7 +20,7 @@ use pyo3::prelude::*;
 #[pymodule(gil_used = true)]
 mod _core {
     #[pymodule_export]
-    use super::build::build_info;
+    use super::build::{build_info, counter_help};
     #[pymodule_export]
     use super::host::Host;
     #[pymodule_export]
