@@ -103,5 +103,12 @@ SWEEP_MAX_RUNS: Final = 1_000_000
 #: Runs that the table's file is written by at a time.
 SWEEP_BATCH: Final = 1000
 
+# The command `bench`.
+BENCH_SCALES: Final = ("smallest", "quick", "full", "large")
+BENCH_SCALE: Final = "full"
+BENCH_SEED: Final = 1
+#: Share of the machine's time used by others above which a result says so.
+BENCH_DISTURBED: Final = 0.05
+
 # Plots.
 PLOT_DPI: Final = 120
