@@ -434,3 +434,44 @@ def test_the_core_install_is_enough_to_run(tmp_path):
     assert refused.returncode == 2
     assert refused.stderr == "youngbit: tables need pyarrow: pip install 'youngbit[lab]'\n"
     assert not Path(tmp_path / "out").exists()
+
+
+# The guide.
+
+ROOT = Path(__file__).parent.parent
+GUIDE = (ROOT / "docs" / "experiments.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", GUIDE, re.DOTALL)
+
+
+def test_the_reference_is_that_of_the_code():
+    done = subprocess.run([sys.executable, ROOT / "tools" / "reference.py", "--check"], check=False)
+    assert done.returncode == 0, "run tools/reference.py"
+    for name in ("`vms`", "| `true_pages` | int64 | pages |", "### `reclaim`"):
+        assert name in GUIDE
+
+
+def test_descriptions_of_the_guide_can_be_read():
+    one, sweep = blocks("toml")
+    assert len(lab.from_toml(one).vms) == 2
+    assert sweep == (ROOT / "examples" / "sweep.toml").read_text()
+    assert len(sweep.splitlines()) == 10
+    assert len(lab.Sweep.from_toml(sweep)) == 18
+    # The error that the guide shows is the one for that description.
+    with pytest.raises(yb.FormatError) as caught:
+        lab.from_toml(one.replace("every =", "evry ="), "mine.toml")
+    assert f"youngbit: {caught.value}\n" in GUIDE
+
+
+def test_python_of_the_guide_runs():
+    first, tables, last = blocks("python")
+    for block in (first, last):
+        done = subprocess.run([sys.executable, "-W", "error", "-c", block], check=False,
+                              capture_output=True, text=True, timeout=100)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    for name in re.findall(r"results\.(\w+)", tables):
+        assert name in {field.name for field in dataclasses.fields(lab.Results)} | {
+            "to_pandas", "to_polars", "to_arrow", "group", "failures"
+        }  # fmt: skip

@@ -21,7 +21,7 @@ from ._core import build_info
 from ._files import atomic_write
 from .experiments import AccessTracking, AccessTrackingResult, ReplayPass, ReplayResult
 from .experiments.access_tracking import Step
-from .lab.store import cpu_model
+from .experiments.bench import machine
 from .sizes import format_size, parse_size
 
 __all__ = ["main"]
@@ -381,7 +381,7 @@ def info(json_to: str | None) -> None:
         "version": __version__,
         "build": build,
         "python": platform.python_version(),
-        "cpu": {"model": cpu_model(), "count": os.cpu_count()},
+        "cpu": {"model": machine()["cpu"], "count": os.cpu_count()},
         "features": {
             "mmus": list(defaults.MMUS),
             "protocols": list(defaults.PROTOCOLS),

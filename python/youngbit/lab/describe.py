@@ -46,6 +46,10 @@ Path = tuple[Any, ...]
 _AT = re.compile(r"(.*) \(at line (\d+), column (\d+)\)", re.DOTALL)
 
 
+#: What a line begins with where a statement may begin, or a comment, or nothing is.
+_STATEMENT = re.compile(r"""\s*(?:#|$|\[|["'\w-][^=]*=)""")
+
+
 class Wrong(ValueError):
     """A value of a description is not what it should be.
 
@@ -143,19 +147,21 @@ def place(text: bytes, path: Path) -> tuple[int, int]:
         return 1, 1
     # A beginning that is TOML ends where a statement ends, and if one has the
     # path, all longer ones have: halve until one statement is left.
-    low, high = 0, len(lines)
+    ends = [0, *(n for n, line in enumerate(lines) if n and _STATEMENT.match(line)), len(lines)]
+    low, high = 0, len(ends) - 1
     while True:
         middle = (low + high) // 2
-        for end in (*range(middle, low, -1), *range(middle + 1, high)):
-            found = read(end)
+        for at in (*range(middle, low, -1), *range(middle + 1, high)):
+            found = read(ends[at])
             if found is not None:
                 break
         else:
             break
         if _has(found, path):
-            high = end
+            high = at
         else:
-            low = end
+            low = at
+    low, high = ends[low], ends[high]
     key = next((each for each in reversed(path) if isinstance(each, str)), "")
     pattern = re.compile(rf"(?<![\w-]){re.escape(key)}(?![\w-])")
     for number, line in enumerate(lines[low:high], low + 1):

@@ -13,7 +13,6 @@ import datetime
 import fcntl
 import json
 import os
-import platform
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +20,7 @@ from typing import Any, Literal
 from .. import defaults
 from .._core import build_info
 from .._files import atomic_write
+from ..experiments.bench import machine
 from .columns import COUNTERS, Column, column
 from .experiment import KINDS, describe_column
 from .plan import Sweep
@@ -58,25 +58,7 @@ def arrow() -> Any:
 
 def environment() -> dict[str, Any]:
     """Return what a table says about where it was made."""
-    return {
-        "youngbit": build_info(),
-        "python": platform.python_version(),
-        "system": platform.system(),
-        "kernel": platform.release(),
-        "machine": platform.machine(),
-        "cpu": cpu_model(),
-        "cpus": os.cpu_count(),
-    }
-
-
-def cpu_model() -> str:
-    """Return the processor's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+    return {"youngbit": build_info(), **machine()}
 
 
 class Store:
@@ -136,7 +118,7 @@ class Store:
                 )
             return
         others = [each.name for each in self.directory.iterdir() if not each.name.startswith(".")]
-        if set(others) - {JOURNAL}:
+        if others:
             raise ValueError(
                 f"{self.directory}: has {sorted(others)[0]}, and no {ABOUT}: not a directory of"
                 " results, and not an empty one"

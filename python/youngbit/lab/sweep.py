@@ -45,7 +45,7 @@ def _refused(point: Point, experiment: str) -> store.Outcome:
         if found is not None and "*" not in key and isinstance(value, (bool, int, float, str)):
             type_, unit, _ = found
             values[key] = (
-                parse_size(value) if unit == "bytes"
+                parse_size(str(value)) if unit == "bytes"
                 else float(value) if type_ == "double" else value
             )  # fmt: skip
     row = {
