@@ -15,9 +15,12 @@
 //! | [`mm`](struct@Mm) | an address space: map, fault, touch, unmap | `mm/memory.c`, `mm/gup.c`, `mm/mmap.c` |
 //! | [`notifier`] | MMU notifiers | `mm/mmu_notifier.c` |
 //! | [`page_idle`] | idle page tracking | `mm/page_idle.c` |
+//! | [`young`] | accessed bits, page by page | `include/linux/mmu_notifier.h` |
+//! | [`damon`] | a sampler of regions | `mm/damon/` |
 
 pub mod address_space;
 pub mod conserve;
+pub mod damon;
 pub mod filemap;
 pub mod folio;
 pub mod memcg;
@@ -31,6 +34,7 @@ pub mod pagetable;
 pub mod rmap;
 pub mod swap;
 pub mod vma;
+pub mod young;
 
 pub use address_space::{AddressSpace, Kind};
 pub use folio::{FolioWord, Pfn, Word};
