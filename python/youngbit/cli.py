@@ -369,9 +369,10 @@ def info(json_to: str | None) -> None:
 
 def main() -> None:
     """Run the command; the exit status says what happened."""
-    from .cli_lru import register
+    from . import cli_lru, cli_traces
 
-    register(cli)
+    for commands in (cli_lru, cli_traces):
+        commands.register(cli)
     try:
         cli.main(prog_name="youngbit", standalone_mode=False)
     except click.ClickException as error:
@@ -383,5 +384,5 @@ def main() -> None:
         # Whoever read our output has gone; Python would complain at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(EXIT_FAILED) from None
-    except (ValueError, OSError, MemoryError) as error:
+    except (ValueError, OSError, MemoryError, ImportError) as error:
         _fail(str(error) or type(error).__name__, EXIT_USAGE)

@@ -90,5 +90,10 @@ HOT_PROBABILITY: Final = 0.9
 HOT_PHASES: Final = 5
 WRITE_SHARE: Final = 0.3
 
+# Traces.
+#: Time in a snapshot of a DAMON record that is written: the kernel's 100 ms where
+#: a trace's time is nanoseconds, and where it is instructions about as long.
+DAMON_INTERVAL: Final = 100_000_000
+
 # Plots.
 PLOT_DPI: Final = 120

@@ -2,6 +2,7 @@
 //! and maps errors; whatever needs no Python lives in the core.
 
 mod build;
+mod damon;
 mod error;
 mod host;
 mod lru;
@@ -22,6 +23,8 @@ mod _core {
     #[pymodule_export]
     use super::build::build_info;
     #[pymodule_export]
+    use super::damon::{Damon, scan_young};
+    #[pymodule_export]
     use super::host::Host;
     #[pymodule_export]
     use super::lru::{
@@ -35,7 +38,7 @@ mod _core {
     #[pymodule_export]
     use super::scenario::{Scenario, parse_scenario, recording_scenario, replay_recording};
     #[pymodule_export]
-    use super::traces::{read_csv, read_lackey};
+    use super::traces::{TraceReader, format_csv};
     #[pymodule_export]
     use super::vm::Vm;
 }

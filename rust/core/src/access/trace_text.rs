@@ -518,6 +518,33 @@ pub fn read_all<E>(
     Ok(all)
 }
 
+/// The rows of a CSV trace, without its header. Columns of different length are
+/// cut to the shortest.
+pub fn format_csv(time: &[u64], page: &[u64], write: &[bool]) -> Vec<u8> {
+    let mut text = Vec::with_capacity(time.len() * 24);
+    for ((&time, &page), &write) in time.iter().zip(page).zip(write) {
+        push_decimal(&mut text, time);
+        text.push(b',');
+        push_decimal(&mut text, page);
+        text.extend(if write { b",1\n" } else { b",0\n" });
+    }
+    text
+}
+
+fn push_decimal(text: &mut Vec<u8>, mut value: u64) {
+    let mut digits = [0; 20];
+    let mut at = digits.len();
+    loop {
+        at -= 1;
+        digits[at] = b'0' + (value % 10) as u8;
+        value /= 10;
+        if value == 0 {
+            break;
+        }
+    }
+    text.extend_from_slice(&digits[at..]);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -542,6 +569,17 @@ mod tests {
         assert_eq!(trace.page, [2, 3]);
         assert_eq!(trace.write, [false, true]);
         assert_eq!(csv("time,page,write\n").unwrap().time.len(), 0);
+    }
+
+    #[test]
+    fn csv_written_is_csv_read() {
+        let (time, page) = ([0, 9, 10, u64::MAX - 1], [0, 99, (1 << 45) - 1, 7]);
+        let write = [true, false, false, true];
+        let mut text = String::from("time,page,write\n");
+        text += std::str::from_utf8(&format_csv(&time, &page, &write)).unwrap();
+        let trace = csv(&text).unwrap();
+        assert_eq!((&trace.time[..], &trace.page[..]), (&time[..], &page[..]));
+        assert_eq!(trace.write, write);
     }
 
     #[test]
