@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from . import access, defaults, errors, lru_gen, oracle, sizes, traces
 from ._core import build_info
+from .damon import Damon
 from .errors import FormatError, TraceError
 from .machine import (
     AgeStats,
@@ -32,6 +33,7 @@ __version__: str = build_info()["version"]
 
 __all__ = [
     "AgeStats",
+    "Damon",
     "FormatError",
     "Generation",
     "GenerationDetail",

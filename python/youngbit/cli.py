@@ -369,9 +369,9 @@ def info(json_to: str | None) -> None:
 
 def main() -> None:
     """Run the command; the exit status says what happened."""
-    from . import cli_lru, cli_traces
+    from . import cli_estimate, cli_lru, cli_traces
 
-    for commands in (cli_lru, cli_traces):
+    for commands in (cli_lru, cli_traces, cli_estimate):
         commands.register(cli)
     try:
         cli.main(prog_name="youngbit", standalone_mode=False)
