@@ -7,7 +7,7 @@ and read what each pass found and cost.
 
 from __future__ import annotations
 
-from . import access, defaults, errors, lru_gen, oracle, sizes, traces
+from . import access, defaults, errors, lru_gen, oracle, reuse, sizes, traces
 from ._core import build_info
 from .errors import FormatError, TraceError
 from .machine import (
@@ -55,6 +55,7 @@ __all__ = [
     "errors",
     "lru_gen",
     "oracle",
+    "reuse",
     "sizes",
     "traces",
 ]
