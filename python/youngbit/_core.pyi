@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from os import PathLike
 from typing import TypedDict, final
 
@@ -15,6 +16,8 @@ __all__ = [
     "Registration",
     "Scenario",
     "Vm",
+    "bench_run",
+    "bench_suites",
     "build_info",
     "check",
     "fail_swap_writes",
@@ -47,6 +50,16 @@ class _BuildInfo(TypedDict):
 _Columns = tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64], npt.NDArray[np.bool_], int, int]
 _Records = tuple[list[str], npt.NDArray[np.uint64], npt.NDArray[np.uint64]]
 
+def bench_run(
+    suite: str,
+    scale: str,
+    seed: int,
+    repetitions: int | None,
+    only: str | None,
+    progress: Callable[[str], None],
+    finished: Callable[[str], None],
+) -> None: ...
+def bench_suites() -> list[str]: ...
 def build_info() -> _BuildInfo: ...
 def read_csv(path: str | PathLike[str]) -> _Columns: ...
 def read_lackey(path: str | PathLike[str], window: int, max_instructions: int = 0) -> _Columns: ...

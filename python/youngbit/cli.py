@@ -382,9 +382,9 @@ def info(json_to: str | None) -> None:
 
 def commands() -> click.Group:
     """Return the command with all of its subcommands."""
-    from . import cli_lru, cli_plot
+    from . import cli_bench, cli_lru, cli_plot
 
-    for more in (cli_lru, cli_plot):
+    for more in (cli_lru, cli_bench, cli_plot):
         more.register(cli)
     return cli
 

@@ -90,5 +90,12 @@ HOT_PROBABILITY: Final = 0.9
 HOT_PHASES: Final = 5
 WRITE_SHARE: Final = 0.3
 
+# The command `bench`.
+BENCH_SCALES: Final = ("smallest", "quick", "full", "large")
+BENCH_SCALE: Final = "full"
+BENCH_SEED: Final = 1
+#: Share of the machine's time used by others above which a result says so.
+BENCH_DISTURBED: Final = 0.05
+
 # Plots.
 PLOT_DPI: Final = 120

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .access_tracking import AccessTracking, AccessTrackingResult, CheckFailed
+from .bench import Bench, BenchResult
 from .reclaim import Reclaim, ReclaimResult, ReclaimRun, Workload
 from .replay import Replay, ReplayPass, ReplayResult
 from .scenario import Conformance, ConformanceResult, Scenario, ScenarioResult
@@ -10,6 +11,8 @@ from .scenario import Conformance, ConformanceResult, Scenario, ScenarioResult
 __all__ = [
     "AccessTracking",
     "AccessTrackingResult",
+    "Bench",
+    "BenchResult",
     "CheckFailed",
     "Conformance",
     "ConformanceResult",

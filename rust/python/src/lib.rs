@@ -1,6 +1,7 @@
 //! `youngbit._core`: the extension module. It converts values, calls the core,
 //! and maps errors; whatever needs no Python lives in the core.
 
+mod bench;
 mod build;
 mod error;
 mod host;
@@ -19,6 +20,8 @@ use pyo3::prelude::*;
 /// The native half of youngbit. Use the package `youngbit`, not this module.
 #[pymodule(gil_used = true)]
 mod _core {
+    #[pymodule_export]
+    use super::bench::{bench_run, bench_suites};
     #[pymodule_export]
     use super::build::build_info;
     #[pymodule_export]
