@@ -12,6 +12,7 @@ from ._core import build_info
 from .errors import FormatError, TraceError
 from .machine import (
     AgeStats,
+    AgingRun,
     Generation,
     GenerationDetail,
     Generations,
@@ -32,6 +33,7 @@ __version__: str = build_info()["version"]
 
 __all__ = [
     "AgeStats",
+    "AgingRun",
     "FormatError",
     "Generation",
     "GenerationDetail",

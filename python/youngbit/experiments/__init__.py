@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .access_tracking import AccessTracking, AccessTrackingResult, CheckFailed
+from .contention import Contention, ContentionPoint, ContentionResult, ContentionRun, Spread
 from .reclaim import Reclaim, ReclaimResult, ReclaimRun, Workload
 from .replay import Replay, ReplayPass, ReplayResult
 from .scenario import Conformance, ConformanceResult, Scenario, ScenarioResult
@@ -13,6 +14,10 @@ __all__ = [
     "CheckFailed",
     "Conformance",
     "ConformanceResult",
+    "Contention",
+    "ContentionPoint",
+    "ContentionResult",
+    "ContentionRun",
     "Reclaim",
     "ReclaimResult",
     "ReclaimRun",
@@ -21,5 +26,6 @@ __all__ = [
     "ReplayResult",
     "Scenario",
     "ScenarioResult",
+    "Spread",
     "Workload",
 ]
