@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import platform
@@ -16,11 +17,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from . import __version__, defaults, traces
+from . import __version__, defaults, lab, traces
 from ._core import build_info
 from ._files import atomic_write
-from .experiments import AccessTracking, AccessTrackingResult, Replay, ReplayPass, ReplayResult
+from .experiments import AccessTracking, AccessTrackingResult, ReplayPass, ReplayResult
 from .experiments.access_tracking import Step
+from .experiments.bench import machine
 from .sizes import format_size, parse_size
 
 __all__ = ["main"]
@@ -89,6 +91,14 @@ def _json_option(function: Function) -> Function:
     )(function)
 
 
+def _print_option(function: Function) -> Function:
+    return click.option(
+        "--print-experiment",
+        is_flag=True,
+        help="Print the experiment as TOML, for youngbit run, and do not run it.",
+    )(function)
+
+
 def _seconds(value: float) -> str:
     nanoseconds = round(value * 1e9)
     return f"{nanoseconds // 10**9}.{nanoseconds % 10**9:09d}s"
@@ -117,6 +127,21 @@ def _check_target(path: str | None) -> None:
         raise click.UsageError(f"{path}: is a directory")
     if not Path(path).absolute().parent.is_dir():
         raise click.UsageError(f"{path}: there is no directory to write it to")
+
+
+def _check_picture(path: str | None) -> None:
+    """Refuse before the work is done a picture that could not be drawn after it."""
+    if path is None:
+        return
+    from .plot import format_of
+
+    try:
+        format_of(path)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    _check_target(path)
+    if importlib.util.find_spec("matplotlib") is None:
+        _fail("a picture needs matplotlib: pip install 'youngbit[plot]'", EXIT_USAGE)
 
 
 @contextmanager
@@ -187,10 +212,12 @@ def cli() -> None:
               help="Of everything random.")  # fmt: skip
 @click.option("--live/--inline", "live", default=None,
               help="One thread a vCPU (default), or one vCPU after another in one.")  # fmt: skip
+@_print_option
 @_json_option
 def access_tracking(
     *,
     json_to: str | None,
+    print_experiment: bool,
     no_ad: bool,
     l1_no_ad: bool,
     format_: str | None,
@@ -224,6 +251,14 @@ def access_tracking(
             raise ValueError("several numbers of vCPUs need --against")
     except ValueError as error:
         raise click.UsageError(str(error)) from None
+    if print_experiment:
+        click.echo(lab.to_toml(experiment), nl=False)
+    elif _show_access_tracking(experiment, json_to).row["verdict"] != "pass":
+        raise SystemExit(EXIT_FAILED)
+
+
+def _show_access_tracking(experiment: AccessTracking, json_to: str | None) -> lab.Result:
+    """Run it, print as the selftest does, and what failed on standard error."""
     quiet = json_to == "-"
 
     def say(line: str = "") -> None:
@@ -250,7 +285,8 @@ def access_tracking(
             if not experiment.benchmark:
                 say(f"{step.name:<30}: {_seconds(step.seconds)}")
 
-        result = experiment.run(started=started, stepped=stepped, warned=say)
+        found = lab.run(experiment, started=started, stepped=stepped, warned=say)
+    result: AccessTrackingResult = found.detail
 
     if result.vcpu_wall_seconds is not None:
         say(f"{'vcpu wall time':<30}: {_seconds(result.vcpu_wall_seconds)}")
@@ -269,7 +305,7 @@ def access_tracking(
         click.echo("==== Test Assertion Failure ====", err=True)
         click.echo(f"  check {result.failure.check} of 5: {result.failure.detail}", err=True)
         click.echo(f"  {result.failure.reason}", err=True)
-        raise SystemExit(EXIT_FAILED)
+    return found
 
 
 @cli.command()
@@ -285,7 +321,8 @@ def access_tracking(
               show_default=True, metavar="MASK", help="Mask of lru_gen/enabled.")  # fmt: skip
 @click.option("--format", "format_", type=click.Choice(traces.FORMATS), default=None,
               help="Format of TRACE; otherwise by its ending.")  # fmt: skip
-@click.option("--plot", metavar="FILE", help="Draw the generations over time, as PNG.")
+@click.option("--plot", metavar="FILE", help="Draw the generations over time, .png or .svg.")
+@_print_option
 @_json_option
 def replay(
     trace: str | None,
@@ -295,6 +332,7 @@ def replay(
     capabilities: int,
     format_: str | None,
     plot: str | None,
+    print_experiment: bool,
     json_to: str | None,
 ) -> None:
     """Replay TRACE, a recorded program, as guest accesses; age as it goes.
@@ -303,18 +341,42 @@ def replay(
     one that comes with the package is replayed.
     """
     _check_target(json_to)
-    _check_target(plot)
-    recorded = traces.shipped() if trace is None else traces.read(trace, format_)
-    experiment = Replay(
-        every=every, tlb_entries=tlb_entries, protocol=protocol, capabilities=capabilities
+    _check_picture(plot)
+    experiment = lab.ReplayDescription(
+        every=every,
+        tlb_entries=tlb_entries,
+        protocol=protocol,
+        capabilities=capabilities,
+        trace=_trace_file(trace, format_, absolute=print_experiment),
     )
-    total = -(-len(recorded) // every)
+    if print_experiment:
+        click.echo(lab.to_toml(experiment), nl=False)
+        return
+    _show_replay(experiment, json_to, plot=plot)
+
+
+def _trace_file(trace: str | None, format_: str | None, *, absolute: bool) -> lab.TraceFile:
+    """Return how a description names a trace; it may be read from somewhere else."""
+    if trace is None:
+        return lab.TraceFile()
+    return lab.TraceFile(str(Path(trace).absolute()) if absolute else trace, format_)
+
+
+def _show_replay(
+    experiment: lab.ReplayDescription,
+    json_to: str | None,
+    *,
+    plot: str | None = None,
+    base: Path | None = None,
+) -> lab.Result:
+    total = -(-len(experiment.trace.read(base)) // experiment.every)
     with _progress("replay", total) as advance:
 
         def passed(each: ReplayPass) -> None:
             advance(f"pass {each.number}")
 
-        result = experiment.run(recorded, passed=passed)
+        found = lab.run(experiment, base=base, passed=passed)
+    result: ReplayResult = found.detail
     if json_to != "-":
         _print_replay(result)
     if json_to is not None:
@@ -322,12 +384,10 @@ def replay(
     if plot is not None:
         from .plot import generations_over_time
 
-        try:
-            generations_over_time(result, plot)
-        except ImportError:
-            _fail("--plot needs matplotlib: pip install 'youngbit[plot]'", EXIT_USAGE)
+        generations_over_time(result, plot)
         if json_to != "-":
             click.echo(f"Wrote {plot}")
+    return found
 
 
 def _print_replay(result: ReplayResult) -> None:
@@ -357,15 +417,6 @@ def _print_replay(result: ReplayResult) -> None:
     console.print(table)
 
 
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
 @cli.command()
 @_json_option
 def info(json_to: str | None) -> None:
@@ -378,7 +429,7 @@ def info(json_to: str | None) -> None:
         "version": __version__,
         "build": build,
         "python": platform.python_version(),
-        "cpu": {"model": _cpu_model(), "count": os.cpu_count()},
+        "cpu": {"model": machine()["cpu"], "count": os.cpu_count()},
         "features": {
             "mmus": list(defaults.MMUS),
             "protocols": list(defaults.PROTOCOLS),
@@ -402,13 +453,20 @@ def info(json_to: str | None) -> None:
         _write_json(about, json_to)
 
 
+def commands() -> click.Group:
+    """Return the command with all of its subcommands."""
+    from . import cli_bench, cli_estimate, cli_lab, cli_lru, cli_plot, cli_traces
+
+    for more in (cli_lru, cli_bench, cli_lab, cli_traces, cli_estimate, cli_plot):
+        more.register(cli)
+    return cli
+
+
 def main() -> None:
     """Run the command; the exit status says what happened."""
-    from .cli_lru import register
-
-    register(cli)
+    command = commands()
     try:
-        cli.main(prog_name="youngbit", standalone_mode=False)
+        command.main(prog_name="youngbit", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         raise SystemExit(EXIT_USAGE) from None
@@ -418,5 +476,5 @@ def main() -> None:
         # Whoever read our output has gone; Python would complain at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(EXIT_FAILED) from None
-    except (ValueError, OSError, MemoryError) as error:
+    except (ValueError, OSError, MemoryError, ImportError) as error:
         _fail(str(error) or type(error).__name__, EXIT_USAGE)

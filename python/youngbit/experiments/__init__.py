@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from .access_tracking import AccessTracking, AccessTrackingResult, CheckFailed
 from .contention import Contention, ContentionPoint, ContentionResult, ContentionRun, Spread
+from .bench import Bench, BenchResult
+from .estimate import ESTIMATORS, Estimate, EstimateResult, EstimatorResult
+from .heat_map import HeatMap, HeatMapResult
+from .policies import ALGORITHMS, PoliciesResult, PolicyRow, ReclaimPolicies
 from .reclaim import Reclaim, ReclaimResult, ReclaimRun, Workload
 from .replay import Replay, ReplayPass, ReplayResult
 from .scenario import Conformance, ConformanceResult, Scenario, ScenarioResult
 
 __all__ = [
+    "ALGORITHMS",
+    "ESTIMATORS",
     "AccessTracking",
     "AccessTrackingResult",
+    "Bench",
+    "BenchResult",
     "CheckFailed",
     "Conformance",
     "ConformanceResult",
@@ -18,7 +26,15 @@ __all__ = [
     "ContentionPoint",
     "ContentionResult",
     "ContentionRun",
+    "Estimate",
+    "EstimateResult",
+    "EstimatorResult",
+    "HeatMap",
+    "HeatMapResult",
+    "PoliciesResult",
+    "PolicyRow",
     "Reclaim",
+    "ReclaimPolicies",
     "ReclaimResult",
     "ReclaimRun",
     "Replay",

@@ -15,6 +15,7 @@ from typing import Any
 
 from .. import defaults
 from .._core import build_info
+from ..units import Protocol
 from .access_tracking import AccessTracking, AccessTrackingResult
 
 __all__ = ["Contention", "ContentionPoint", "ContentionResult", "ContentionRun", "Spread"]
@@ -195,8 +196,8 @@ class Contention:
     """
 
     experiment: AccessTracking
-    protocol: str
-    against: str
+    protocol: Protocol
+    against: Protocol
     vcpus: tuple[int, ...]
     repetitions: int = defaults.CONTENTION_REPETITIONS
 

@@ -349,6 +349,22 @@ impl Vm {
             .1
     }
 
+    /// Several accesses of one vCPU, in one stay in the guest if nothing ends
+    /// it. Returns how many were made before an error.
+    #[cfg(not(loom))]
+    pub(crate) fn access_batch(
+        &self,
+        cpu: &Cpu,
+        vcpu: u32,
+        accesses: &[Access],
+        store: Option<u8>,
+    ) -> (u64, Result<()>) {
+        match self.vcpu(vcpu).and_then(|vcpu| Ok((vcpu, take(vcpu)?))) {
+            Ok((vcpu, mut tlb)) => self.run_quantum(cpu, vcpu, &mut tlb, accesses, store),
+            Err(error) => (0, Err(error)),
+        }
+    }
+
     /// Run vCPU n on stream n, for each stream, in the calling thread and in
     /// turns, so that runs repeat to the bit.
     ///
