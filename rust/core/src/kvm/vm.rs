@@ -835,8 +835,15 @@ impl Vm {
     fn clear_young_locked(&self, cpu: &Cpu, start: u64, end: u64, fast_only: bool) -> bool {
         cpu.trace(Event::KvmAgeHva, &[start, end, u64::from(fast_only)]);
         self.walk_young_as(cpu, (start, end), fast_only, false, false, |range| {
-            self.age_gfn(cpu, range)
+            self.age_gfn_outlined(cpu, range)
         })
+    }
+
+    /// The exchange that lets go of `mmu_lock` waits for every store before it:
+    /// a frame of its own has fewer than one large frame, which spills.
+    #[inline(never)]
+    fn age_gfn_outlined(&self, cpu: &Cpu, range: &GfnRange<'_>) -> bool {
+        self.age_gfn(cpu, range)
     }
 }
 

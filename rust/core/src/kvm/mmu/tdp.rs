@@ -862,7 +862,7 @@ impl TdpMmu {
     /// Age an entry of a level and GFN that was read as `seen`, which is young,
     /// and do what follows from it. True if a `fetch_and` aged it, which the
     /// caller counts.
-    #[inline]
+    #[inline(always)]
     fn age_young_entry(
         vm: &Vm,
         cpu: &Cpu,
