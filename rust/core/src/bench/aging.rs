@@ -23,6 +23,7 @@ const WALK: Metric = Metric::time("walk_ns_per_page", "ns");
 
 pub(super) fn run(stage: &mut Stage<'_>) -> Result<()> {
     protocols(stage)?;
+    mmus(stage)?;
     batched(stage)?;
     growth(stage)
 }
@@ -146,6 +147,27 @@ fn protocols(stage: &mut Stage<'_>) -> Result<()> {
             let case = case(mmu, &what, pages, share, options.repetitions(9));
             stage.contest(&case, contestants)?;
         }
+    }
+    Ok(())
+}
+
+/// The shadow MMU, whose every page has an rmap of one SPTE, against the TDP MMU.
+fn mmus(stage: &mut Stage<'_>) -> Result<()> {
+    let options = &stage.options.clone();
+    let mib: u64 = options.pick(4, 256, 1024, 1024);
+    let pages = mib * PAGES_PER_MIB;
+    let tdp = &populated(stage, Protocol::V7, MmuKind::Tdp, pages)?;
+    let shadow = &populated(stage, Protocol::V7, MmuKind::Shadow, pages)?;
+    for share in [100, 0] {
+        let contestants = vec![
+            Contestant::new("tdp", || pass(tdp, share, options.seed)),
+            Contestant::new("shadow, rmaps of one", || pass(shadow, share, options.seed))
+                .against("tdp")
+                .at_most(2.0),
+        ];
+        let what = format!("{mib} MiB, v7");
+        let case = case("both", &what, pages, share, options.repetitions(9));
+        stage.contest(&case, contestants)?;
     }
     Ok(())
 }
