@@ -7,6 +7,9 @@ and read what each pass found and cost.
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from . import access, defaults, errors, lru_gen, oracle, sizes, traces
 from ._core import build_info
 from .errors import FormatError, TraceError
@@ -27,6 +30,10 @@ from .machine import (
 )
 from .notifier import MmuNotifier
 from .sizes import Pages
+
+if TYPE_CHECKING:
+    from . import lab
+    from .lab import load
 
 __version__: str = build_info()["version"]
 
@@ -53,8 +60,19 @@ __all__ = [
     "build_info",
     "defaults",
     "errors",
+    "lab",
+    "load",
     "lru_gen",
     "oracle",
     "sizes",
     "traces",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # The laboratory is imported by those who use it: it needs more than the machine does.
+    if name == "lab":
+        return importlib.import_module(".lab", __name__)
+    if name == "load":
+        return importlib.import_module(".lab", __name__).load
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,11 +16,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from . import __version__, defaults, traces
+from . import __version__, defaults, lab, traces
 from ._core import build_info
 from ._files import atomic_write
-from .experiments import AccessTracking, AccessTrackingResult, Replay, ReplayPass, ReplayResult
+from .experiments import AccessTracking, AccessTrackingResult, ReplayPass, ReplayResult
 from .experiments.access_tracking import Step
+from .experiments.bench import machine
 from .sizes import format_size, parse_size
 
 __all__ = ["main"]
@@ -70,6 +71,14 @@ def _json_option(function: Function) -> Function:
         "json_to",
         metavar="FILE|-",
         help="Write the result as JSON; with - to standard output, and nothing else there.",
+    )(function)
+
+
+def _print_option(function: Function) -> Function:
+    return click.option(
+        "--print-experiment",
+        is_flag=True,
+        help="Print the experiment as TOML, for youngbit run, and do not run it.",
     )(function)
 
 
@@ -167,10 +176,12 @@ def cli() -> None:
               help="Of everything random.")  # fmt: skip
 @click.option("--live/--inline", "live", default=None,
               help="One thread a vCPU (default), or one vCPU after another in one.")  # fmt: skip
+@_print_option
 @_json_option
 def access_tracking(
     *,
     json_to: str | None,
+    print_experiment: bool,
     no_ad: bool,
     l1_no_ad: bool,
     format_: str | None,
@@ -189,6 +200,14 @@ def access_tracking(
         )
     except ValueError as error:
         raise click.UsageError(str(error)) from None
+    if print_experiment:
+        click.echo(lab.to_toml(experiment), nl=False)
+    elif _show_access_tracking(experiment, json_to).row["verdict"] != "pass":
+        raise SystemExit(EXIT_FAILED)
+
+
+def _show_access_tracking(experiment: AccessTracking, json_to: str | None) -> lab.Result:
+    """Run it, print as the selftest does, and what failed on standard error."""
     quiet = json_to == "-"
 
     def say(line: str = "") -> None:
@@ -215,7 +234,8 @@ def access_tracking(
             if not experiment.benchmark:
                 say(f"{step.name:<30}: {_seconds(step.seconds)}")
 
-        result = experiment.run(started=started, stepped=stepped, warned=say)
+        found = lab.run(experiment, started=started, stepped=stepped, warned=say)
+    result: AccessTrackingResult = found.detail
 
     if result.vcpu_wall_seconds is not None:
         say(f"{'vcpu wall time':<30}: {_seconds(result.vcpu_wall_seconds)}")
@@ -234,7 +254,7 @@ def access_tracking(
         click.echo("==== Test Assertion Failure ====", err=True)
         click.echo(f"  check {result.failure.check} of 5: {result.failure.detail}", err=True)
         click.echo(f"  {result.failure.reason}", err=True)
-        raise SystemExit(EXIT_FAILED)
+    return found
 
 
 @cli.command()
@@ -251,6 +271,7 @@ def access_tracking(
 @click.option("--format", "format_", type=click.Choice(traces.FORMATS), default=None,
               help="Format of TRACE; otherwise by its ending.")  # fmt: skip
 @click.option("--plot", metavar="FILE", help="Draw the generations over time, as PNG.")
+@_print_option
 @_json_option
 def replay(
     trace: str | None,
@@ -260,6 +281,7 @@ def replay(
     capabilities: int,
     format_: str | None,
     plot: str | None,
+    print_experiment: bool,
     json_to: str | None,
 ) -> None:
     """Replay TRACE, a recorded program, as guest accesses; age as it goes.
@@ -269,17 +291,41 @@ def replay(
     """
     _check_target(json_to)
     _check_target(plot)
-    recorded = traces.shipped() if trace is None else traces.read(trace, format_)
-    experiment = Replay(
-        every=every, tlb_entries=tlb_entries, protocol=protocol, capabilities=capabilities
+    experiment = lab.ReplayDescription(
+        every=every,
+        tlb_entries=tlb_entries,
+        protocol=protocol,
+        capabilities=capabilities,
+        trace=_trace_file(trace, format_, absolute=print_experiment),
     )
-    total = -(-len(recorded) // every)
+    if print_experiment:
+        click.echo(lab.to_toml(experiment), nl=False)
+        return
+    _show_replay(experiment, json_to, plot=plot)
+
+
+def _trace_file(trace: str | None, format_: str | None, *, absolute: bool) -> lab.TraceFile:
+    """Return how a description names a trace; it may be read from somewhere else."""
+    if trace is None:
+        return lab.TraceFile()
+    return lab.TraceFile(str(Path(trace).absolute()) if absolute else trace, format_)
+
+
+def _show_replay(
+    experiment: lab.ReplayDescription,
+    json_to: str | None,
+    *,
+    plot: str | None = None,
+    base: Path | None = None,
+) -> lab.Result:
+    total = -(-len(experiment.trace.read(base)) // experiment.every)
     with _progress("replay", total) as advance:
 
         def passed(each: ReplayPass) -> None:
             advance(f"pass {each.number}")
 
-        result = experiment.run(recorded, passed=passed)
+        found = lab.run(experiment, base=base, passed=passed)
+    result: ReplayResult = found.detail
     if json_to != "-":
         _print_replay(result)
     if json_to is not None:
@@ -293,6 +339,7 @@ def replay(
             _fail("--plot needs matplotlib: pip install 'youngbit[plot]'", EXIT_USAGE)
         if json_to != "-":
             click.echo(f"Wrote {plot}")
+    return found
 
 
 def _print_replay(result: ReplayResult) -> None:
@@ -322,15 +369,6 @@ def _print_replay(result: ReplayResult) -> None:
     console.print(table)
 
 
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
 @cli.command()
 @_json_option
 def info(json_to: str | None) -> None:
@@ -343,7 +381,7 @@ def info(json_to: str | None) -> None:
         "version": __version__,
         "build": build,
         "python": platform.python_version(),
-        "cpu": {"model": _cpu_model(), "count": os.cpu_count()},
+        "cpu": {"model": machine()["cpu"], "count": os.cpu_count()},
         "features": {
             "mmus": list(defaults.MMUS),
             "protocols": list(defaults.PROTOCOLS),
@@ -369,10 +407,11 @@ def info(json_to: str | None) -> None:
 
 def main() -> None:
     """Run the command; the exit status says what happened."""
-    from . import cli_bench, cli_lru
+    from . import cli_bench, cli_lab, cli_lru
 
     cli_lru.register(cli)
     cli_bench.register(cli)
+    cli_lab.register(cli)
     try:
         cli.main(prog_name="youngbit", standalone_mode=False)
     except click.ClickException as error:
@@ -384,5 +423,5 @@ def main() -> None:
         # Whoever read our output has gone; Python would complain at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(EXIT_FAILED) from None
-    except (ValueError, OSError, MemoryError) as error:
+    except (ValueError, OSError, MemoryError, ImportError) as error:
         _fail(str(error) or type(error).__name__, EXIT_USAGE)

@@ -90,6 +90,19 @@ HOT_PROBABILITY: Final = 0.9
 HOT_PHASES: Final = 5
 WRITE_SHARE: Final = 0.3
 
+# The experiment `aging`.
+AGING_PAGES: Final = 16_384
+AGING_ACCESSES: Final = 200_000
+AGING_EVERY: Final = 10_000
+AGING_TLB_ENTRIES: Final = 0
+AGING_WARM_UP: Final = 2
+
+# Sweeps.
+#: More runs than that are a mistake in a grid.
+SWEEP_MAX_RUNS: Final = 1_000_000
+#: Runs that the table's file is written by at a time.
+SWEEP_BATCH: Final = 1000
+
 # The command `bench`.
 BENCH_SCALES: Final = ("smallest", "quick", "full", "large")
 BENCH_SCALE: Final = "full"

@@ -410,6 +410,19 @@ class Host:
         self._native.set_aging_asks(_choice(asks, defaults.AGING_ASKS, "aging_asks"))
 
     @property
+    def aging_batched(self) -> bool:
+        """Whether the aging walk asks secondary MMUs once a PTE table.
+
+        False, as in the series, unless it is set: the walk asks once a page.
+        What a batched walk does differently is in ``docs/fidelity.md``.
+        """
+        return self._native.aging_batched
+
+    @aging_batched.setter
+    def aging_batched(self, batched: bool) -> None:
+        self._native.set_aging_batched(batched)
+
+    @property
     def debugfs(self) -> DebugFs:
         """The text files of MGLRU, by name."""
         return DebugFs(self)

@@ -16,7 +16,8 @@ from typing import Any
 from .. import access, defaults
 from .._core import build_info
 from ..machine import Generations, Host, LruGen, Mode, Vm
-from ..sizes import PAGE_SIZE, Pages
+from ..sizes import PAGE_SIZE, Pages, parse_size
+from ..units import AgingAsks, Backing, Bytes, Format, Mask, Mmu, Protocol
 
 __all__ = ["AccessTracking", "AccessTrackingResult", "CheckFailed", "Step", "majority_generation"]
 
@@ -138,6 +139,9 @@ def _ignore(*_: object) -> None:
     pass
 
 
+_VCPU_BYTES = parse_size(defaults.VCPU_BYTES)
+
+
 @dataclass(frozen=True)
 class AccessTracking:
     """The parameters of the experiment; `run` runs it.
@@ -166,17 +170,17 @@ class AccessTracking:
     lru_gen: bool = False
     benchmark: bool = False
     vcpus: int = defaults.VCPUS
-    vcpu_bytes: int = 1 << 30
+    vcpu_bytes: Bytes = _VCPU_BYTES
     overlap: bool = False
-    backing: str = defaults.BACKING
-    mmu: str = defaults.MMU
-    protocol: str = defaults.PROTOCOL
-    aging_asks: str | None = None
+    backing: Backing = defaults.BACKING
+    mmu: Mmu = defaults.MMU
+    protocol: Protocol = defaults.PROTOCOL
+    aging_asks: AgingAsks | None = None
     ad: bool = True
-    format: str | None = None
+    format: Format | None = None
     l1_ad: bool = True
     aliases: int = 1
-    capabilities: int = defaults.CAPABILITIES
+    capabilities: Mask = defaults.CAPABILITIES
     tlb_entries: int = defaults.ACCESS_TRACKING_TLB_ENTRIES
     seed: int = defaults.SEED
     live: bool = defaults.LIVE

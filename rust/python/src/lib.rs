@@ -23,7 +23,7 @@ mod _core {
     #[pymodule_export]
     use super::bench::{bench_run, bench_suites};
     #[pymodule_export]
-    use super::build::build_info;
+    use super::build::{build_info, counter_help};
     #[pymodule_export]
     use super::host::Host;
     #[pymodule_export]
