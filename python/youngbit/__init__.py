@@ -10,8 +10,9 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from . import access, defaults, errors, lru_gen, oracle, sizes, traces
+from . import access, defaults, errors, lru_gen, oracle, reuse, sizes, traces
 from ._core import build_info
+from .damon import Damon
 from .errors import FormatError, TraceError
 from .machine import (
     AgeStats,
@@ -39,6 +40,7 @@ __version__: str = build_info()["version"]
 
 __all__ = [
     "AgeStats",
+    "Damon",
     "FormatError",
     "Generation",
     "GenerationDetail",
@@ -64,6 +66,7 @@ __all__ = [
     "load",
     "lru_gen",
     "oracle",
+    "reuse",
     "sizes",
     "traces",
 ]

@@ -3,6 +3,7 @@
 
 mod bench;
 mod build;
+mod damon;
 mod error;
 mod host;
 mod lru;
@@ -25,11 +26,13 @@ mod _core {
     #[pymodule_export]
     use super::build::{build_info, counter_help};
     #[pymodule_export]
+    use super::damon::{Damon, scan_young};
+    #[pymodule_export]
     use super::host::Host;
     #[pymodule_export]
     use super::lru::{
         check, fail_swap_writes, format_lru_gen, memcg_read, memcg_write, optimal, parse_lru_gen,
-        proc_read, proc_write, stream_accesses, swap,
+        proc_read, proc_write, reuse_distances, stream_accesses, swap,
     };
     #[pymodule_export]
     use super::mm::{Mm, Registration};
@@ -38,7 +41,7 @@ mod _core {
     #[pymodule_export]
     use super::scenario::{Scenario, parse_scenario, recording_scenario, replay_recording};
     #[pymodule_export]
-    use super::traces::{read_csv, read_lackey};
+    use super::traces::{TraceReader, format_csv};
     #[pymodule_export]
     use super::vm::Vm;
 }
