@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from os import PathLike
 from typing import TypedDict, final
 
@@ -21,6 +22,7 @@ __all__ = [
     "format_lru_gen",
     "memcg_read",
     "memcg_write",
+    "next_seed",
     "optimal",
     "parse_lru_gen",
     "parse_scenario",
@@ -32,6 +34,7 @@ __all__ = [
     "replay_recording",
     "set_policy",
     "stream_accesses",
+    "stress_round",
     "swap",
 ]
 
@@ -49,6 +52,27 @@ _Records = tuple[list[str], npt.NDArray[np.uint64], npt.NDArray[np.uint64]]
 def build_info() -> _BuildInfo: ...
 def read_csv(path: str | PathLike[str]) -> _Columns: ...
 def read_lackey(path: str | PathLike[str], window: int, max_instructions: int = 0) -> _Columns: ...
+
+class _StressRound(TypedDict):
+    machine: str
+    accesses: int
+    interrupted: bool
+    wall_ns: int
+    deeds: dict[str, int]
+    counters: dict[str, int]
+    failure: str | None
+
+def next_seed(seed: int) -> int: ...
+def stress_round(
+    mmu: str,
+    protocol: str,
+    threads: int,
+    agers: int,
+    accesses: int,
+    seed: int,
+    seconds: float,
+    progress: Callable[[int], None] | None = None,
+) -> _StressRound: ...
 
 _Lettered = tuple[int, str]
 _Row = tuple[int, int, int, int, bool, bool, tuple[list[list[_Lettered]], list[_Lettered]] | None]

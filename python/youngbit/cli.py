@@ -369,9 +369,10 @@ def info(json_to: str | None) -> None:
 
 def main() -> None:
     """Run the command; the exit status says what happened."""
-    from .cli_lru import register
+    from . import cli_lru, cli_stress
 
-    register(cli)
+    cli_lru.register(cli)
+    cli_stress.register(cli)
     try:
         cli.main(prog_name="youngbit", standalone_mode=False)
     except click.ClickException as error:

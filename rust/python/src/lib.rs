@@ -11,6 +11,7 @@ mod notifier;
 mod policy;
 mod scenario;
 mod stream;
+mod stress;
 mod traces;
 mod vm;
 
@@ -34,6 +35,8 @@ mod _core {
     use super::policy::{LruView, set_policy};
     #[pymodule_export]
     use super::scenario::{Scenario, parse_scenario, recording_scenario, replay_recording};
+    #[pymodule_export]
+    use super::stress::{next_seed, stress_round};
     #[pymodule_export]
     use super::traces::{read_csv, read_lackey};
     #[pymodule_export]
