@@ -455,9 +455,10 @@ def info(json_to: str | None) -> None:
 
 def commands() -> click.Group:
     """Return the command with all of its subcommands."""
-    from . import cli_bench, cli_estimate, cli_lab, cli_lru, cli_plot, cli_traces
+    from . import cli_bench, cli_estimate, cli_lab, cli_lru, cli_plot, cli_stress, cli_traces
 
-    for more in (cli_lru, cli_bench, cli_lab, cli_traces, cli_estimate, cli_plot):
+    groups = (cli_lru, cli_bench, cli_stress, cli_lab, cli_traces, cli_estimate, cli_plot)
+    for more in groups:
         more.register(cli)
     return cli
 

@@ -131,3 +131,10 @@ HEAT_MAP_COLUMNS: Final = 400
 
 # Plots.
 PLOT_DPI: Final = 120
+
+# The command `mmu-stress`: threads that are vCPUs, those that age, seconds, and
+# accesses of each vCPU in a round.
+STRESS_THREADS: Final = 2
+STRESS_AGERS: Final = 2
+STRESS_SECONDS: Final = 10.0
+STRESS_ACCESSES: Final = 1 << 21
