@@ -473,5 +473,5 @@ def test_python_of_the_guide_runs():
         assert done.returncode == 0, done.stderr
     for name in re.findall(r"results\.(\w+)", tables):
         assert name in {field.name for field in dataclasses.fields(lab.Results)} | {
-            "to_pandas", "to_polars", "to_arrow", "group", "failures"
+            "to_pandas", "to_polars", "to_arrow", "group", "failures", "passes"
         }  # fmt: skip

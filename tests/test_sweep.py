@@ -427,6 +427,41 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path):
     assert not results.complete
 
 
+def test_ctrl_c_ends_a_run_whose_policy_hangs(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        POLICIES.replace(
+            "        while True:", "        print('asked', flush=True)\n        while True:"
+        )
+    )
+    (tmp_path / "it.toml").write_text(QUICK + "pressure.by = 'max'\npolicy = 'mine.py:Hangs'\n")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "youngbit", "run", tmp_path / "it.toml"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "asked\n"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 130, err
+    assert err.strip() == "youngbit: interrupted"
+
+
+def test_a_sweep_over_kinds_has_the_columns_of_all(tmp_path):
+    sweep = lab.Sweep(
+        {"experiment": "replay"},
+        points=[
+            {"experiment": "replay", "every": 30_000},
+            {"experiment": "access-tracking", "vcpu_bytes": "4M", "live": False, "lru_gen": True},
+        ],
+    )
+    results = lab.run_sweep(sweep, tmp_path / "results", jobs=1)
+    first, second = results.to_arrow().to_pylist()
+    assert results.failures() == {}
+    assert (first["experiment"], first["every"], first["verdict"]) == ("replay", 30_000, None)
+    assert (second["every"], second["vcpu_bytes"], second["verdict"]) == (None, 4 << 20, "pass")
+
+
 def test_two_sweeps_do_not_write_one_directory(tmp_path):
     sweep = described(QUICK, x="seeds = 2\n")
     with (
