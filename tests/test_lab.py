@@ -190,6 +190,40 @@ class Own:
     size: int = 2
 
 
+@dataclasses.dataclass(frozen=True)
+class Lists:
+    """Of the user's own.
+
+    Attributes:
+        seed: Of everything random.
+        names: Some names.
+        ends: The first and the last.
+        none: Nothing.
+
+    """
+
+    seed: int = 1
+    names: tuple[str, ...] = ("a", "b")
+    ends: tuple[float, float] = (0.5, 2.0)
+    none: tuple[int, ...] = ()
+
+
+def test_lists_of_scalars():
+    text = describe.to_toml(Lists(), "lists")
+    assert 'names = ["a", "b"]' in text
+    assert "ends = [0.5, 2.0]" in text
+    data = describe.parse(text.encode(), "it")
+    del data["experiment"]
+    assert describe.build(Lists, data) == Lists()
+    assert describe.build(Lists, {"ends": [1, 2]}).ends == (1.0, 2.0)
+    with pytest.raises(describe.Wrong, match="ends: expected 2 values, found 3"):
+        describe.build(Lists, {"ends": [1, 2, 3]})
+    with pytest.raises(describe.Wrong, match=r"names\.1: expected a text, found 2"):
+        describe.build(Lists, {"names": ["a", 2]})
+    assert describe.flatten(Lists())["names.1"] == "b"
+    assert describe.lookup(Lists, ("names", "1")) == ("string", "text", "Some names.")
+
+
 @pytest.fixture
 def own():
     def added(measure, runs=()):
