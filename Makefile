@@ -17,10 +17,10 @@ BUILD := $(VENV)/build-$(call hash,find rust -name '*.rs' | LC_ALL=C sort | xarg
 MODULE := python/youngbit/_core.abi3.so
 
 .DEFAULT_GOAL := help
-.PHONY: help run test protocols protocols-full soak wheel wheel-check bench lint fmt clean build
+.PHONY: help run test protocols protocols-full soak wheel wheel-check bench bench-compare bench-peers lint fmt clean build
 
 help:            ## show this
-	@sed -n 's/^\([a-z-]*\): *[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\): *[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
 $(DEPS):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "youngbit needs Python 3.10 or newer, found: $$($(PYTHON) -VV)" >&2; exit 1; }
@@ -70,6 +70,19 @@ soak: build      ## long tests
 bench: build     ## time the core and the package
 	$(CARGO) bench --locked -p youngbit-benches
 	$(PY) -m pytest benches --benchmark-only
+
+# A goal after it is the revision: `make bench-compare HEAD~3`. REV= does too.
+ifeq (bench-compare,$(firstword $(MAKECMDGOALS)))
+REV ?= $(word 2,$(MAKECMDGOALS))
+ifneq (,$(word 2,$(MAKECMDGOALS)))
+$(eval $(word 2,$(MAKECMDGOALS)):;@:)
+endif
+endif
+bench-compare: $(DEPS) ## REV: time revision REV against the sources, in turn
+	$(PY) tools/bench_compare.py $(or $(REV),$(error which revision? make bench-compare HEAD~1)) $(ARGS)
+
+bench-peers: build ## time cache simulators from PyPI on the same accesses
+	$(PY) benches/peers/run.py
 
 wheel: $(DEPS)   ## build a wheel into dist/
 	rm -rf dist

@@ -407,11 +407,10 @@ def info(json_to: str | None) -> None:
 
 def main() -> None:
     """Run the command; the exit status says what happened."""
-    from . import cli_bench, cli_lab, cli_lru
+    from . import cli_bench, cli_estimate, cli_lab, cli_lru, cli_traces
 
-    cli_lru.register(cli)
-    cli_bench.register(cli)
-    cli_lab.register(cli)
+    for commands in (cli_lru, cli_bench, cli_lab, cli_traces, cli_estimate):
+        commands.register(cli)
     try:
         cli.main(prog_name="youngbit", standalone_mode=False)
     except click.ClickException as error:

@@ -410,6 +410,19 @@ class Host:
         self._native.set_aging_asks(_choice(asks, defaults.AGING_ASKS, "aging_asks"))
 
     @property
+    def aging_batched(self) -> bool:
+        """Whether the aging walk asks secondary MMUs once a PTE table.
+
+        False, as in the series, unless it is set: the walk asks once a page.
+        What a batched walk does differently is in ``docs/fidelity.md``.
+        """
+        return self._native.aging_batched
+
+    @aging_batched.setter
+    def aging_batched(self, batched: bool) -> None:
+        self._native.set_aging_batched(batched)
+
+    @property
     def debugfs(self) -> DebugFs:
         """The text files of MGLRU, by name."""
         return DebugFs(self)
@@ -1043,6 +1056,26 @@ class Vm:
     def test_idle(self, first_page: int = 0, nr_pages: int | None = None) -> npt.NDArray[np.bool_]:
         """Return for each guest page whether ``page_idle`` says that it is idle."""
         return self._native.test_idle(*self._range(first_page, nr_pages))
+
+    def scan_young(
+        self, first_page: int = 0, nr_pages: int | None = None, *, flush: bool = False
+    ) -> npt.NDArray[np.bool_]:
+        """Return for each guest page whether it was accessed since the last time; clear that.
+
+        Reads the accessed bits of the process and, through the accurate
+        notifiers, of the guest, a page at a time.
+
+        Args:
+            first_page: First guest page.
+            nr_pages: How many; otherwise all that follow.
+            flush: Flush the TLB for each page that was accessed. Otherwise
+                accesses through what it still holds are not seen.
+
+        """
+        first, count = self._range(first_page, nr_pages)
+        start = self.address + first * PAGE_SIZE
+        found, _ = _core.scan_young(self._native.mm, start, count, flush)
+        return found
 
     def _range(self, first_page: int, nr_pages: int | None) -> tuple[int, int]:
         first = _address(first_page, "first_page")

@@ -116,6 +116,8 @@ counters! {
     NotifierTestYoungFast = "notifier_test_young_fast",
     /// test_young notifier calls without fast_only, one a subscriber asked.
     NotifierTestYoungSlow = "notifier_test_young_slow",
+    /// clear_young notifier calls for all pages of a PTE table together.
+    NotifierClearYoungBatch = "notifier_clear_young_batch",
     /// Subscribers left alone because they are not fast.
     NotifierSkipped = "notifier_skipped",
     /// Notifier answers that said young.

@@ -15,7 +15,7 @@ use super::vcpu::{GuestLoop, Vcpu};
 use crate::cpu::Cpu;
 use crate::error::{Errno, Error, Result};
 use crate::mm::memory::{PAGE_SHIFT, PAGE_SIZE};
-use crate::mm::{Mm, MmuNotifier, Subscription};
+use crate::mm::{Mm, MmuNotifier, PageMask, Subscription};
 use crate::mutant::{self, Mutant};
 use crate::sync::CachePadded;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -729,6 +729,32 @@ impl Vm {
         young
     }
 
+    /// Age single pages of a range in both MMUs: those of `wanted`, in which
+    /// the first of the range is page `first`.
+    fn age_gfns(
+        &self,
+        cpu: &Cpu,
+        range: &GfnRange<'_>,
+        wanted: &PageMask,
+        first: usize,
+        young: &mut PageMask,
+    ) {
+        if let (Some(tdp), None) = (&self.tdp, self.shadow_in_use()) {
+            return tdp.age_gfns(self, cpu, range, wanted, first, young);
+        }
+        for gfn in range.start..range.end {
+            let n = first + (gfn - range.start) as usize;
+            let page = GfnRange {
+                start: gfn,
+                end: gfn + 1,
+                ..*range
+            };
+            if wanted.has(n) && self.age_gfn(cpu, &page) {
+                young.set(n);
+            }
+        }
+    }
+
     /// Whether a range is young in either MMU (`kvm_test_age_gfn()`).
     fn test_age_gfn(&self, cpu: &Cpu, range: &GfnRange<'_>) -> bool {
         if let Some(tdp) = &self.tdp
@@ -788,6 +814,31 @@ impl MmuNotifier for Vm {
         self.walk_young(cpu, (start, end), fast_only, false, |range| {
             self.age_gfn(cpu, range)
         })
+    }
+
+    fn clear_young_each(
+        &self,
+        cpu: &Cpu,
+        start: u64,
+        wanted: &PageMask,
+        fast_only: bool,
+    ) -> PageMask {
+        let mut young = PageMask::EMPTY;
+        let Some((first, last)) = wanted.span() else {
+            return young;
+        };
+        let at = |n: usize| start + n as u64 * PAGE_SIZE;
+        cpu.trace(
+            Event::KvmAgeHva,
+            &[at(first), at(last), u64::from(fast_only)],
+        );
+        self.walk_young(cpu, (at(first), at(last)), fast_only, false, |range| {
+            let hva = range.slot.gfn_to_hva(range.start);
+            let first = ((hva - start) >> PAGE_SHIFT) as usize;
+            self.age_gfns(cpu, range, wanted, first, &mut young);
+            false
+        });
+        young
     }
 
     fn test_young(&self, cpu: &Cpu, address: u64, fast_only: bool) -> bool {

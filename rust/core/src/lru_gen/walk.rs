@@ -19,7 +19,7 @@ use crate::mm::pagetable::{
     ACCESSED, DIRTY, LEVELS, PMD, PTE, PUD, Pte, SPECIAL, TASK_SIZE, level_index, level_size,
 };
 use crate::mm::vma::Vmas;
-use crate::mm::{Kind, Mm, PAGE_SIZE, Vma, Word};
+use crate::mm::{Kind, Mm, PAGE_SIZE, PageMask, Vma, Word};
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::table::TableId;
 use crate::trace::Counter;
@@ -373,6 +373,11 @@ impl<'a> MmWalk<'a> {
     ) -> u64 {
         let has_notifiers = mm.notifiers.has_notifiers();
         let ask = self.rules.ask.filter(|_| has_notifiers);
+        if self.rules.batched
+            && let Some(fast_only) = ask
+        {
+            return self.walk_ptes_batched(cpu, mm, entries, start, new_gen, fast_only);
+        }
         let mut old = 0;
         let mut young = 0;
         for (entry, n) in entries.iter().zip(0..) {
@@ -409,6 +414,58 @@ impl<'a> MmWalk<'a> {
             }
         }
         self.stat(MmStat::LeafOld, old);
+        young
+    }
+}
+
+impl MmWalk<'_> {
+    /// [`walk_ptes`](Self::walk_ptes) that asks once, about all pages that it
+    /// asks about.
+    fn walk_ptes_batched(
+        &mut self,
+        cpu: &Cpu,
+        mm: &Mm,
+        entries: &[AtomicU64],
+        start: u64,
+        new_gen: usize,
+        fast_only: bool,
+    ) -> u64 {
+        let mut wanted = PageMask::EMPTY;
+        let mut primary = PageMask::EMPTY;
+        let masks = wanted.words_mut().iter_mut().zip(primary.words_mut());
+        for (entries, (wanted, primary)) in entries.chunks(u64::BITS as usize).zip(masks) {
+            for (entry, n) in entries.iter().zip(0..) {
+                // Acquire: pairs with the release that published the folio.
+                let pte = Pte(entry.load(Ordering::Acquire));
+                let ours =
+                    pte.is_present() && !pte.has(SPECIAL) && self.folio_behind(cpu, pte).is_some();
+                *wanted |= u64::from(ours) << n;
+                *primary |= u64::from(ours && pte.is_young()) << n;
+            }
+        }
+        if wanted.is_empty() {
+            return 0;
+        }
+        let secondary = mm
+            .notifiers
+            .clear_young_each(cpu, start, &wanted, fast_only);
+        let mut young = 0;
+        for n in (primary | secondary).iter() {
+            let entry = &entries[n];
+            // The table's lock is held: only its accessed and dirty bits may
+            // differ from what was read above.
+            let pte = Pte(entry.load(Ordering::Acquire));
+            if primary.has(n) {
+                // Relaxed: the bit carries nothing but itself.
+                entry.fetch_and(!ACCESSED, Ordering::Relaxed);
+            }
+            // Its owner may have changed meanwhile: then it is not ours to move.
+            if let Some((pfn, word)) = self.folio_behind(cpu, pte) {
+                young += 1;
+                self.promote(cpu, pte, pfn, word, new_gen);
+            }
+        }
+        self.stat(MmStat::LeafOld, wanted.count() - young);
         young
     }
 }

@@ -26,7 +26,7 @@ use crate::kvm::memslot::{GfnRange, Memslot};
 use crate::kvm::protocol::TdpAging;
 use crate::kvm::vcpu::Vcpu;
 use crate::kvm::vm::Vm;
-use crate::mm::Pfn;
+use crate::mm::{PageMask, Pfn};
 use crate::mutant::{self, Mutant};
 use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use crate::sync::lock::SpinLock;
@@ -721,6 +721,95 @@ impl TdpMmu {
             });
         }
         young
+    }
+
+    /// Age single pages of a range: those of `wanted`, in which the first of
+    /// the range is page `first`. A huge leaf is aged for the first of its pages
+    /// that is wanted, as it is where pages are aged one by one.
+    pub fn age_gfns(
+        &self,
+        vm: &Vm,
+        cpu: &Cpu,
+        range: &GfnRange<'_>,
+        wanted: &PageMask,
+        first: usize,
+        young: &mut PageMask,
+    ) {
+        let locked = vm.protocol().tdp_aging == TdpAging::Locked;
+        let _exclusive = (locked && range.lockless).then(|| cpu.write_lock(&vm.mmu_lock));
+        let as_id = range.slot.as_id as u32;
+        let page = |gfn: u64| first + (gfn - range.start) as usize;
+        let guard = cpu.rcu.lock();
+        for root in self.roots_of(&guard, as_id, vm.protocol().all_roots) {
+            self.for_each_run(cpu, root, range.start, range.end, |level, gfn, words| {
+                if level == LEVEL_4K {
+                    let at = (gfn, page(gfn));
+                    Self::age_run_pages(vm, cpu, as_id, at, words, locked, wanted, young);
+                    return true;
+                }
+                let end = range.end.min(gfn + pages_per(level));
+                let mut pages = page(range.start.max(gfn))..page(end);
+                if let Some(n) = pages.find(|&n| wanted.has(n))
+                    && Self::age_run(vm, cpu, as_id, level, gfn, words, locked)
+                {
+                    young.set(n);
+                }
+                true
+            });
+        }
+    }
+
+    /// Age the wanted entries of a run at the lowest level, whose first is GFN
+    /// and page `at`.
+    #[allow(clippy::too_many_arguments)]
+    #[inline]
+    fn age_run_pages(
+        vm: &Vm,
+        cpu: &Cpu,
+        as_id: u32,
+        at: (u64, usize),
+        words: &[AtomicU64],
+        locked: bool,
+        wanted: &PageMask,
+        young: &mut PageMask,
+    ) {
+        let format = vm.format();
+        let (gfn, page) = at;
+        let traced = cpu.is_traced(Event::KvmTdpMmuSpteChanged);
+        let (lines, rest) = if locked || traced || !format.ad_bits {
+            (&[][..], words)
+        } else {
+            words.as_chunks::<LINE>()
+        };
+        let mut aged = 0;
+        for (line, page) in lines.iter().zip((page..).step_by(LINE)) {
+            let wanted = wanted.byte(page);
+            // A cache line is read before any of it is written, as in `age_run`.
+            let seen: [u64; LINE] = std::array::from_fn(|i| line[i].load(Ordering::Relaxed));
+            if wanted == 0 || seen.iter().fold(0, |all, seen| all | seen) & format.accessed == 0 {
+                continue;
+            }
+            let mut found = 0;
+            for i in 0..LINE {
+                if wanted >> i & 1 != 0 && format.is_young_leaf(seen[i], LEVEL_4K) {
+                    format.age_young(&line[i], seen[i]);
+                    found |= 1 << i;
+                }
+            }
+            aged += u64::from(u8::count_ones(found));
+            young.add_byte(page, found);
+        }
+        cpu.count_n(Counter::SpteLoads, (lines.len() * LINE) as u64);
+        cpu.count_n(Counter::SpteFetchAnd, aged);
+        cpu.count_n(Counter::SptesAged, aged);
+        let done = lines.len() * LINE;
+        for (word, n) in rest.iter().zip(done..) {
+            let run = std::slice::from_ref(word);
+            let gfn = gfn + n as u64;
+            if wanted.has(page + n) && Self::age_run(vm, cpu, as_id, LEVEL_4K, gfn, run, locked) {
+                young.set(page + n);
+            }
+        }
     }
 
     /// Age what maps one page, by one walk from the root.
