@@ -33,6 +33,8 @@ EXPERIMENTS = {
     "replay": lab.ReplayDescription(every=20_000),
     "reclaim": lab.ReclaimDescription(memory=8 << 20, workload=lab.Zipf(accesses=20_000)),
     "aging": small(),
+    "estimate": lab.EstimateDescription(every=30_000),
+    "policies": lab.PoliciesDescription(sizes=(0.25, 0.5), algorithms=("lru", "mglru", "belady")),
 }
 
 
@@ -106,7 +108,7 @@ def test_toml_of_everything_reads_back():
         policy='a "quoted"\\ name\n\x7fü.py:Policy',
         host=lab.Machine(memory=1 << 30, swap=5 << 12, capabilities=7, swappiness=0),
         vms=(
-            lab.VirtualMachine(workload=lab.TraceFile("x.csv", "csv"), ad=False),
+            lab.VirtualMachine(workload=lab.TraceWorkload("x.csv", "csv", "address"), ad=False),
             lab.VirtualMachine(3 << 20, 2, "file", "shadow", "v9", "accurate", format="npt"),
             lab.VirtualMachine(workload=lab.HotCold(phases=3, hot_fraction=0.25)),
             lab.VirtualMachine(workload=lab.Sequential(passes=3)),
@@ -270,13 +272,13 @@ def test_a_result_is_no_parameter(own):
         {"workload": lab.HotCold(accesses=6_000)},
         {"workload": lab.Uniform(accesses=6_000)},
         {"workload": lab.Sequential(passes=6)},
-        {"memory": 16 << 20, "workload": lab.TraceFile()},
+        {"memory": 16 << 20, "workload": lab.TraceWorkload()},
     ],
     ids=str,
 )
 def test_estimates_without_a_tlb_are_exact(vm):
     vm = lab.VirtualMachine(**({"memory": 4 << 20, "workload": SMALL} | vm))
-    every = 20_000 if isinstance(vm.workload, lab.TraceFile) else 1_000
+    every = 20_000 if isinstance(vm.workload, lab.TraceWorkload) else 1_000
     row = lab.run(lab.Aging(vms=(vm,), schedule=lab.Schedule(every=every))).row
     assert row["precision"] == row["recall"] == 1.0
     assert row["working_set_error"] == 0.0
@@ -383,6 +385,9 @@ def test_swappiness_and_host_memory_are_the_hosts():
         ["reclaim", "--memory", "8M", "--accesses", "20000", "--pressure", "max"],
         ["reclaim", "--workload", "hot-cold", "--memory", "8M", "--accesses", "20000"],
         ["reclaim", "--workload", "trace", "--every", "9000"],
+        ["estimate", "TRACE", "--every", "100", "--warm-up", "1", "--layout", "address"],
+        ["estimate", "--workload", "zipf", "--memory", "8M", "--accesses", "20000"],
+        ["policies", "--size", "0.5", "--algorithm", "lru", "--algorithm", "mglru"],
     ],
     ids=" ".join,
 )
