@@ -17,7 +17,7 @@ BUILD := $(VENV)/build-$(call hash,find rust -name '*.rs' | LC_ALL=C sort | xarg
 MODULE := python/youngbit/_core.abi3.so
 
 .DEFAULT_GOAL := help
-.PHONY: help run test protocols protocols-full soak wheel wheel-check bench bench-compare bench-peers lint fmt clean build
+.PHONY: help run test docs protocols protocols-full soak wheel wheel-check bench bench-compare bench-peers lint fmt clean build
 
 help:            ## show this
 	@sed -n 's/^\([a-z-]*\): *[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -27,7 +27,7 @@ $(DEPS):
 	@$(CARGO) --version >/dev/null || { echo "youngbit needs cargo, see https://rustup.rs" >&2; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV)
 	$(PY) -m pip install --quiet --upgrade "pip>=25.1"
-	$(PY) -m pip install --quiet --group dev --group bench numpy click rich
+	$(PY) -m pip install --quiet --group dev --group bench --group docs numpy click rich
 	@touch $@
 
 build: $(DEPS)   ## build the extension module, optimised
@@ -56,6 +56,10 @@ test: lint build ## all checks and tests
 	$(PY) -m mypy
 	$(PY) -m mypy.stubtest youngbit._core
 	$(PY) -m pytest --hypothesis-seed=20260727
+
+docs: build      ## build the documentation into out/docs, warnings are errors
+	$(PY) -m sphinx -q -W --keep-going -b html -d $(OUT)/doctrees docs $(OUT)/docs
+	@echo "Wrote $(OUT)/docs/index.html"
 
 protocols: $(DEPS) ## check the lockless protocols, and that every mutant is caught
 	$(PY) tools/protocols.py

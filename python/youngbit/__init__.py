@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from . import access, defaults, errors, lru_gen, oracle, sizes, traces
+from . import access, defaults, errors, lru_gen, oracle, reuse, sizes, traces
 from ._core import build_info
 from .damon import Damon
 from .errors import FormatError, TraceError
@@ -66,6 +66,7 @@ __all__ = [
     "load",
     "lru_gen",
     "oracle",
+    "reuse",
     "sizes",
     "traces",
 ]

@@ -36,6 +36,7 @@ __all__ = [
     "recording_scenario",
     "replay_recording",
     "scan_young",
+    "reuse_distances",
     "set_policy",
     "stream_accesses",
     "swap",
@@ -93,6 +94,7 @@ def replay_recording(recording: bytes, scenario: bytes) -> tuple[int, int, str |
 def scan_young(
     mm: Mm, start: int, pages: int, flush: bool
 ) -> tuple[npt.NDArray[np.bool_], dict[str, int]]: ...
+def reuse_distances(pages: npt.NDArray[np.uint32]) -> npt.NDArray[np.int64]: ...
 def set_policy(host: Host, policy: Policy | None, methods: list[str]) -> None: ...
 def stream_accesses(
     stream: Stream, nr_pages: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import platform
@@ -110,6 +111,21 @@ def _check_target(path: str | None) -> None:
         raise click.UsageError(f"{path}: is a directory")
     if not Path(path).absolute().parent.is_dir():
         raise click.UsageError(f"{path}: there is no directory to write it to")
+
+
+def _check_picture(path: str | None) -> None:
+    """Refuse before the work is done a picture that could not be drawn after it."""
+    if path is None:
+        return
+    from .plot import format_of
+
+    try:
+        format_of(path)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    _check_target(path)
+    if importlib.util.find_spec("matplotlib") is None:
+        _fail("a picture needs matplotlib: pip install 'youngbit[plot]'", EXIT_USAGE)
 
 
 @contextmanager
@@ -270,7 +286,7 @@ def _show_access_tracking(experiment: AccessTracking, json_to: str | None) -> la
               show_default=True, metavar="MASK", help="Mask of lru_gen/enabled.")  # fmt: skip
 @click.option("--format", "format_", type=click.Choice(traces.FORMATS), default=None,
               help="Format of TRACE; otherwise by its ending.")  # fmt: skip
-@click.option("--plot", metavar="FILE", help="Draw the generations over time, as PNG.")
+@click.option("--plot", metavar="FILE", help="Draw the generations over time, .png or .svg.")
 @_print_option
 @_json_option
 def replay(
@@ -290,7 +306,7 @@ def replay(
     one that comes with the package is replayed.
     """
     _check_target(json_to)
-    _check_target(plot)
+    _check_picture(plot)
     experiment = lab.ReplayDescription(
         every=every,
         tlb_entries=tlb_entries,
@@ -333,10 +349,7 @@ def _show_replay(
     if plot is not None:
         from .plot import generations_over_time
 
-        try:
-            generations_over_time(result, plot)
-        except ImportError:
-            _fail("--plot needs matplotlib: pip install 'youngbit[plot]'", EXIT_USAGE)
+        generations_over_time(result, plot)
         if json_to != "-":
             click.echo(f"Wrote {plot}")
     return found
@@ -405,14 +418,20 @@ def info(json_to: str | None) -> None:
         _write_json(about, json_to)
 
 
+def commands() -> click.Group:
+    """Return the command with all of its subcommands."""
+    from . import cli_bench, cli_estimate, cli_lab, cli_lru, cli_plot, cli_traces
+
+    for more in (cli_lru, cli_bench, cli_lab, cli_traces, cli_estimate, cli_plot):
+        more.register(cli)
+    return cli
+
+
 def main() -> None:
     """Run the command; the exit status says what happened."""
-    from . import cli_bench, cli_estimate, cli_lab, cli_lru, cli_traces
-
-    for commands in (cli_lru, cli_bench, cli_lab, cli_traces, cli_estimate):
-        commands.register(cli)
+    command = commands()
     try:
-        cli.main(prog_name="youngbit", standalone_mode=False)
+        command.main(prog_name="youngbit", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         raise SystemExit(EXIT_USAGE) from None

@@ -15,9 +15,8 @@ from . import defaults, lab, traces
 from ._files import atomic_write
 from .cli import (
     EXIT_FAILED,
-    EXIT_USAGE,
+    _check_picture,
     _check_target,
-    _fail,
     _json_option,
     _Number,
     _print_option,
@@ -216,7 +215,7 @@ def _print_conformance(result: ConformanceResult) -> None:
               help="What the guest waits for a page from swap.")  # fmt: skip
 @click.option("--seed", type=_Number(), default=f"{defaults.SEED:#x}", show_default=True,
               help="Of everything random.")  # fmt: skip
-@click.option("--plot", metavar="FILE", help="Draw the runs over time, as PNG.")
+@click.option("--plot", metavar="FILE", help="Draw the runs over time, .png or .svg.")
 @_print_option
 @_json_option
 def reclaim(
@@ -235,7 +234,7 @@ def reclaim(
     hot pages, refaults, pages read from swap, and what the guest waits for them.
     """
     _check_target(json_to)
-    _check_target(plot)
+    _check_picture(plot)
     workload = _workload(source, format_, accesses, absolute=print_experiment)
     try:
         experiment = lab.ReclaimDescription(memory=memory, workload=workload, **options)
@@ -264,10 +263,7 @@ def _show_reclaim(
     if plot is not None:
         from .plot import reclaim_over_time
 
-        try:
-            reclaim_over_time(result, plot)
-        except ImportError:
-            _fail("--plot needs matplotlib: pip install 'youngbit[plot]'", EXIT_USAGE)
+        reclaim_over_time(result, plot)
         if json_to != "-":
             click.echo(f"Wrote {plot}")
     return found

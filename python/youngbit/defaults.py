@@ -42,7 +42,7 @@ SEED: Final = 0x6B8B4567
 # The command `access-tracking`.
 VCPU_BYTES: Final = "1G"
 #: The modelled TLB forgets only what others push out. The test is about page
-#: tables: memory that fits a TLB would seem to stay old, as with `--tlb 1536`.
+#: tables: memory that fits a TLB would seem to stay old, as with ``--tlb 1536``.
 ACCESS_TRACKING_TLB_ENTRIES: Final = 0
 LIVE: Final = True
 

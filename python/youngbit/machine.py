@@ -525,7 +525,7 @@ class Host:
         Args:
             memory: Guest memory.
             vcpus: How many vCPUs.
-            mmu: Which MMU maps guest memory, one of `defaults.MMUS`.
+            mmu: Which MMU maps guest memory, one of ``defaults.MMUS``.
             protocol: How it is aged: ``"baseline"``, ``"v7"`` or ``"v9"``.
             aging_asks: What MGLRU's aging asks on this host from now on:
                 ``"none"``, ``"accurate"`` or ``"fast_only"``; otherwise what the

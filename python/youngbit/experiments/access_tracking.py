@@ -1,4 +1,4 @@
-"""The selftest of the series, `access_tracking_perf_test`, on the model.
+"""The selftest of the series, ``access_tracking_perf_test``, on the model.
 
 Guest memory is populated, written, read, idled and touched again by vCPUs
 alone. Without ``lru_gen`` pages are idled through ``page_idle``. With it they

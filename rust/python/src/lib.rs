@@ -32,7 +32,7 @@ mod _core {
     #[pymodule_export]
     use super::lru::{
         check, fail_swap_writes, format_lru_gen, memcg_read, memcg_write, optimal, parse_lru_gen,
-        proc_read, proc_write, stream_accesses, swap,
+        proc_read, proc_write, reuse_distances, stream_accesses, swap,
     };
     #[pymodule_export]
     use super::mm::{Mm, Registration};
