@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import re
@@ -331,6 +332,16 @@ def test_pressure_keeps_memory_small(by):
     assert max(found.passes["resident_pages"]) <= 512
     assert found.row[f"{COUNTERS}pgsteal"] > 0
     assert lab.run(small()).row[f"{COUNTERS}pgsteal"] == 0
+
+
+def test_generations_that_reclaim_makes_hide_no_touched_page():
+    """Under pressure reclaim ages too: what was touched lies in several generations."""
+    plain = small(pressure=lab.Pressure("max", 0.7), vm={"workload": lab.Uniform(accesses=9_000)},
+                  every=1_000)  # fmt: skip
+    found = lab.run(plain)
+    made = [b - a for a, b in itertools.pairwise(found.passes["max_seq"])]
+    assert max(made) > 1
+    assert found.row["recall"] > 0.99
 
 
 def test_high_throttles_and_reclaims():

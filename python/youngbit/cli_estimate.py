@@ -114,9 +114,7 @@ def estimate(
     """
     _check_target(json_to)
     _check_picture(plot)
-    accessed = _workload(
-        trace_file, workload, format_, accesses, layout, absolute=print_experiment
-    )
+    accessed = _workload(trace_file, workload, format_, accesses, layout, absolute=print_experiment)
     try:
         experiment = lab.EstimateDescription(
             estimators=estimators or tuple(ESTIMATORS),
@@ -211,9 +209,7 @@ def policies(
     """
     _check_target(json_to)
     _check_picture(plot)
-    accessed = _workload(
-        trace_file, workload, format_, accesses, layout, absolute=print_experiment
-    )
+    accessed = _workload(trace_file, workload, format_, accesses, layout, absolute=print_experiment)
     try:
         experiment = lab.PoliciesDescription(
             sizes=sizes or defaults.POLICY_SIZES,

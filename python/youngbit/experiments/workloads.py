@@ -17,7 +17,18 @@ from .heat_map import laid_out
 from .reclaim import Workload
 from .reclaim import trace as traced
 
-__all__ = ["Guest", "HotCold", "Sequential", "TraceFile", "TraceWorkload", "Uniform", "Zipf", "accessed", "read_trace", "recorded"]
+__all__ = [
+    "Guest",
+    "HotCold",
+    "Sequential",
+    "TraceFile",
+    "TraceWorkload",
+    "Uniform",
+    "Zipf",
+    "accessed",
+    "read_trace",
+    "recorded",
+]
 
 
 @dataclass(frozen=True)
