@@ -73,7 +73,8 @@ def _about(workload: dict[str, Any]) -> str:
 
 @click.command()
 @click.option("--every", type=click.IntRange(1), default=None, metavar="N",
-              help="Accesses in an interval; otherwise 4000, or a sixteenth of fewer than 64000.")  # fmt: skip
+              help="Accesses in an interval; otherwise 4000, or a sixteenth of fewer than"
+              " 64000.")  # fmt: skip
 @click.option("--warm-up", type=click.IntRange(0), default=0, show_default=True, metavar="N",
               help="Intervals at the start that are not counted.")  # fmt: skip
 @click.option("--tlb", "tlb_entries", type=click.IntRange(0, 1 << 20),
@@ -149,7 +150,8 @@ def _print_estimate(result: EstimateResult) -> None:
 
 @click.command()
 @click.option("--size", "sizes", type=click.FloatRange(0, 1, min_open=True), multiple=True,
-              help="Share of the footprint that may stay; may be given several times. Otherwise eighths."
+              help="Share of the footprint that may stay; may be given several times."
+              " Otherwise eighths."
               )  # fmt: skip
 @click.option("--algorithm", "algorithms", type=click.Choice(ALGORITHMS), multiple=True,
               help="Only this one; may be given several times.")  # fmt: skip
