@@ -129,6 +129,9 @@ LAYOUTS: Final = ("touch", "address")
 HEAT_MAP_ROWS: Final = 400
 HEAT_MAP_COLUMNS: Final = 400
 
+#: What is shorter is divided into so many intervals.
+FEWEST_INTERVALS: Final = 16
+
 # Plots.
 PLOT_DPI: Final = 120
 
