@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import access, defaults, errors, lru_gen, oracle, reuse, sizes, traces
 from ._core import build_info
+from .damon import Damon
 from .errors import FormatError, TraceError
 from .machine import (
     AgeStats,
@@ -39,6 +40,7 @@ __version__: str = build_info()["version"]
 
 __all__ = [
     "AgeStats",
+    "Damon",
     "FormatError",
     "Generation",
     "GenerationDetail",

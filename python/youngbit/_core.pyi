@@ -10,11 +10,13 @@ from .notifier import MmuNotifier
 from .policy import Policy
 
 __all__ = [
+    "Damon",
     "Host",
     "LruView",
     "Mm",
     "Registration",
     "Scenario",
+    "TraceReader",
     "Vm",
     "bench_run",
     "bench_suites",
@@ -22,6 +24,7 @@ __all__ = [
     "check",
     "counter_help",
     "fail_swap_writes",
+    "format_csv",
     "format_lru_gen",
     "memcg_read",
     "memcg_write",
@@ -30,10 +33,9 @@ __all__ = [
     "parse_scenario",
     "proc_read",
     "proc_write",
-    "read_csv",
-    "read_lackey",
     "recording_scenario",
     "replay_recording",
+    "scan_young",
     "reuse_distances",
     "set_policy",
     "stream_accesses",
@@ -48,7 +50,10 @@ class _BuildInfo(TypedDict):
     rustc: str
     target: str
 
-_Columns = tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64], npt.NDArray[np.bool_], int, int]
+_Columns = tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64], npt.NDArray[np.bool_], int]
+_Regions = tuple[
+    npt.NDArray[np.uint64], npt.NDArray[np.uint64], npt.NDArray[np.uint32], npt.NDArray[np.uint32]
+]
 _Records = tuple[list[str], npt.NDArray[np.uint64], npt.NDArray[np.uint64]]
 
 def bench_run(
@@ -63,8 +68,6 @@ def bench_run(
 def bench_suites() -> list[str]: ...
 def build_info() -> _BuildInfo: ...
 def counter_help() -> list[tuple[str, str]]: ...
-def read_csv(path: str | PathLike[str]) -> _Columns: ...
-def read_lackey(path: str | PathLike[str], window: int, max_instructions: int = 0) -> _Columns: ...
 
 _Lettered = tuple[int, str]
 _Row = tuple[int, int, int, int, bool, bool, tuple[list[list[_Lettered]], list[_Lettered]] | None]
@@ -73,6 +76,9 @@ _Steps = list[tuple[int, str, str]]
 
 def check(host: Host) -> None: ...
 def fail_swap_writes(host: Host, writes: int) -> None: ...
+def format_csv(
+    time: npt.NDArray[np.uint64], page: npt.NDArray[np.uint64], write: npt.NDArray[np.bool_]
+) -> bytes: ...
 def format_lru_gen(histograms: list[_Histogram]) -> str: ...
 def memcg_read(host: Host, memcg: int, file: str) -> str: ...
 def memcg_write(host: Host, memcg: int, file: str, text: bytes) -> dict[str, int]: ...
@@ -85,12 +91,33 @@ def proc_read(host: Host, file: str) -> str: ...
 def proc_write(host: Host, file: str, text: bytes) -> None: ...
 def recording_scenario(recording: bytes) -> tuple[str, int]: ...
 def replay_recording(recording: bytes, scenario: bytes) -> tuple[int, int, str | None]: ...
+def scan_young(
+    mm: Mm, start: int, pages: int, flush: bool
+) -> tuple[npt.NDArray[np.bool_], dict[str, int]]: ...
 def reuse_distances(pages: npt.NDArray[np.uint32]) -> npt.NDArray[np.int64]: ...
 def set_policy(host: Host, policy: Policy | None, methods: list[str]) -> None: ...
 def stream_accesses(
     stream: Stream, nr_pages: int
 ) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.bool_]]: ...
 def swap(host: Host) -> tuple[int, int]: ...
+
+@final
+class Damon:
+    def __new__(
+        cls,
+        mm: Mm,
+        start: int,
+        pages: int,
+        samples: int,
+        min_regions: int,
+        max_regions: int,
+        seed: int,
+    ) -> Damon: ...
+    def prepare(self) -> dict[str, int]: ...
+    def check(self) -> dict[str, int]: ...
+    def aggregate(self) -> _Regions: ...
+    @property
+    def nr_regions(self) -> int: ...
 
 @final
 class LruView:
@@ -195,6 +222,15 @@ class Registration:
     def unregister(self) -> None: ...
     @property
     def has_fast_aging(self) -> bool: ...
+
+@final
+class TraceReader:
+    def __new__(
+        cls, path: str | PathLike[str], format: str, window: int, max_instructions: int
+    ) -> TraceReader: ...
+    def read(self, at_least: int) -> _Columns | None: ...
+    @property
+    def skipped(self) -> int: ...
 
 @final
 class Vm:

@@ -420,9 +420,9 @@ def info(json_to: str | None) -> None:
 
 def commands() -> click.Group:
     """Return the command with all of its subcommands."""
-    from . import cli_bench, cli_lab, cli_lru, cli_plot, cli_report
+    from . import cli_bench, cli_estimate, cli_lab, cli_lru, cli_plot, cli_report, cli_traces
 
-    for more in (cli_lru, cli_bench, cli_lab, cli_plot, cli_report):
+    for more in (cli_lru, cli_bench, cli_lab, cli_traces, cli_estimate, cli_plot, cli_report):
         more.register(cli)
     return cli
 

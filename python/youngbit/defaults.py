@@ -110,6 +110,23 @@ BENCH_SEED: Final = 1
 #: Share of the machine's time used by others above which a result says so.
 BENCH_DISTURBED: Final = 0.05
 
+# Traces.
+#: Time in a snapshot of a DAMON record that is written: the kernel's 100 ms where
+#: a trace's time is nanoseconds, and where it is instructions about as long.
+DAMON_INTERVAL: Final = 100_000_000
+
+# The command `estimate`: the kernel's attributes of DAMON.
+DAMON_SAMPLES: Final = 20
+DAMON_REGIONS: Final = (10, 1000)
+
+# The command `policies`: what memory may stay, as shares of the footprint.
+POLICY_SIZES: Final = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
+
+# The command `heatmap`, and how a trace's pages become a guest's.
+LAYOUTS: Final = ("touch", "address")
+HEAT_MAP_ROWS: Final = 400
+HEAT_MAP_COLUMNS: Final = 400
+
 # Plots.
 PLOT_DPI: Final = 120
 

@@ -1057,6 +1057,26 @@ class Vm:
         """Return for each guest page whether ``page_idle`` says that it is idle."""
         return self._native.test_idle(*self._range(first_page, nr_pages))
 
+    def scan_young(
+        self, first_page: int = 0, nr_pages: int | None = None, *, flush: bool = False
+    ) -> npt.NDArray[np.bool_]:
+        """Return for each guest page whether it was accessed since the last time; clear that.
+
+        Reads the accessed bits of the process and, through the accurate
+        notifiers, of the guest, a page at a time.
+
+        Args:
+            first_page: First guest page.
+            nr_pages: How many; otherwise all that follow.
+            flush: Flush the TLB for each page that was accessed. Otherwise
+                accesses through what it still holds are not seen.
+
+        """
+        first, count = self._range(first_page, nr_pages)
+        start = self.address + first * PAGE_SIZE
+        found, _ = _core.scan_young(self._native.mm, start, count, flush)
+        return found
+
     def _range(self, first_page: int, nr_pages: int | None) -> tuple[int, int]:
         first = _address(first_page, "first_page")
         count = self.nr_pages - first if nr_pages is None else _address(nr_pages, "nr_pages")

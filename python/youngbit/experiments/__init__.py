@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from .access_tracking import AccessTracking, AccessTrackingResult, CheckFailed
 from .bench import Bench, BenchResult
+from .estimate import ESTIMATORS, Estimate, EstimateResult, EstimatorResult
+from .heat_map import HeatMap, HeatMapResult
+from .policies import ALGORITHMS, PoliciesResult, PolicyRow, ReclaimPolicies
 from .reclaim import Reclaim, ReclaimResult, ReclaimRun, Workload
 from .replay import Replay, ReplayPass, ReplayResult
 from .scenario import Conformance, ConformanceResult, Scenario, ScenarioResult
 
 __all__ = [
+    "ALGORITHMS",
+    "ESTIMATORS",
     "AccessTracking",
     "AccessTrackingResult",
     "Bench",
@@ -16,7 +21,15 @@ __all__ = [
     "CheckFailed",
     "Conformance",
     "ConformanceResult",
+    "Estimate",
+    "EstimateResult",
+    "EstimatorResult",
+    "HeatMap",
+    "HeatMapResult",
+    "PoliciesResult",
+    "PolicyRow",
     "Reclaim",
+    "ReclaimPolicies",
     "ReclaimResult",
     "ReclaimRun",
     "Replay",

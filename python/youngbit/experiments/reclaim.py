@@ -25,6 +25,7 @@ from ..oracle import optimal
 from ..sizes import PAGE_SIZE, Pages
 from ..traces import Trace
 from ..units import Accesses, Choice, Mask, Microseconds, Mmu, Share
+from .heat_map import laid_out
 
 __all__ = [
     "Reclaim",
@@ -128,10 +129,11 @@ def hot_cold(pages: int, accesses: int, seed: int) -> Workload:
     return _made("hot-cold", stream, pages)
 
 
-def trace(recorded: Trace) -> Workload:
-    """Return a recorded program as a workload."""
-    about = recorded.to_dict()
-    return Workload.of(Path(about["source"]).name, recorded.frames, recorded.write, about)
+def trace(recorded: Trace, layout: str = "touch") -> Workload:
+    """Return a recorded program as a workload; `heat_map.laid_out` says what a layout is."""
+    about = recorded.to_dict() | {"layout": layout}
+    pages = laid_out(recorded, layout)
+    return Workload.of(Path(about["source"]).name, pages, recorded.write, about)
 
 
 @dataclass(frozen=True)

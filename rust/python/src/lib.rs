@@ -3,6 +3,7 @@
 
 mod bench;
 mod build;
+mod damon;
 mod error;
 mod host;
 mod lru;
@@ -25,6 +26,8 @@ mod _core {
     #[pymodule_export]
     use super::build::{build_info, counter_help};
     #[pymodule_export]
+    use super::damon::{Damon, scan_young};
+    #[pymodule_export]
     use super::host::Host;
     #[pymodule_export]
     use super::lru::{
@@ -38,7 +41,7 @@ mod _core {
     #[pymodule_export]
     use super::scenario::{Scenario, parse_scenario, recording_scenario, replay_recording};
     #[pymodule_export]
-    use super::traces::{read_csv, read_lackey};
+    use super::traces::{TraceReader, format_csv};
     #[pymodule_export]
     use super::vm::Vm;
 }
