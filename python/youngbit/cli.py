@@ -455,10 +455,28 @@ def info(json_to: str | None) -> None:
 
 def commands() -> click.Group:
     """Return the command with all of its subcommands."""
-    from . import cli_bench, cli_estimate, cli_lab, cli_lru, cli_plot, cli_stress, cli_traces
+    from . import (
+        cli_bench,
+        cli_estimate,
+        cli_lab,
+        cli_lru,
+        cli_plot,
+        cli_report,
+        cli_stress,
+        cli_traces,
+    )
 
-    groups = (cli_lru, cli_bench, cli_stress, cli_lab, cli_traces, cli_estimate, cli_plot)
-    for more in groups:
+    rooms = (
+        cli_lru,
+        cli_bench,
+        cli_stress,
+        cli_lab,
+        cli_traces,
+        cli_estimate,
+        cli_plot,
+        cli_report,
+    )
+    for more in rooms:
         more.register(cli)
     return cli
 

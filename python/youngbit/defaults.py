@@ -141,3 +141,13 @@ STRESS_THREADS: Final = 2
 STRESS_AGERS: Final = 2
 STRESS_SECONDS: Final = 10.0
 STRESS_ACCESSES: Final = 1 << 21
+
+# Reports of runs and sweeps: more than that is left out, and the page says so.
+#: Rows of a table.
+REPORT_ROWS: Final = 1000
+#: Runs whose passes are drawn.
+REPORT_RUNS: Final = 24
+#: Columns that a figure's menu offers.
+REPORT_COLUMNS: Final = 60
+#: Values of a parameter that are named; rows of a table that is not folded.
+REPORT_VALUES: Final = 24
