@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .access_tracking import AccessTracking, AccessTrackingResult, CheckFailed
-from .reclaim import Reclaim, ReclaimResult, ReclaimRun, Workload
+from .reclaim import Phase, Reclaim, ReclaimResult, ReclaimRun, Workload
 from .replay import Replay, ReplayPass, ReplayResult
 from .scenario import Conformance, ConformanceResult, Scenario, ScenarioResult
 
@@ -13,6 +13,7 @@ __all__ = [
     "CheckFailed",
     "Conformance",
     "ConformanceResult",
+    "Phase",
     "Reclaim",
     "ReclaimResult",
     "ReclaimRun",
