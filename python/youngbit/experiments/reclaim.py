@@ -275,7 +275,8 @@ class ReclaimResult:
             f"exact LRU has {lru:,}, and evicts {recent['lru']:,} pages used within the window"
             f" before; with 0x8 it is {recent['on']:,}, without {recent['off']:,}"
         )
-        if recent["on"] > recent["lru"] and agings["on"] < agings["off"]:
+        by_reclaim = self.parameters["pressure"] != "proactive"
+        if recent["on"] > recent["lru"] and by_reclaim and agings["on"] < agings["off"]:
             return (
                 f"{told}: reclaim aged {agings['on']:,} times with it and {agings['off']:,}"
                 " without, for it scans fewer pages and runs short of old ones less often"

@@ -256,6 +256,12 @@ pub fn fail_swap_writes(host: &Host, writes: u32) {
     host.core.swap.fail_writes(writes);
 }
 
+/// Let the next writes to files fail.
+#[pyfunction]
+pub fn fail_file_writes(host: &Host, writes: u32) {
+    host.core.spaces.fail_writes(writes);
+}
+
 /// Check that nothing of a quiet host is lost or twice there.
 #[pyfunction]
 pub fn check(py: Python<'_>, host: &Host) -> PyResult<()> {
