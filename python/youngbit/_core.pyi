@@ -90,7 +90,7 @@ def stress_round(
     accesses: int,
     seed: int,
     seconds: float,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], None] | None,
 ) -> _StressRound: ...
 
 _Lettered = tuple[int, str]
