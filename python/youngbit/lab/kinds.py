@@ -58,7 +58,7 @@ class ReclaimDescription(Reclaim):
 
         Args:
             base: Where the name of a trace starts.
-            options: As of `run`.
+            options: As of ``run``.
 
         """
         return self.run(self.accesses(base), **options)
