@@ -16,6 +16,7 @@ from .damon import Damon
 from .errors import FormatError, TraceError
 from .machine import (
     AgeStats,
+    AgingRun,
     Generation,
     GenerationDetail,
     Generations,
@@ -40,6 +41,7 @@ __version__: str = build_info()["version"]
 
 __all__ = [
     "AgeStats",
+    "AgingRun",
     "Damon",
     "FormatError",
     "Generation",

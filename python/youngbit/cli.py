@@ -36,9 +36,11 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 if TYPE_CHECKING:
     _IntType = click.ParamType[int]
+    _TupleType = click.ParamType[tuple[int, ...]]
 else:
     # Generic only in recent versions.
     _IntType = click.ParamType
+    _TupleType = click.ParamType
 
 
 class _Size(_IntType):
@@ -64,6 +66,20 @@ class _Number(_IntType):
         if not 0 <= number < 1 << 63:
             self.fail(f"{value!r} is negative or not below 2**63", param, ctx)
         return number
+
+
+class _Counts(_TupleType):
+    """A number of vCPUs, or several with commas between them."""
+
+    name = "count"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        one = click.IntRange(1, defaults.MAX_VCPUS)
+        return tuple(one.convert(each, param, ctx) for each in str(value).split(","))
 
 
 def _json_option(function: Function) -> Function:
@@ -159,8 +175,8 @@ def cli() -> None:
 @cli.command("access-tracking")
 @click.option("-l", "lru_gen", is_flag=True, help="Idle memory with MGLRU aging, and verify.")
 @click.option("-p", "benchmark", is_flag=True, help="Populate while aging in a loop; needs -l.")
-@click.option("-v", "vcpus", type=click.IntRange(1, defaults.MAX_VCPUS), default=defaults.VCPUS,
-              show_default=True, help="Number of vCPUs.")  # fmt: skip
+@click.option("-v", "vcpus", type=_Counts(), default=str(defaults.VCPUS), show_default=True,
+              metavar="N", help="Number of vCPUs; with --against also several, as 2,4,8,16.")  # fmt: skip
 @click.option("-b", "vcpu_bytes", type=_Size(), default=defaults.VCPU_BYTES, show_default=True,
               help="Memory of each vCPU.")  # fmt: skip
 @click.option("-o", "overlap", is_flag=True, help="Let each vCPU touch the memory of all.")
@@ -171,6 +187,10 @@ def cli() -> None:
               help="Which MMU maps guest memory.")  # fmt: skip
 @click.option("--protocol", type=click.Choice(defaults.PROTOCOLS), default=defaults.PROTOCOL,
               show_default=True, help="How the VM is aged.")  # fmt: skip
+@click.option("--against", type=click.Choice(defaults.PROTOCOLS), default=None,
+              help="With -p: run --protocol and this one in turn, and print ratios.")  # fmt: skip
+@click.option("--repeat", type=click.IntRange(1, 1000), default=defaults.CONTENTION_REPETITIONS,
+              show_default=True, metavar="N", help="Runs of each protocol, with --against.")  # fmt: skip
 @click.option("--aging-asks", type=click.Choice(defaults.AGING_ASKS), default=None,
               help="What MGLRU's aging asks; otherwise what the protocol's kernel does:"
               " baseline and v9 accurate, v7 fast_only.")  # fmt: skip
@@ -202,6 +222,9 @@ def access_tracking(
     l1_no_ad: bool,
     format_: str | None,
     live: bool | None,
+    vcpus: tuple[int, ...],
+    against: str | None,
+    repeat: int,
     **options: Any,
 ) -> None:
     """Run the series' access_tracking_perf_test on the model.
@@ -212,8 +235,20 @@ def access_tracking(
     live = (options["benchmark"] or defaults.LIVE) if live is None else live
     try:
         experiment = AccessTracking(
-            ad=not no_ad, l1_ad=not l1_no_ad, format=format_, live=live, **options
+            ad=not no_ad,
+            l1_ad=not l1_no_ad,
+            format=format_,
+            live=live,
+            vcpus=vcpus[0],
+            **options,
         )
+        if against is not None:
+            from .cli_contention import compare
+
+            compare(experiment, against, vcpus, repeat, json_to)
+            return
+        if len(vcpus) > 1:
+            raise ValueError("several numbers of vCPUs need --against")
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     if print_experiment:
@@ -420,9 +455,28 @@ def info(json_to: str | None) -> None:
 
 def commands() -> click.Group:
     """Return the command with all of its subcommands."""
-    from . import cli_bench, cli_estimate, cli_lab, cli_lru, cli_plot, cli_report, cli_traces
+    from . import (
+        cli_bench,
+        cli_estimate,
+        cli_lab,
+        cli_lru,
+        cli_plot,
+        cli_report,
+        cli_stress,
+        cli_traces,
+    )
 
-    for more in (cli_lru, cli_bench, cli_lab, cli_traces, cli_estimate, cli_plot, cli_report):
+    rooms = (
+        cli_lru,
+        cli_bench,
+        cli_stress,
+        cli_lab,
+        cli_traces,
+        cli_estimate,
+        cli_plot,
+        cli_report,
+    )
+    for more in rooms:
         more.register(cli)
     return cli
 

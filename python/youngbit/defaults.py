@@ -45,6 +45,8 @@ VCPU_BYTES: Final = "1G"
 #: tables: memory that fits a TLB would seem to stay old, as with ``--tlb 1536``.
 ACCESS_TRACKING_TLB_ENTRIES: Final = 0
 LIVE: Final = True
+#: Runs of each protocol that count, with `--against`.
+CONTENTION_REPETITIONS: Final = 5
 
 # The command `replay`.
 REPLAY_EVERY: Final = 4000
@@ -127,8 +129,18 @@ LAYOUTS: Final = ("touch", "address")
 HEAT_MAP_ROWS: Final = 400
 HEAT_MAP_COLUMNS: Final = 400
 
+#: What is shorter is divided into so many intervals.
+FEWEST_INTERVALS: Final = 16
+
 # Plots.
 PLOT_DPI: Final = 120
+
+# The command `mmu-stress`: threads that are vCPUs, those that age, seconds, and
+# accesses of each vCPU in a round.
+STRESS_THREADS: Final = 2
+STRESS_AGERS: Final = 2
+STRESS_SECONDS: Final = 10.0
+STRESS_ACCESSES: Final = 1 << 21
 
 # Reports of runs and sweeps: more than that is left out, and the page says so.
 #: Rows of a table.

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AgeStats",
+    "AgingRun",
     "DebugFs",
     "Generation",
     "GenerationDetail",
@@ -217,6 +218,39 @@ class RunStats:
     def __str__(self) -> str:
         return f"run of {len(self.vcpu_seconds)} vCPUs: {self.seconds:.6f} s; " + _nonzero(
             self.counters
+        )
+
+
+@dataclass(frozen=True)
+class AgingRun:
+    """The aging passes that were made while vCPUs ran."""
+
+    #: Wall time of each pass.
+    seconds: tuple[float, ...]
+    #: Pages that each pass asked secondary MMUs about; 0 where whatever it tried
+    #: to lock was taken.
+    asked: tuple[int, ...]
+    #: Processor time of the thread that aged, ``None`` where the system does not say.
+    cpu_seconds: float | None
+    #: Processor time of all vCPUs, likewise.
+    vcpu_cpu_seconds: float | None
+    #: What the passes counted.
+    counters: Counters
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a plain dict."""
+        return {
+            "seconds": list(self.seconds),
+            "asked": list(self.asked),
+            "cpu_seconds": self.cpu_seconds,
+            "vcpu_cpu_seconds": self.vcpu_cpu_seconds,
+            "counters": dict(self.counters),
+        }
+
+    def __str__(self) -> str:
+        return (
+            f"{len(self.seconds)} aging passes in {sum(self.seconds):.6f} s,"
+            f" {sum(self.asked)} pages asked about; {_nonzero(self.counters)}"
         )
 
 
@@ -998,17 +1032,17 @@ class Vm:
         overlap: bool = False,
         can_swap: bool = True,
         force_scan: bool = True,
-    ) -> tuple[RunStats, list[float]]:
+    ) -> tuple[RunStats, AgingRun]:
         """Run one thread a vCPU, and age in a loop in this thread until all are done.
 
         Returns:
-            What the run did, and the wall time of each aging pass.
+            What the run did, and the aging passes.
 
         Raises:
             OSError: As `run` and `LruGen.age`.
 
         """
-        seconds, vcpus, passes, counters = self._native.run_while_aging(
+        seconds, vcpus, counters, passes, processor, aged = self._native.run_while_aging(
             self._streams(stream),
             overlap,
             lru.memcg.id,
@@ -1016,7 +1050,15 @@ class Vm:
             can_swap,
             force_scan,
         )
-        return RunStats(seconds, tuple(vcpus), counters), passes
+        vcpu_cpu, aging_cpu = processor or (None, None)
+        aging = AgingRun(
+            tuple(each for each, _ in passes),
+            tuple(asked for _, asked in passes),
+            aging_cpu,
+            vcpu_cpu,
+            aged,
+        )
+        return RunStats(seconds, tuple(vcpus), counters), aging
 
     def _streams(self, stream: Stream | Sequence[Stream]) -> list[Stream]:
         streams = [stream] * self.nr_vcpus if isinstance(stream, Stream) else list(stream)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .access_tracking import AccessTracking, AccessTrackingResult, CheckFailed
+from .contention import Contention, ContentionPoint, ContentionResult, ContentionRun, Spread
 from .bench import Bench, BenchResult
 from .estimate import ESTIMATORS, Estimate, EstimateResult, EstimatorResult
 from .heat_map import HeatMap, HeatMapResult
@@ -21,6 +22,10 @@ __all__ = [
     "CheckFailed",
     "Conformance",
     "ConformanceResult",
+    "Contention",
+    "ContentionPoint",
+    "ContentionResult",
+    "ContentionRun",
     "Estimate",
     "EstimateResult",
     "EstimatorResult",
@@ -37,5 +42,6 @@ __all__ = [
     "ReplayResult",
     "Scenario",
     "ScenarioResult",
+    "Spread",
     "Workload",
 ]

@@ -15,7 +15,7 @@ from typing import Any
 
 from .. import access, defaults
 from .._core import build_info
-from ..machine import Generations, Host, LruGen, Mode, Vm
+from ..machine import AgingRun, Counters, Generations, Host, LruGen, Mode, Vm
 from ..sizes import PAGE_SIZE, Pages, parse_size
 from ..units import AgingAsks, Backing, Bytes, Format, Mask, Mmu, Protocol
 
@@ -84,6 +84,9 @@ class AccessTrackingResult:
     failure: CheckFailed | None = None
     vcpu_wall_seconds: float | None = None
     aging_passes: list[float] = field(default_factory=list)
+    #: With ``benchmark``: the passes, and what vCPUs and passes counted.
+    aging: AgingRun | None = None
+    run_counters: Counters = field(default_factory=dict)
     counters: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -119,6 +122,9 @@ class AccessTrackingResult:
                 "average_seconds": (
                     sum(self.aging_passes) / len(self.aging_passes) if self.aging_passes else None
                 ),
+                "asked": 0 if self.aging is None else sum(self.aging.asked),
+                "empty_passes": 0 if self.aging is None else self.aging.asked.count(0),
+                "cpu_seconds": None if self.aging is None else self.aging.cpu_seconds,
             }
         return found
 
@@ -387,8 +393,10 @@ class _Run:
 
     def benchmark(self) -> None:
         stream = access.sequential(write=True, seed=self.experiment.seed)
-        stats, passes = self.vm.run_while_aging(stream, self.lru, overlap=self.experiment.overlap)
+        stats, aging = self.vm.run_while_aging(stream, self.lru, overlap=self.experiment.overlap)
         self.result.generations.append(self.lru.generations())
         self.result.vcpu_wall_seconds = max(stats.vcpu_seconds)
-        self.result.aging_passes = passes
+        self.result.aging_passes = list(aging.seconds)
+        self.result.aging = aging
+        self.result.run_counters = stats.counters
         self.step(POPULATE_ASYNC, self.result.vcpu_wall_seconds)
