@@ -392,7 +392,7 @@ RUNS: dict[str, tuple[lab.Aging | lab.ReplayDescription, type[Exception], str]] 
         "bad.npz: offset 0: found .*expected an .npz archive",
     ),
     "trace-too-large": (
-        lab.Aging(vms=(lab.VirtualMachine(memory=1 << 20, workload=lab.TraceFile()),)),
+        lab.Aging(vms=(lab.VirtualMachine(memory=1 << 20, workload=lab.TraceWorkload()),)),
         ValueError,
         "memory: sort touches 3286 pages, 13459456 bytes, and there are 256 pages",
     ),

@@ -427,6 +427,41 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path):
     assert not results.complete
 
 
+def test_ctrl_c_ends_a_run_whose_policy_hangs(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        POLICIES.replace(
+            "        while True:", "        print('asked', flush=True)\n        while True:"
+        )
+    )
+    (tmp_path / "it.toml").write_text(QUICK + "pressure.by = 'max'\npolicy = 'mine.py:Hangs'\n")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "youngbit", "run", tmp_path / "it.toml"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "asked\n"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 130, err
+    assert err.strip() == "youngbit: interrupted"
+
+
+def test_a_sweep_over_kinds_has_the_columns_of_all(tmp_path):
+    sweep = lab.Sweep(
+        {"experiment": "replay"},
+        points=[
+            {"experiment": "replay", "every": 30_000},
+            {"experiment": "access-tracking", "vcpu_bytes": "4M", "live": False, "lru_gen": True},
+        ],
+    )
+    results = lab.run_sweep(sweep, tmp_path / "results", jobs=1)
+    first, second = results.to_arrow().to_pylist()
+    assert results.failures() == {}
+    assert (first["experiment"], first["every"], first["verdict"]) == ("replay", 30_000, None)
+    assert (second["every"], second["vcpu_bytes"], second["verdict"]) == (None, 4 << 20, "pass")
+
+
 def test_two_sweeps_do_not_write_one_directory(tmp_path):
     sweep = described(QUICK, x="seeds = 2\n")
     with (
@@ -459,64 +494,122 @@ def test_a_failed_write_leaves_no_half_a_line(tmp_path, monkeypatch):
 
 
 DASK = """
-import json, os, signal, sys, warnings
-import distributed
+import json, os, signal, sys
+import dask, distributed
 from youngbit import lab
-import youngbit as yb
 
 if __name__ == "__main__":
-    sweep = lab.Sweep.read(sys.argv[1])
+    folder = sys.argv[1]
+    dask.config.set({
+        "distributed.scheduler.allowed-failures": 1,
+        "distributed.comm.timeouts.connect": "2s",
+    })
+    sweep = lab.Sweep.read(folder + "/it.toml")
+    deadly = lab.Sweep.read(folder + "/deadly.toml")
     with distributed.LocalCluster(
         n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None,
     ) as cluster, distributed.Client(cluster) as client:
+        def at(count, action):
+            done = []
+            def progressed(progress):
+                if progress.done == count and not done:
+                    done.append(action())
+            return progressed
+
+        def run(sweep, name, progressed):
+            return lab.run_sweep(
+                sweep, folder + "/" + name, dask=cluster.scheduler_address,
+                base=folder, progressed=progressed,
+            )
+
         pids = list(client.run(os.getpid).values())
-        killed = []
-        def progressed(progress):
-            if progress.done == 3 and not killed:
-                os.kill(pids[0], signal.SIGKILL)
-                killed.append(pids[0])
-        results = lab.run_sweep(
-            sweep, sys.argv[2], dask=cluster.scheduler_address, progressed=progressed
-        )
+        results = run(sweep, "killed", at(2, lambda: os.kill(pids[0], signal.SIGKILL)))
         rows = results.to_arrow().to_pylist()
-        print(json.dumps({
-            "killed": killed,
+        about = {
+            "killed": pids[0],
             "workers": sorted({int(row["worker"].rpartition(":")[2]) for row in rows}),
             "complete": results.complete,
             "failures": results.failures(),
-        }))
+            "deadly": run(deadly, "deadly", lambda _: None).failures(),
+        }
+        client.close()
+        try:
+            run(sweep, "gone", at(2, cluster.close))
+        except OSError as error:
+            about["gone"] = str(error)
+        print(json.dumps(about))
 """
 
 
-def test_dask_with_a_worker_killed_in_the_middle(tmp_path):
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory) -> tuple[Path, dict]:
+    """What became of three sweeps on a Dask cluster of this machine."""
     pytest.importorskip("distributed")
-    file = tmp_path / "it.toml"
-    file.write_text(SLOW + "\n[sweep]\nseeds = 7\n")
-    (tmp_path / "cluster.py").write_text(DASK)
+    folder = tmp_path_factory.mktemp("cluster")
+    (folder / "it.toml").write_text(SLOW + "\n[sweep]\nseeds = 7\n")
+    (folder / "mine.py").write_text(POLICIES)
+    (folder / "deadly.toml").write_text(
+        QUICK + "pressure.by = 'max'\npolicy = 'mine.py:Dies'\n[sweep]\nseeds = 1\n"
+    )
+    (folder / "cluster.py").write_text(DASK)
     done = subprocess.run(
-        [sys.executable, tmp_path / "cluster.py", file, tmp_path / "dask"],
+        [sys.executable, folder / "cluster.py", folder],
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=110,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    about = json.loads(done.stdout.splitlines()[-1])
-    assert about["killed"]
+    return folder, json.loads(done.stdout.splitlines()[-1])
+
+
+def test_dask_with_a_worker_killed_in_the_middle(cluster, tmp_path):
+    folder, about = cluster
     assert about["complete"]
     assert about["failures"] == {}
     assert len(about["workers"]) >= 2
-    runs = [json.loads(line)["run"] for line in lines(tmp_path / "dask")]
+    runs = [json.loads(line)["run"] for line in lines(folder / "killed")]
     assert sorted(runs) == list(range(7))
-    here = lab.run_sweep(lab.Sweep.read(file), tmp_path / "here", jobs=2)
-    there = yb.load(tmp_path / "dask")
+    here = lab.run_sweep(lab.Sweep.read(folder / "it.toml"), tmp_path / "here", jobs=2)
+    there = yb.load(folder / "killed")
     assert found(there) == found(here)
     timed = [name for name, each in here.passes.columns.items() if each.group == "timing"]
-    assert (
-        there.passes.to_arrow()
-        .drop_columns(timed)
-        .equals(here.passes.to_arrow().drop_columns(timed))
+    passes = [each.passes.to_arrow().drop_columns(timed) for each in (here, there)]
+    assert passes[0].equals(passes[1])
+
+
+def test_a_run_that_kills_every_worker_is_a_failed_one(cluster):
+    [error] = cluster[1]["deadly"].values()
+    assert error.startswith("ChildProcessError: workers died again and again: ")
+
+
+def test_a_sweep_whose_cluster_went_away_goes_on_elsewhere(cluster):
+    folder, about = cluster
+    assert "the Dask cluster went away" in about["gone"]
+    before = lines(folder / "gone")
+    assert 2 <= len(before) < 7
+    seen = []
+    results = lab.run_sweep(
+        lab.Sweep.read(folder / "it.toml"),
+        folder / "gone",
+        jobs=2,
+        progressed=lambda progress: seen.append(progress.before),
     )
+    assert seen[0] == len(before)
+    assert lines(folder / "gone")[: len(before)] == before
+    assert found(results) == found(yb.load(folder / "killed"))
+
+
+def test_a_worker_of_another_version_refuses():
+    from youngbit.lab.worker import Task, execute
+
+    [point] = described(QUICK, x="seeds = 1\n").all()
+    _, row, passes = execute(Task(0, point.experiment, None, "0.0.1"))
+    assert row["status"] == "failed"
+    assert row["error"] == (
+        f"RuntimeError: the worker has youngbit {yb.__version__}, the sweep 0.0.1"
+    )
+    assert passes == {}
 
 
 def test_dask_that_is_not_there(tmp_path, monkeypatch):

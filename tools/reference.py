@@ -27,7 +27,7 @@ def parameters(cls: type) -> list[str]:
         each = getattr(made, name)
         if each is None:
             default = ""
-        elif isinstance(each, tuple) or hasattr(each, "__dataclass_fields__"):
+        elif describe._is_table(each):
             default = "a table" if not isinstance(each, tuple) else "one table"
             kinds = kinds if isinstance(kinds, tuple) else (kinds,)
             inner += [(name, getattr(kind, "__args__", (kind,))[0]) for kind in kinds]

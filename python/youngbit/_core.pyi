@@ -28,6 +28,7 @@ __all__ = [
     "format_lru_gen",
     "memcg_read",
     "memcg_write",
+    "next_seed",
     "optimal",
     "parse_lru_gen",
     "parse_scenario",
@@ -39,6 +40,7 @@ __all__ = [
     "scan_young",
     "set_policy",
     "stream_accesses",
+    "stress_round",
     "swap",
 ]
 
@@ -68,6 +70,27 @@ def bench_run(
 def bench_suites() -> list[str]: ...
 def build_info() -> _BuildInfo: ...
 def counter_help() -> list[tuple[str, str]]: ...
+
+class _StressRound(TypedDict):
+    machine: str
+    accesses: int
+    interrupted: bool
+    wall_ns: int
+    deeds: dict[str, int]
+    counters: dict[str, int]
+    failure: str | None
+
+def next_seed(seed: int) -> int: ...
+def stress_round(
+    mmu: str,
+    protocol: str,
+    threads: int,
+    agers: int,
+    accesses: int,
+    seed: int,
+    seconds: float,
+    progress: Callable[[int], None] | None = None,
+) -> _StressRound: ...
 
 _Lettered = tuple[int, str]
 _Row = tuple[int, int, int, int, bool, bool, tuple[list[list[_Lettered]], list[_Lettered]] | None]

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from .experiments.bench import COMPLETE, BenchResult
+from .experiments.bench import COMPLETE, BenchResult, kind_of
 from .report import Page, new_figure
 
 if TYPE_CHECKING:
@@ -21,15 +21,22 @@ if TYPE_CHECKING:
 
 __all__ = ["build", "published"]
 
-#: Colours that colour-blind readers tell apart, and that a print keeps apart.
-_COLOURS = {
-    "no aging": "#7f7f7f",
-    "v7": "#1b7837",
-    "v9": "#2b83ba",
-    "baseline": "#d7301f",
+#: Colour and marker of each contestant: colour-blind readers tell them apart,
+#: and so do those of a print without colours.
+_STYLES = {
+    "no aging": ("#7f7f7f", "o"),
+    "v7": ("#1b7837", "^"),
+    "v9": ("#2b83ba", "v"),
+    "baseline": ("#d7301f", "s"),
+    "flat scan": ("#000000", "."),
+    "flat fetch_and": ("#7f7f7f", "."),
+    "test": ("#2b83ba", "o"),
+    "age, fetch_and": ("#1b7837", "^"),
+    "age, compare-and-exchange": ("#762a83", "D"),
+    "age, plain store under a lock": ("#d7301f", "s"),
 }
 _OTHERS = ("#762a83", "#8c510a", "#01665e", "#c51b7d", "#4d4d4d", "#bf812d", "#35978f")
-_MARKERS = "osD^vPX*<>"
+_MARKERS = "DPX*<>p"
 #: The series calls its two contestants so.
 _NAMES = {"v7": "v7, lockless", "baseline": "baseline, locked", "v9": "v9"}
 
@@ -44,12 +51,10 @@ def published() -> dict[str, Any]:
     return data
 
 
-def _colour(name: str) -> str:
-    return _COLOURS.get(name) or _OTHERS[sum(map(ord, name)) % len(_OTHERS)]
-
-
-def _marker(name: str) -> str:
-    return _MARKERS[sum(map(ord, name)) % len(_MARKERS)]
+def _style(name: str) -> tuple[str, str]:
+    """Colour and marker of a contestant, the same in every figure."""
+    other = sum(map(ord, name))
+    return _STYLES.get(name) or (_OTHERS[other % len(_OTHERS)], _MARKERS[other % len(_MARKERS)])
 
 
 def _select(result: BenchResult, suite: str, metric: str, case: str = "") -> list[Row]:
@@ -90,10 +95,10 @@ def _line(
     y = [point[1] for point in points]
     below = [max(point[1] - point[2], 0.0) for point in points]
     above = [max(point[3] - point[1], 0.0) for point in points]
-    style.setdefault("marker", _marker(name))
+    style.setdefault("marker", _style(name)[1])
     style.setdefault("lw", 1.6)
     axes.errorbar(
-        x, y, yerr=(below, above), label=_NAMES.get(name, name), color=colour or _colour(name),
+        x, y, yerr=(below, above), label=_NAMES.get(name, name), color=colour or _style(name)[0],
         capsize=3, ms=5, **style,
     )  # fmt: skip
 
@@ -115,48 +120,58 @@ def _shade(axes: Axes, rows: list[Row]) -> None:
     axes.axvspan(left, right, color="0.93", zorder=0, label="more threads than processors")
 
 
-def _panels(result: BenchResult, metric: str, case: str) -> dict[str, list[Row]]:
-    return _by(_select(result, "contention", metric, case), "mmu")
+Panels = dict[tuple[str, str], list[Row]]
+
+
+def _panels(result: BenchResult, metric: str) -> Panels:
+    """Rows of a figure by what faults are like, and by MMU."""
+    panels: Panels = {}
+    for row in _select(result, "contention", metric):
+        panels.setdefault((kind_of(row), row["parameters"]["mmu"]), []).append(row)
+    return panels
 
 
 def _vcpus(row: Row) -> float:
     return float(row["parameters"]["vcpus"])
 
 
-def _over_vcpus(
-    panels: dict[str, list[Row]],
-    draw: Callable[[Axes, str, list[Row]], None],
-    height: float = 4.6,
-) -> Figure | None:
-    """Draw a panel an MMU over the number of vCPUs."""
+def _over_vcpus(panels: Panels, draw: Callable[[Axes, str, list[Row]], None]) -> Figure | None:
+    """Draw panels over the number of vCPUs: a line of them a kind, a column an MMU."""
     if not panels:
         return None
-    figure = new_figure(max(5.5, 5.2 * len(panels)), height)
-    grid = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
-    for axes, (mmu, rows) in zip(grid, panels.items(), strict=True):
-        _shade(axes, rows)
-        draw(axes, mmu, rows)
-        axes.set_title(f"{mmu} MMU")
-        _powers(axes, [_vcpus(row) for row in rows], "vCPUs")
-        axes.grid(alpha=0.3, which="both")
-        axes.tick_params(labelleft=True)
-    # One legend: the panels have the same contestants.
-    handles, labels = grid[0].get_legend_handles_labels()
-    grid[0].legend(handles, labels, fontsize="small")
+    kinds = list(dict.fromkeys(kind for kind, _ in panels))
+    mmus = list(dict.fromkeys(mmu for _, mmu in panels))
+    figure = new_figure(max(5.5, 5.2 * len(mmus)), 4.0 * len(kinds) + 0.5)
+    grid = figure.subplots(len(kinds), len(mmus), squeeze=False, sharey=True)
+    for line, kind in zip(grid, kinds, strict=True):
+        for axes, mmu in zip(line, mmus, strict=True):
+            rows = panels.get((kind, mmu))
+            if not rows:
+                axes.set_axis_off()
+                continue
+            _shade(axes, rows)
+            draw(axes, mmu, rows)
+            axes.set_title(f"{mmu} MMU, {kind}")
+            _powers(axes, [_vcpus(row) for row in rows], "vCPUs")
+            axes.grid(alpha=0.3, which="both")
+            axes.tick_params(labelleft=True)
+    # One legend: the panels have the same contestants, and the first has all else.
+    handles, labels = grid[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize="small", loc="outside lower center", ncols=3)
     return figure
 
 
 def _pass_time(result: BenchResult) -> Figure | None:
-    panels = _panels(result, "aging_pass_seconds", "throughput")
-    cpu = _panels(result, "aging_pass_cpu_seconds", "throughput")
+    panels = _panels(result, "aging_pass_seconds")
+    cpu = _panels(result, "aging_pass_cpu_seconds")
 
     def draw(axes: Axes, mmu: str, rows: list[Row]) -> None:
         for name, mine in _by(rows, "contestant").items():
             _line(axes, name, [(_vcpus(r), r["median"], r["min"], r["max"]) for r in mine])
-        for name, mine in _by(cpu.get(mmu, []), "contestant").items():
+        for name, mine in _by(cpu.get((kind_of(rows[0]), mmu), []), "contestant").items():
             points = [(_vcpus(r), r["median"], r["median"], r["median"]) for r in mine]
             _line(axes, f"{_NAMES.get(name, name)}: processor time", points,
-                  colour=_colour(name), marker="", ls=":", lw=1.2)  # fmt: skip
+                  colour=_style(name)[0], marker="", ls=":", lw=1.2)  # fmt: skip
         axes.set_yscale("log")
         axes.set_ylabel("an aging pass, seconds")
 
@@ -164,7 +179,7 @@ def _pass_time(result: BenchResult) -> Figure | None:
 
 
 def _pass_ratio(result: BenchResult) -> Figure | None:
-    panels = _panels(result, "aging_pass_seconds", "throughput")
+    panels = _panels(result, "aging_pass_seconds")
     theirs = [
         (row["vcpus"], row["pass_s_locked"] / row["pass_s_lockless"]) for row in published()["rows"]
     ]
@@ -175,7 +190,7 @@ def _pass_ratio(result: BenchResult) -> Figure | None:
             for row in rows
             if row["contestant"] == "baseline" and (ratio := _ratio(row, "v7"))
         ]
-        _line(axes, "here", points, colour=_COLOURS["baseline"], marker="o")
+        _line(axes, "here", points, colour=_style("baseline")[0], marker="o")
         if mmu == "tdp":
             most = max((_vcpus(row) for row in rows), default=1.0)
             known = [point for point in theirs if point[0] <= most]
@@ -194,11 +209,11 @@ def _pass_ratio(result: BenchResult) -> Figure | None:
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.set_ylabel("locked pass / lockless pass")
 
-    return _over_vcpus(panels, draw, 4.2)
+    return _over_vcpus(panels, draw)
 
 
 def _slowdown(result: BenchResult) -> Figure | None:
-    panels = _panels(result, "vcpu_wall_ns_per_page", "throughput")
+    panels = _panels(result, "vcpu_wall_ns_per_page")
 
     def draw(axes: Axes, mmu: str, rows: list[Row]) -> None:
         for name, mine in _by(rows, "contestant").items():
@@ -215,7 +230,7 @@ def _slowdown(result: BenchResult) -> Figure | None:
                 axes.plot(
                     [row["vcpus"] for row in known],
                     [row[f"wall_s_{key}"] / row["wall_s_no_aging"] for row in known],
-                    color=_colour(name), ls="--", lw=1, marker="s", ms=4, mfc="white",
+                    color=_style(name)[0], ls="--", lw=1, marker="s", ms=4, mfc="white",
                     label=f"published, {key}",
                 )  # fmt: skip
         axes.axhline(1, color="black", lw=0.8)
@@ -277,17 +292,22 @@ def _latency(result: BenchResult) -> Figure | None:
     ]
     if not rows:
         return None
-    mmus = _by(rows, "mmu")
+    lines: Panels = {}
+    for row in rows:
+        lines.setdefault((kind_of(row), row["parameters"]["mmu"]), []).append(row)
     counts = sorted({int(_vcpus(row)) for row in rows})
     if len(counts) > 4:
         counts = [counts[0], counts[1], counts[-2], counts[-1]]
     percents = sorted({p for row in rows if (p := _percentile(row["metric"]["name"])) is not None})
     names = ["maximum" if percent == 100 else f"p{percent:g}" for percent in percents]
-    figure = new_figure(max(6.0, 3.0 * len(counts)), 3.3 * len(mmus))
-    grid = figure.subplots(len(mmus), len(counts), squeeze=False, sharex=True, sharey=True)
-    for line, (mmu, of_mmu) in zip(grid, mmus.items(), strict=True):
+    figure = new_figure(max(6.0, 3.0 * len(counts)), 2.9 * len(lines) + 0.5)
+    grid = figure.subplots(len(lines), len(counts), squeeze=False, sharey=True)
+    for line, ((kind, mmu), of_line) in zip(grid, lines.items(), strict=True):
         for axes, count in zip(line, counts, strict=True):
-            here = [row for row in of_mmu if _vcpus(row) == count]
+            here = [row for row in of_line if _vcpus(row) == count]
+            if not here:
+                axes.set_axis_off()
+                continue
             contestants = _by(here, "contestant")
             for number, (name, mine) in enumerate(contestants.items()):
                 shift = 0.09 * (number - (len(contestants) - 1) / 2)
@@ -298,14 +318,14 @@ def _latency(result: BenchResult) -> Figure | None:
                 ]
                 _line(axes, name, points)
             crowded = ", crowded" if any(row["oversubscribed"] for row in here) else ""
-            axes.set_title(f"{mmu}, {count} vCPU{'s' * (count > 1)}{crowded}", fontsize="medium")
+            title = f"{mmu}, {kind}\n{count} vCPU{'s' * (count > 1)}{crowded}"
+            axes.set_title(title, fontsize="medium")
             axes.set_yscale("log")
             axes.set_xticks(range(len(names)), names)
             axes.grid(alpha=0.3)
         line[0].set_ylabel("latency of a guest's fault, ns")
-    grid[0][0].legend(fontsize="small")
-    for axes in grid[-1]:
-        axes.set_xlabel("share of faults that were faster")
+    handles, labels = grid[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize="small", loc="outside lower center", ncols=4)
     return figure
 
 
@@ -320,24 +340,30 @@ def _spte(result: BenchResult) -> Figure | None:
     drawn = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     for axes, (setter, mine) in zip(drawn, panels.items(), strict=True):
         for name, points in _by(mine, "contestant").items():
-            limit = name.startswith("flat")
             _line(
-                axes, name,
-                [(float(r["parameters"]["young_percent"]), r["median"], r["min"], r["max"])
-                 for r in points],
-                colour=("black" if name == "flat scan" else "#7f7f7f") if limit else None,
-                ls="--" if limit else "-",
-            )  # fmt: skip
+                axes,
+                name,
+                [
+                    (float(r["parameters"]["young_percent"]), r["median"], r["min"], r["max"])
+                    for r in points
+                ],
+                ls="--" if name.startswith("flat") else "-",
+            )
         axes.set_title("beside a thread that sets bits" if setter == "true" else "alone")
         axes.set_xscale("symlog", linthresh=1)
         axes.set_xticks([0, 1, 10, 50, 100], ["0", "1", "10", "50", "100"])
         axes.set_xlabel("young entries, percent")
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.set_yticks([0.1, 0.2, 0.5, 1, 2, 5, 10, 20])
+        axes.minorticks_off()
+        low = min(row["min"] for row in rows)
+        axes.set_ylim(low / 1.3, max(row["max"] for row in rows) * 1.3)
         axes.set_ylabel("processor ns for each entry")
         axes.tick_params(labelleft=True)
         axes.grid(alpha=0.3, which="both")
-    drawn[0].legend(fontsize="x-small")
+    handles, labels = drawn[0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize="small", loc="outside lower center", ncols=3)
     return figure
 
 
@@ -435,49 +461,42 @@ def _spread(values: dict[str, Any] | None, digits: int = 2) -> str | None:
 
 def _comparison(page: Page, result: BenchResult) -> None:
     """Show the published table beside ours, as ratios."""
-    found = {(line["mmu"], line["vcpus"]): line for line in result.contention()}
     data = published()
-    passes, guests = [], []
-    for count in sorted({count for _, count in found} | {row["vcpus"] for row in data["rows"]}):
-        theirs = next((row for row in data["rows"] if row["vcpus"] == count), None)
-        ours = [found.get((mmu, count), {}) for mmu in ("tdp", "shadow")]
-        crowded = (
-            "more threads than processors"
-            if any(each.get("oversubscribed") for each in ours)
-            else None
+    theirs = {row["vcpus"]: row for row in data["rows"]}
+    found = {(line["kind"], line["mmu"], line["vcpus"]): line for line in result.contention()}
+    for kind in dict.fromkeys(kind for kind, _, _ in found):
+        passes, guests = [], []
+        counts = {count for each, _, count in found if each == kind}
+        for count in sorted(counts | set(theirs)):
+            ours = [found.get((kind, mmu, count), {}) for mmu in ("tdp", "shadow")]
+            known: list[str | None] = [None, None, None]
+            if count in theirs:
+                row = theirs[count]
+                known = [
+                    f"{row['pass_s_locked'] / row['pass_s_lockless']:.2f}",
+                    f"{row['wall_s_locked'] / row['wall_s_no_aging']:.2f}",
+                    f"{row['wall_s_lockless'] / row['wall_s_no_aging']:.2f}",
+                ]
+            crowd = any(each.get("oversubscribed") for each in ours)
+            note = "more threads than processors" if crowd else None
+            here = [_spread(each.get("pass")) for each in ours]
+            passes.append([str(count), known[0], *here, note])
+            here = [_spread(each.get(f"guest_{key}")) for each in ours
+                    for key in ("locked", "lockless")]  # fmt: skip
+            guests.append([str(count), *known[1:], *here, note])
+        page.table(
+            ["vCPUs", "published", "here, tdp", "here, shadow", ""],
+            passes,
+            caption=f"{kind}: time of a locked pass / time of a lockless one, median (least to"
+            f" most). Published: {data['source']}.",
         )
-        known: list[str | None] = [None, None, None]
-        if theirs is not None:
-            none = theirs["wall_s_no_aging"]
-            known = [
-                f"{theirs['pass_s_locked'] / theirs['pass_s_lockless']:.2f}",
-                f"{theirs['wall_s_locked'] / none:.2f}",
-                f"{theirs['wall_s_lockless'] / none:.2f}",
-            ]
-        passes.append(
-            [
-                str(count),
-                known[0],
-                *(_spread(each.get("pass")) for each in ours),
-                crowded,
-            ]
-        )
-        walls = [
-            _spread(each.get(key)) for each in ours for key in ("guest_locked", "guest_lockless")
-        ]
-        guests.append([str(count), *known[1:], *walls, crowded])
-    page.table(
-        ["vCPUs", "published", "here, tdp", "here, shadow", ""],
-        passes,
-        caption="Time of a locked pass / time of a lockless one, median (least to most)."
-        f" Published: {data['source']}.",
-    )
-    page.table(
-        ["vCPUs", "published, locked", "lockless", "tdp, locked", "lockless",
-         "shadow, locked", "lockless", ""],
-        guests,
-        caption="Wall time of the guest while it is aged / without aging, median (least to most).",
-    )  # fmt: skip
+        page.table(
+            ["vCPUs", "published, locked", "lockless", "tdp, locked", "lockless",
+             "shadow, locked", "lockless", ""],
+            guests,
+            caption=f"{kind}: wall time of the guest while it is aged / without aging, median"
+            " (least to most).",
+        )  # fmt: skip
 
 
 def _tables(page: Page, result: BenchResult) -> None:

@@ -187,6 +187,7 @@ class _Printer:
             table = Table(box=None, pad_edge=False, header_style="bold")
             for name in ("mmu", "vCPUs"):
                 table.add_column(name, justify="right")
+            table.add_column("")
             for name in _SUMMARY.values():
                 table.add_column(name, justify="right")
             table.add_column("")
@@ -194,6 +195,7 @@ class _Printer:
                 table.add_row(
                     line["mmu"],
                     str(line["vcpus"]),
+                    line["kind"],
                     *(_times(line[key]) for key in _SUMMARY),
                     "more threads than processors" if line["oversubscribed"] else "",
                 )

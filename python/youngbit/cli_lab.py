@@ -21,6 +21,7 @@ from .cli import (
     _show_replay,
     _write_json,
 )
+from .cli_estimate import _show_estimate, _show_policies
 from .cli_lru import _print_table, _show_reclaim, _table
 from .experiments.aging import AgingPass
 from .lab import store
@@ -71,6 +72,10 @@ def _show(experiment: lab.Experiment, json_to: str | None, base: Path) -> lab.Re
         return _show_replay(experiment, json_to, base=base)
     if isinstance(experiment, lab.ReclaimDescription):
         return _show_reclaim(experiment, json_to, base=base)
+    if isinstance(experiment, lab.EstimateDescription):
+        return _show_estimate(experiment, json_to, base=base)
+    if isinstance(experiment, lab.PoliciesDescription):
+        return _show_policies(experiment, json_to, base=base)
     with _progress("run", None) as advance:
         callbacks: dict[str, Any] = {}
         if isinstance(experiment, lab.Aging):

@@ -271,17 +271,18 @@ def _show_reclaim(
 
 def _workload(
     source: str, format_: str | None, accesses: int, *, absolute: bool
-) -> lab.Zipf | lab.HotCold | lab.TraceFile:
+) -> lab.Zipf | lab.HotCold | lab.TraceWorkload:
     if source == "zipf":
         return lab.Zipf(accesses)
     if source == "hot-cold":
         return lab.HotCold(accesses)
     if source == "trace":
-        return lab.TraceFile()
+        return lab.TraceWorkload()
     if not Path(source).exists():
         known = ", ".join(defaults.RECLAIM_WORKLOADS)
         raise click.UsageError(f"--workload: {source!r} is none of {known}, and no file")
-    return _trace_file(source, format_, absolute=absolute)
+    named = _trace_file(source, format_, absolute=absolute)
+    return lab.TraceWorkload(named.file, named.format)
 
 
 def _print_reclaim(result: ReclaimResult) -> None:

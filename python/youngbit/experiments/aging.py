@@ -41,7 +41,7 @@ from ..units import (
     Seconds,
     Share,
 )
-from .workloads import Guest, TraceFile, Zipf, recorded, vcpu_seed
+from .workloads import Guest, TraceWorkload, Zipf, recorded, vcpu_seed
 
 __all__ = ["Aging", "AgingPass", "AgingResult", "Machine", "Pressure", "Schedule", "VirtualMachine"]
 
@@ -116,7 +116,7 @@ class VirtualMachine:
             raise ValueError(
                 f"memory: {self.memory} bytes are not a multiple of the backing, {self.backing}"
             )
-        if isinstance(self.workload, TraceFile) and self.vcpus > 1:
+        if isinstance(self.workload, TraceWorkload) and self.vcpus > 1:
             raise ValueError(f"vcpus: a trace is one vCPU's accesses, not {self.vcpus}'s")
 
 
@@ -303,7 +303,7 @@ class _Run:
         sizes = []
         for number, each in enumerate(experiment.vms):
             pages = None if each.memory is None else each.memory // PAGE_SIZE
-            if isinstance(each.workload, TraceFile):
+            if isinstance(each.workload, TraceWorkload):
                 own = [recorded(each.workload, pages, 0, base)]
                 pages = pages or each.workload.read(base).nr_pages
             else:

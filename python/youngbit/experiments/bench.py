@@ -153,7 +153,7 @@ class BenchResult:
         ]
 
     def contention(self) -> list[dict[str, Any]]:
-        """Ratios of the suite `contention`, by MMU and number of vCPUs.
+        """Ratios of the suite `contention`, by MMU, kind of case, and number of vCPUs.
 
         `pass` is the time of a locked pass over that of a lockless one, `p99`
         the same of a guest's faults; `guest_locked` and `guest_lockless` are
@@ -161,29 +161,31 @@ class BenchResult:
         measured.
         """
         wanted = {
-            ("aging_pass_seconds", "throughput", "baseline"): ("pass", "v7"),
-            ("vcpu_wall_ns_per_page", "throughput", "baseline"): ("guest_locked", "no aging"),
-            ("vcpu_wall_ns_per_page", "throughput", "v7"): ("guest_lockless", "no aging"),
-            ("fault_p99_ns", "latency", "baseline"): ("p99", "v7"),
+            ("aging_pass_seconds", "baseline"): ("pass", "v7"),
+            ("vcpu_wall_ns_per_page", "baseline"): ("guest_locked", "no aging"),
+            ("vcpu_wall_ns_per_page", "v7"): ("guest_lockless", "no aging"),
+            ("fault_p99_ns", "baseline"): ("p99", "v7"),
         }
-        lines: dict[tuple[str, int], dict[str, Any]] = {}
+        lines: dict[tuple[str, str, int], dict[str, Any]] = {}
         for row in self.rows:
             if row["suite"] != "contention":
                 continue
             mmu, vcpus = row["parameters"]["mmu"], int(row["parameters"]["vcpus"])
+            kind = kind_of(row)
             line = lines.setdefault(
-                (mmu, vcpus),
-                {"mmu": mmu, "vcpus": vcpus, "oversubscribed": row["oversubscribed"]}
-                | dict.fromkeys(key for key, _ in wanted.values()),
+                (mmu, kind, vcpus),
+                {
+                    "mmu": mmu,
+                    "vcpus": vcpus,
+                    "kind": kind,
+                    "oversubscribed": row["oversubscribed"],
+                    **dict.fromkeys(key for key, _ in wanted.values()),
+                },
             )
-            for (metric, case, contestant), (key, to) in wanted.items():
-                if (
-                    row["metric"]["name"] == metric
-                    and row["case"].endswith(case)
-                    and row["contestant"] == contestant
-                ):
-                    line[key] = next((r for r in row["ratios"] if r["to"] == to), None)
-        return list(lines.values())
+            key, to = wanted.get((row["metric"]["name"], row["contestant"]), (None, None))
+            if key is not None:
+                line[key] = next((each for each in row["ratios"] if each["to"] == to), None)
+        return [lines[key] for key in sorted(lines, key=lambda key: (key[0] != "tdp", *key))]
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as a plain dict; ``docs/json.md`` specifies it."""
@@ -213,6 +215,12 @@ class BenchResult:
         if missing:
             raise ValueError(f"a result of {SCHEMA} lacks {', '.join(missing)}")
         return cls(**{name: data[name] for name in names})
+
+
+def kind_of(row: dict[str, Any]) -> str:
+    """Return what a case is about, beside its MMU and vCPUs: the end of its name."""
+    kind: str = row["case"].rpartition(", ")[2]
+    return kind
 
 
 def read(path: str | os.PathLike[str]) -> BenchResult:

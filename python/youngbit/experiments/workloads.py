@@ -11,10 +11,24 @@ import numpy as np
 
 from .. import access, defaults, traces
 from ..access import Recorded, Stream
-from ..sizes import PAGE_SIZE
+from ..sizes import PAGE_SIZE, parse_pages
 from ..units import Accesses, Choice, Share
+from .heat_map import laid_out
+from .reclaim import Workload
+from .reclaim import trace as traced
 
-__all__ = ["Guest", "HotCold", "Sequential", "TraceFile", "Uniform", "Zipf", "read_trace"]
+__all__ = [
+    "Guest",
+    "HotCold",
+    "Sequential",
+    "TraceFile",
+    "TraceWorkload",
+    "Uniform",
+    "Zipf",
+    "accessed",
+    "read_trace",
+    "recorded",
+]
 
 
 @dataclass(frozen=True)
@@ -134,8 +148,21 @@ class TraceFile:
         return read_trace(self.file, self.format, base)
 
 
+@dataclass(frozen=True)
+class TraceWorkload(TraceFile):
+    """A recorded program, as what a guest does.
+
+    Attributes:
+        layout: How pages of the program become the guest's: numbered by first touch, or
+            by address without the gaps.
+
+    """
+
+    layout: Annotated[str, Choice(defaults.LAYOUTS)] = "touch"
+
+
 #: Any of them, chosen by the key ``kind``.
-Guest: TypeAlias = Sequential | Uniform | Zipf | HotCold | TraceFile
+Guest: TypeAlias = Sequential | Uniform | Zipf | HotCold | TraceWorkload
 
 
 @functools.lru_cache(maxsize=2)
@@ -170,17 +197,34 @@ def recorded(guest: Guest, pages: int | None, seed: int, base: Path | None) -> R
         ValueError: If a trace needs more pages than there are.
 
     """
-    if isinstance(guest, TraceFile):
+    if isinstance(guest, TraceWorkload):
         trace = guest.read(base)
         if pages is not None and trace.nr_pages > pages:
             raise ValueError(
                 f"memory: {guest.file} touches {trace.nr_pages} pages,"
                 f" {trace.nr_pages * PAGE_SIZE} bytes, and there are {pages} pages"
             )
-        return access.trace(trace)
+        return Recorded(laid_out(trace, guest.layout), trace.write)
     if pages is None:
         raise ValueError(f"memory: a guest of {guest.tag} accesses needs a size")
     return access.record(guest.stream(seed), pages)
+
+
+def accessed(guest: Guest, memory: int, seed: int, base: Path | None) -> Workload:
+    """Return the accesses of a guest with one vCPU, and what is known of them.
+
+    Args:
+        guest: What it does.
+        memory: Its memory in bytes; a trace has its own footprint instead.
+        seed: Of everything random.
+        base: Where the name of a trace starts.
+
+    """
+    if isinstance(guest, TraceWorkload):
+        return traced(guest.read(base), guest.layout)
+    stream = guest.stream(seed)
+    made = access.record(stream, parse_pages(memory, what="memory"))
+    return Workload.of(guest.tag, made.pages, made.writes, stream.to_dict())
 
 
 def vcpu_seed(seed: int, vm: int, vcpu: int) -> int:

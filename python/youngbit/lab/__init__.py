@@ -8,7 +8,14 @@ from __future__ import annotations
 
 from ..experiments.access_tracking import AccessTracking
 from ..experiments.aging import Aging, Machine, Pressure, Schedule, VirtualMachine
-from ..experiments.workloads import HotCold, Sequential, TraceFile, Uniform, Zipf
+from ..experiments.workloads import (
+    HotCold,
+    Sequential,
+    TraceFile,
+    TraceWorkload,
+    Uniform,
+    Zipf,
+)
 from .columns import Column, column
 from .experiment import (
     KINDS,
@@ -22,7 +29,12 @@ from .experiment import (
     run,
     to_toml,
 )
-from .kinds import ReclaimDescription, ReplayDescription
+from .kinds import (
+    EstimateDescription,
+    PoliciesDescription,
+    ReclaimDescription,
+    ReplayDescription,
+)
 from .plan import Range, Sweep
 from .results import Results, Table, load
 from .sweep import Progress, run_sweep
@@ -32,11 +44,13 @@ __all__ = [
     "AccessTracking",
     "Aging",
     "Column",
+    "EstimateDescription",
     "Experiment",
     "HotCold",
     "Kind",
     "Machine",
     "Measured",
+    "PoliciesDescription",
     "Pressure",
     "Progress",
     "Range",
@@ -49,6 +63,7 @@ __all__ = [
     "Sweep",
     "Table",
     "TraceFile",
+    "TraceWorkload",
     "Uniform",
     "VirtualMachine",
     "Zipf",

@@ -225,6 +225,9 @@ def convert(value: Any, hint: Any, path: Path) -> Any:
         if not isinstance(value, list):
             raise _refuse(path, "a list", value)
         inner = get_args(kind)[0]
+        expected = get_args(kind)
+        if expected[-1] is not ... and len(value) != len(expected):
+            raise Wrong(path, f"expected {len(expected)} values, found {len(value)}")
         return tuple(convert(each, inner, (*path, i)) for i, each in enumerate(value))
     if unit == "bytes" and isinstance(value, (str, int)) and not isinstance(value, bool):
         try:
@@ -307,6 +310,9 @@ def docs(cls: Any) -> dict[str, str]:
 def units(cls: type, name: str) -> str:
     """Return the unit of a field: a unit, or what values it takes."""
     kind, notes = _bare(_hints(cls)[name])
+    if get_origin(kind) is tuple:
+        kind, inner = _bare(get_args(kind)[0])
+        notes += inner
     for note in notes:
         if isinstance(note, Unit):
             return note.name
@@ -346,7 +352,16 @@ def plain(value: Any) -> Any:
     return [plain(each) for each in value] if isinstance(value, tuple) else value
 
 
+def _is_table(value: Any) -> bool:
+    """Whether a field's value is a table of TOML, or several."""
+    if isinstance(value, tuple):
+        return any(dataclasses.is_dataclass(each) for each in value)
+    return dataclasses.is_dataclass(value)
+
+
 def _scalar(value: Any, unit: str) -> str:
+    if isinstance(value, tuple):
+        return f"[{', '.join(_scalar(each, unit) for each in value)}]"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int):
@@ -366,7 +381,7 @@ def _fields(value: Any) -> list[str]:
         lines.append(f'kind = "{tag}"')
     for name in _hints(cls):
         each = getattr(value, name)
-        if dataclasses.is_dataclass(each) or isinstance(each, tuple):
+        if _is_table(each):
             continue
         meaning = docs(cls).get(name, "").replace("``", "")
         choice = next((n for n in _bare(_hints(cls)[name])[1] if isinstance(n, Choice)), None)

@@ -6,20 +6,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .. import access, defaults
+from .. import defaults
 from ..experiments.access_tracking import AGE, AccessTracking, majority_generation
 from ..experiments.aging import Aging
-from ..experiments.reclaim import Reclaim, ReclaimResult, ReclaimRun, Workload
-from ..experiments.reclaim import trace as traced
+from ..experiments.estimate import COSTS, ESTIMATORS, Estimate
+from ..experiments.policies import ALGORITHMS, ReclaimPolicies
+from ..experiments.reclaim import Reclaim, ReclaimRun, Workload
 from ..experiments.replay import Replay
-from ..experiments.workloads import Guest, TraceFile, Zipf
+from ..experiments.workloads import Guest, TraceFile, TraceWorkload, Zipf, accessed
 from ..machine import Generations
-from ..sizes import parse_pages, parse_size
+from ..sizes import parse_size
 from ..units import Bytes
 from .columns import COUNTERS, Column, Type
 from .experiment import Kind, Measured, Scalar, add_kind
 
-__all__ = ["ReclaimDescription", "ReplayDescription"]
+__all__ = [
+    "EstimateDescription",
+    "PoliciesDescription",
+    "ReclaimDescription",
+    "ReplayDescription",
+]
 
 #: Generations that there can be.
 _GENERATIONS = 4
@@ -53,23 +59,39 @@ class ReclaimDescription(Reclaim):
     memory: Bytes = _RECLAIM_MEMORY
     workload: Guest = field(default_factory=Zipf)
 
-    def measure(self, base: Path | None = None, **options: Any) -> ReclaimResult:
-        """Make the workload, and run.
 
-        Args:
-            base: Where the name of a trace starts.
-            options: As of `run`.
+@dataclass(frozen=True)
+class EstimateDescription(Estimate):
+    """Ways of asking which pages were accessed, side by side, with their workload.
 
-        """
-        return self.run(self.accesses(base), **options)
+    Attributes:
+        memory: Guest memory; a trace has its own footprint instead.
+        workload: What the guest does.
 
-    def accesses(self, base: Path | None = None) -> Workload:
-        """Return the workload, access by access."""
-        if isinstance(self.workload, TraceFile):
-            return traced(self.workload.read(base))
-        stream = self.workload.stream(self.seed)
-        made = access.record(stream, parse_pages(self.memory, what="memory"))
-        return Workload.of(self.workload.tag, made.pages, made.writes, stream.to_dict())
+    """
+
+    memory: Bytes = _RECLAIM_MEMORY
+    workload: Guest = field(default_factory=TraceWorkload)
+
+
+@dataclass(frozen=True)
+class PoliciesDescription(ReclaimPolicies):
+    """Reclaim policies side by side, with their workload.
+
+    Attributes:
+        memory: Footprint; a trace has its own instead.
+        workload: What is accessed.
+
+    """
+
+    memory: Bytes = _RECLAIM_MEMORY
+    workload: Guest = field(default_factory=TraceWorkload)
+
+
+def _accessed(
+    experiment: ReclaimDescription | EstimateDescription | PoliciesDescription, base: Path | None
+) -> Workload:
+    return accessed(experiment.workload, experiment.memory, experiment.seed, base)
 
 
 def _ratio(part: float, whole: float) -> float:
@@ -185,7 +207,7 @@ _RECLAIMED = ("evicted", "hot", "refaults", "swap_ins")
 
 
 def _reclaim(experiment: ReclaimDescription, base: Path | None, **callbacks: Any) -> Measured:
-    result = experiment.measure(base, **callbacks)
+    result = experiment.run(_accessed(experiment, base), **callbacks)
     runs: dict[str, ReclaimRun] = {"off": result.off, "on": result.on, "oracle": result.oracle}
     summary: dict[str, Scalar] = {
         "footprint_pages": int(result.workload["pages"]),
@@ -249,6 +271,54 @@ def _aging(experiment: Aging, base: Path | None, **callbacks: Any) -> Measured:
         _columns(rows),
         result,
     )
+
+
+def _estimate(experiment: EstimateDescription, base: Path | None, **callbacks: Any) -> Measured:
+    result = experiment.run(_accessed(experiment, base), **callbacks)
+    summary: dict[str, Scalar] = {"footprint_pages": int(result.workload["pages"])}
+    for each in result.estimators:
+        for key in _ACCURACY:
+            summary[f"{each.name}.{key}"] = float(getattr(each, key))
+        summary |= {f"{each.name}.{key}": each.cost[key] for key in COSTS}
+    rows = [
+        {
+            "number": experiment.warm_up + number,
+            "estimator": each.name,
+            "accesses": interval.accesses,
+            "true_pages": interval.true_pages,
+            "estimated_pages": interval.estimated_pages,
+            "correct_pages": interval.correct_pages,
+            "precision": _ratio(interval.correct_pages, interval.estimated_pages),
+            "recall": _ratio(interval.correct_pages, interval.true_pages),
+            "age_error": interval.age_error,
+        }
+        for each in result.estimators
+        for number, interval in enumerate(each.intervals)
+    ]
+    return Measured(summary, _columns(rows), result)
+
+
+def _policies(experiment: PoliciesDescription, base: Path | None, **callbacks: Any) -> Measured:
+    result = experiment.run(_accessed(experiment, base), **callbacks)
+    summary: dict[str, Scalar] = {
+        "footprint_pages": int(result.workload["pages"]),
+        "left_out": ", ".join(result.left_out) or None,
+    }
+    for name in result.names:
+        ratios = result.curve(name)[1]
+        summary[f"{name}.miss_ratio"] = sum(ratios) / len(ratios)
+    rows: list[dict[str, Any]] = [
+        {
+            "number": number,
+            "policy": row.policy,
+            "capacity_pages": row.size,
+            "misses": row.misses,
+            "refaults": row.refaults,
+            "miss_ratio": row.miss_ratio,
+        }
+        for number, row in enumerate(result.rows)
+    ]
+    return Measured(summary, _columns(rows), result)
 
 
 def _column(name: str, type_: Type, unit: str, meaning: str) -> Column:
@@ -368,10 +438,11 @@ add_kind(
     ],
     passes=[
         _PASS_ESTIMATES[0],
-        _column("policy", "string", "off, on, oracle", "Which of the three runs."),
+        _column("policy", "string", "text",
+                "Which policy; of reclaim off, on or oracle: which of the three runs."),
         _RESIDENT,
         *[
-            _column(key, type_, unit, f"{what}, in the interval.")
+            _column(key, type_, unit, f"{what}.")
             for key, (type_, unit, what) in _WHAT.items()
         ],
     ],
@@ -388,3 +459,57 @@ add_kind(
         _AGING_SECONDS,
     ],
 )
+
+_ACCURACY = {
+    "precision": ("share", "Share of the pages taken for touched that were"),
+    "recall": ("share", "Share of the touched pages that were taken for it"),
+    "working_set_error": ("share", "Mean error of the number of pages touched in an interval"),
+    "age_error": ("intervals", "Mean error of when a page was last touched"),
+}
+_COSTS = {
+    "notifier_calls": "Calls of MMU notifiers",
+    "spte_atomics": "Atomic read-modify-writes of SPTEs",
+    "mmu_lock": "Times that mmu_lock was taken",
+    "tlb_flushes": "Remote TLB flushes",
+    "guest_tlb_misses": "TLB misses of the guest, beyond those when nobody asks",
+    "guest_faults": "Secondary MMU faults of the guest, beyond those when nobody asks",
+}
+add_kind(
+    Kind("estimate", EstimateDescription, _estimate),
+    runs=[
+        _FOOTPRINT,
+        *[
+            _column(f"{name}.{key}", "double", unit, f"{what}, by {about.what}.")
+            for name, about in ESTIMATORS.items()
+            for key, (unit, what) in _ACCURACY.items()
+        ],
+        *[
+            _column(f"{name}.{key}", "int64", "count", f"{_COSTS[key]}, by {about.what}.")
+            for name, about in ESTIMATORS.items()
+            for key in COSTS
+        ],
+    ],
+    passes=[
+        *_PASS_ESTIMATES,
+        _column("estimator", "string", ", ".join(ESTIMATORS), "Which way of asking."),
+        _column("age_error", "double", "intervals",
+                "Mean error of when a page was last touched."),
+    ],
+)  # fmt: skip
+add_kind(
+    Kind("policies", PoliciesDescription, _policies),
+    runs=[
+        _FOOTPRINT,
+        _column("left_out", "string", "text", "Policies whose package is not installed."),
+        *[
+            _column(f"{name}.miss_ratio", "double", "share",
+                    f"Misses as a share of accesses, of {name}, the mean over sizes.")
+            for name in ALGORITHMS
+        ],
+    ],
+    passes=[
+        _column("capacity_pages", "int64", "pages", "Pages that may stay in memory."),
+        _column("misses", "int64", "count", "Accesses to pages that were not there."),
+        _column("miss_ratio", "double", "share", "Misses as a share of accesses."),
+    ],
+)  # fmt: skip

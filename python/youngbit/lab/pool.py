@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import itertools
 import multiprocessing
@@ -165,10 +166,14 @@ def dask(tasks: Iterable[Task], address: str) -> Iterator[Outcome]:
             raise OSError(f"{address}: the Dask cluster has no workers") from None
         todo = iter(tasks)
         running: dict[str, Task] = {}
-        ahead = distributed.as_completed()
+        # Of this client: the process may have others, with loops of their own.
+        ahead = distributed.as_completed(loop=client.loop)
 
         def feed() -> None:
-            threads = sum(client.nthreads().values())
+            try:
+                threads = sum(client.nthreads().values())
+            except OSError as error:
+                raise OSError(f"{address}: the Dask cluster went away: {error}") from None
             for task in itertools.islice(todo, max(0, _AHEAD * max(threads, 1) - len(running))):
                 future = client.submit(execute, task, pure=False)
                 running[future.key] = task
@@ -179,12 +184,15 @@ def dask(tasks: Iterable[Task], address: str) -> Iterator[Outcome]:
             future = ahead.next()
             task = running.pop(future.key)
             feed()
-            if future.status in ("cancelled", "lost") or client.status == "closed":
-                raise OSError(f"{address}: the Dask cluster went away")
-            raised = future.exception()
-            if raised is None:
-                yield future.result()
-            elif isinstance(raised, distributed.KilledWorker):
-                yield failure(task, f"ChildProcessError: workers died again and again: {raised}")
-            else:
-                yield failure(task, f"{type(raised).__name__}: {raised}")
+            try:
+                # Waits again where a worker died that had the result.
+                outcome = client.gather(future)
+            except (concurrent.futures.CancelledError, distributed.CancelledError):
+                raise OSError(f"{address}: the Dask cluster went away") from None
+            except distributed.KilledWorker as error:
+                outcome = failure(task, f"ChildProcessError: workers died again and again: {error}")
+            except Exception as error:
+                if client.status == "closed":
+                    raise OSError(f"{address}: the Dask cluster went away: {error}") from None
+                outcome = failure(task, f"{type(error).__name__}: {error}")
+            yield outcome

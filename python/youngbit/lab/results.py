@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -78,17 +80,26 @@ class Results(Table):
     """A directory of results: the table of runs, and that of passes beside it.
 
     Attributes:
-        passes: One row a pass; ``run`` says whose.
         sweep: What was run, as a plain dict.
         environment: Version and build of youngbit, and the machine that ran the sweep.
         complete: Whether every run is there.
 
     """
 
-    passes: Table
     sweep: dict[str, Any] = field(repr=False)
     environment: dict[str, Any] = field(repr=False)
     complete: bool
+    _passes: Callable[[], Table] = field(repr=False)
+
+    @cached_property
+    def passes(self) -> Table:
+        """One row a pass; ``run`` says whose. Read when it is asked for.
+
+        Raises:
+            ValueError: If the file is damaged.
+
+        """
+        return self._passes()
 
     def failures(self) -> dict[int, str]:
         """Return by number of the run what went wrong in those that failed."""
@@ -97,18 +108,18 @@ class Results(Table):
         return dict(zip(failed["run"].to_pylist(), failed["error"].to_pylist(), strict=True))
 
 
-def _table(of: Any, path: Path) -> tuple[dict[str, Column], dict[str, Any]]:
-    about = (of.schema.metadata or {}).get(store.KEY)
+def _columns(schema: Any, path: Path) -> tuple[dict[str, Column], dict[str, Any]]:
+    about = (schema.metadata or {}).get(store.KEY)
     if about is None:
         raise ValueError(f"{path}: is a table, and not one of youngbit's")
     found = json.loads(about)
     return {each["name"]: Column(**each) for each in found["columns"]}, found
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path, *, schema: bool = False) -> Any:
     pa = store.arrow()
     try:
-        return pa.parquet.read_table(path)
+        return pa.parquet.read_schema(path) if schema else pa.parquet.read_table(path)
     except (pa.ArrowInvalid, OSError) as error:
         if isinstance(error, FileNotFoundError):
             raise
@@ -136,28 +147,25 @@ def load(path: str | os.PathLike[str]) -> Results:
     if not (directory / store.ABOUT).exists():
         raise ValueError(f"{directory}: has no {store.ABOUT}: not a directory of results")
     journal = directory / store.JOURNAL
-    tables = None
-    if (directory / store.RUNS).exists() and (directory / store.PASSES).exists():
-        runs = _read(directory / store.RUNS)
-        passes = _read(directory / store.PASSES)
-        _, about = _table(runs, directory / store.RUNS)
-        _, beside = _table(passes, directory / store.PASSES)
+    files = directory / store.RUNS, directory / store.PASSES
+    if all(each.exists() for each in files):
+        runs = _read(files[0])
+        columns, about = _columns(runs.schema, files[0])
+        pass_columns, beside = _columns(_read(files[1], schema=True), files[1])
         # Without a journal the files are all there is.
         now = store.journal_end(directory) if journal.exists() else about["journal"]
         if about["journal"] == beside["journal"] == now:
-            tables = runs, passes
-    if tables is None:
-        if not journal.exists():
-            raise ValueError(f"{directory}: has neither {store.JOURNAL} nor both tables")
-        tables = store.journal_tables(directory)
-    runs, passes = tables
-    columns, about = _table(runs, directory / store.RUNS)
-    pass_columns, _ = _table(passes, directory / store.PASSES)
-    return Results(
-        columns,
-        runs,
-        Table(pass_columns, passes),
-        about["sweep"],
-        about["environment"],
-        bool(about["complete"]),
-    )
+            return _results(columns, runs, about, lambda: Table(pass_columns, _read(files[1])))
+    if not journal.exists():
+        raise ValueError(f"{directory}: has neither {store.JOURNAL} nor both tables")
+    runs, passes = store.journal_tables(directory)
+    columns, about = _columns(runs.schema, journal)
+    pass_columns, _ = _columns(passes.schema, journal)
+    return _results(columns, runs, about, lambda: Table(pass_columns, passes))
+
+
+def _results(
+    columns: dict[str, Column], runs: Any, about: dict[str, Any], passes: Callable[[], Table]
+) -> Results:
+    complete = bool(about["complete"])
+    return Results(columns, runs, about["sweep"], about["environment"], complete, passes)

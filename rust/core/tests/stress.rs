@@ -17,21 +17,22 @@ fn select_mutant() {
     }
 }
 
-fn rounds(default: u64) -> u64 {
-    let asked = std::env::var("YOUNGBIT_ROUNDS").ok();
-    asked.map_or(default, |n| n.parse().expect("a number of rounds"))
+fn asked(variable: &str, default: u64) -> u64 {
+    let asked = std::env::var(variable).ok();
+    asked.map_or(default, |n| n.parse().expect("a number"))
 }
 
 fn torture(mmu: MmuKind) {
     select_mutant();
+    let accesses = asked("YOUNGBIT_ACCESSES", 30_000);
     let mut seed = 1;
-    for _ in 0..rounds(2) {
+    for _ in 0..asked("YOUNGBIT_ROUNDS", 2) {
         for &protocol in &[Protocol::BASELINE, Protocol::V7, Protocol::V9] {
             seed = stress::next_seed(seed);
             let options = Options {
                 mmu,
                 protocol,
-                accesses: 30_000,
+                accesses,
                 seed,
                 ..Options::default()
             };
@@ -41,7 +42,7 @@ fn torture(mmu: MmuKind) {
                 "seed {seed}, {}: {:?}",
                 round.machine, round.deeds
             );
-            assert!(round.accesses >= 30_000 && !round.interrupted);
+            assert!(round.accesses >= accesses && !round.interrupted);
         }
     }
 }

@@ -13,6 +13,7 @@ mod notifier;
 mod policy;
 mod scenario;
 mod stream;
+mod stress;
 mod traces;
 mod vm;
 
@@ -40,6 +41,8 @@ mod _core {
     use super::policy::{LruView, set_policy};
     #[pymodule_export]
     use super::scenario::{Scenario, parse_scenario, recording_scenario, replay_recording};
+    #[pymodule_export]
+    use super::stress::{next_seed, stress_round};
     #[pymodule_export]
     use super::traces::{TraceReader, format_csv};
     #[pymodule_export]

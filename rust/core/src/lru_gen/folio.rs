@@ -168,16 +168,41 @@ pub(super) fn inc_gen_word(
 /// instead and `None` is returned.
 #[inline]
 pub fn update_gen(cpu: &Cpu, memory: &PhysMem, pfn: Pfn, generation: usize) -> Option<usize> {
-    let mut tries = 0;
-    let (old, _) = memory.word(pfn).modify(|word| {
-        tries += 1;
+    let seen = memory.word(pfn).get();
+    update_gen_from(cpu, memory, pfn, seen, generation)
+}
+
+/// [`update_gen`] that tries a value of the word that was read before first: a
+/// load that follows an atomic operation waits for it, and a walk makes one
+/// after another.
+#[inline]
+pub(super) fn update_gen_from(
+    cpu: &Cpu,
+    memory: &PhysMem,
+    pfn: Pfn,
+    seen: Word,
+    generation: usize,
+) -> Option<usize> {
+    let promoted = |word: Word| {
         let isolated = word.0 & GEN_MASK == 0 && !mutant::active(Mutant::PromoteIsolated);
-        let new = if isolated {
+        if isolated {
             Word(word.0 | REFERENCED)
         } else {
             Word(word.0 & !(REFS_MASK | REFS_FLAGS)).with_generation(Some(generation))
-        };
+        }
+    };
+    let word = memory.word(pfn);
+    // An old value may decide what to try, but not that nothing need be done.
+    let seen = if promoted(seen) == seen {
+        word.get()
+    } else {
+        seen
+    };
+    let mut tries = 0;
+    let (old, _) = word.modify_from(seen, |word| {
+        tries += 1;
         // Nothing to write when the folio is there already, unreferenced.
+        let new = promoted(word);
         (new != word).then_some(new)
     });
     if tries > 1 {

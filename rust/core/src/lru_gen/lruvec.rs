@@ -106,7 +106,7 @@ impl Lists {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn insert_between(&mut self, memory: &PhysMem, pfn: Pfn, headward: u32, tailward: u32) {
         self.set(memory, pfn.0, HEADWARD, headward);
         self.set(memory, pfn.0, TAILWARD, tailward);
@@ -151,6 +151,36 @@ impl Lists {
     pub fn move_tail(&mut self, memory: &PhysMem, generation: usize, ty: usize, pfn: Pfn) {
         self.remove(memory, pfn);
         self.add_tail(memory, generation, ty, pfn);
+    }
+
+    /// Move folios, at most `most` and from a list's tail on, each to the tail
+    /// of the generation that `to` says, which is another one; returns how
+    /// many. As [`move_tail`](Self::move_tail) of each, but the list that they
+    /// leave is mended once.
+    #[inline]
+    pub fn move_from_tail(
+        &mut self,
+        memory: &PhysMem,
+        generation: usize,
+        ty: usize,
+        most: usize,
+        mut to: impl FnMut(Pfn) -> usize,
+    ) -> usize {
+        let mut at = self.ends[generation * NR_TYPES + ty][HEADWARD];
+        let mut moved = 0;
+        while moved < most && at < MAX_FRAMES {
+            let pfn = Pfn(at);
+            let next = memory.link(pfn, HEADWARD).load(Ordering::Relaxed);
+            let target = to(pfn);
+            debug_assert_ne!(target, generation);
+            self.add_tail(memory, target, ty, pfn);
+            at = next;
+            moved += 1;
+        }
+        let end = Self::end(generation, ty);
+        self.ends[generation * NR_TYPES + ty][HEADWARD] = at;
+        self.set(memory, at, TAILWARD, end);
+        moved
     }
 
     /// The folio at a list's tail, which eviction takes first

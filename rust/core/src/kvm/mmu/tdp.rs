@@ -16,8 +16,8 @@
 
 use super::fault::LiveFault;
 use super::spte::{
-    self, LEVEL_2M, LEVEL_4K, Leaf, WRITABLE, gfn_index, is_frozen, is_last, is_present,
-    is_present_leaf, is_writable, pages_per, round_gfn,
+    self, LEVEL_2M, LEVEL_4K, Leaf, SpteFormat, WRITABLE, gfn_index, is_frozen, is_last,
+    is_present, is_present_leaf, is_writable, pages_per, round_gfn,
 };
 use super::{GuestMmu, Translation, Walk};
 use crate::cpu::Cpu;
@@ -695,25 +695,37 @@ impl TdpMmu {
     /// Age the range (`kvm_tdp_mmu_age_gfn_range()`): whether anything was
     /// young. Locked and lockless differ in how an entry is written and in
     /// which roots are visited, by the VM's protocol.
-    #[inline]
+    // Always inlined: an aging walk of the primary gets here once a page.
+    #[inline(always)]
     pub fn age_gfn_range(&self, vm: &Vm, cpu: &Cpu, range: &GfnRange<'_>) -> bool {
+        let locked = vm.protocol().tdp_aging == TdpAging::Locked;
+        if range.end - range.start != 1 || (locked && range.lockless) {
+            return self.age_gfn_range_slow(vm, cpu, range);
+        }
+        let as_id = range.slot.as_id as u32;
+        let all_roots = vm.protocol().all_roots;
+        let guard = cpu.rcu.lock();
+        let mut young = false;
+        for &root in self.roots.load(&guard) {
+            let page = self.tables.meta(root);
+            if page.as_id() == as_id && (all_roots || !page.is_invalid()) {
+                let level = page.level();
+                young |= self.age_page(vm, cpu, (root, level), as_id, range.start, locked);
+            }
+        }
+        young
+    }
+
+    /// [`age_gfn_range`](Self::age_gfn_range) of more than one page, or where
+    /// it has to take `mmu_lock`.
+    #[inline(never)]
+    fn age_gfn_range_slow(&self, vm: &Vm, cpu: &Cpu, range: &GfnRange<'_>) -> bool {
         let locked = vm.protocol().tdp_aging == TdpAging::Locked;
         let _exclusive = (locked && range.lockless).then(|| cpu.write_lock(&vm.mmu_lock));
         let as_id = range.slot.as_id as u32;
+        let all_roots = vm.protocol().all_roots;
         let guard = cpu.rcu.lock();
         let mut young = false;
-        let all_roots = vm.protocol().all_roots;
-        // What an aging walk of the primary asks, once a page.
-        if range.end - range.start == 1 {
-            for &root in self.roots.load(&guard) {
-                let page = self.tables.meta(root);
-                if page.as_id() == as_id && (all_roots || !page.is_invalid()) {
-                    let level = page.level();
-                    young |= self.age_page(vm, cpu, (root, level), as_id, range.start, locked);
-                }
-            }
-            return young;
-        }
         for root in self.roots_of(&guard, as_id, all_roots) {
             self.for_each_run(cpu, root, range.start, range.end, |level, gfn, words| {
                 young |= Self::age_run(vm, cpu, as_id, level, gfn, words, locked);
@@ -789,14 +801,8 @@ impl TdpMmu {
             if wanted == 0 || seen.iter().fold(0, |all, seen| all | seen) & format.accessed == 0 {
                 continue;
             }
-            let mut found = 0;
-            for i in 0..LINE {
-                if wanted >> i & 1 != 0 && format.is_young_leaf(seen[i], LEVEL_4K) {
-                    format.age_young(&line[i], seen[i]);
-                    found |= 1 << i;
-                }
-            }
-            aged += u64::from(u8::count_ones(found));
+            let found = Self::age_line(format, line, &seen, wanted);
+            aged += u64::from(found.count_ones());
             young.add_byte(page, found);
         }
         cpu.count_n(Counter::SpteLoads, (lines.len() * LINE) as u64);
@@ -813,7 +819,7 @@ impl TdpMmu {
     }
 
     /// Age what maps one page, by one walk from the root.
-    #[inline]
+    #[inline(always)]
     fn age_page(
         &self,
         vm: &Vm,
@@ -829,18 +835,56 @@ impl TdpMmu {
         let (level, word) = self.lookup_from(root, level, gfn);
         // Relaxed: as in `SpteFormat::age`.
         let seen = word.load(Ordering::Relaxed);
-        if !vm.format().is_young_leaf(seen, level) {
+        let format = vm.format();
+        if !format.is_young_leaf(seen, level) {
             cpu.count(Counter::SpteLoads);
             if seen == POISON {
                 cpu.count(Counter::PoisonReads);
             }
             return false;
         }
-        let run = std::slice::from_ref(word);
-        Self::age_run(vm, cpu, as_id, level, round_gfn(gfn, level), run, locked)
+        cpu.count(Counter::SpteLoads);
+        if !spte::ad_enabled(seen) || locked || cpu.is_traced(Event::KvmTdpMmuSpteChanged) {
+            let at = (level, round_gfn(gfn, level));
+            if !Self::age_young_entry(vm, cpu, as_id, at, word, seen, locked) {
+                return true;
+            }
+        } else {
+            // Nobody asks what it found, so this is one instruction instead of
+            // a loop around an exchange.
+            format.age_young(word, seen);
+        }
+        cpu.count(Counter::SpteFetchAnd);
+        cpu.count(Counter::SptesAged);
+        true
     }
 
-    #[inline]
+    /// Age an entry of a level and GFN that was read as `seen`, which is young,
+    /// and do what follows from it. True if a `fetch_and` aged it, which the
+    /// caller counts.
+    #[inline(always)]
+    fn age_young_entry(
+        vm: &Vm,
+        cpu: &Cpu,
+        as_id: u32,
+        (level, gfn): (u32, u64),
+        word: &AtomicU64,
+        seen: u64,
+        locked: bool,
+    ) -> bool {
+        let format = vm.format();
+        let aged = if locked {
+            format.age_young_locked(word, seen)
+        } else {
+            format.age_young(word, seen)
+        };
+        let fetch_and = aged.write == spte::Write::FetchAnd;
+        if !fetch_and || cpu.is_traced(Event::KvmTdpMmuSpteChanged) {
+            Self::note_aged(vm, cpu, as_id, level, gfn, &aged);
+        }
+        fetch_and
+    }
+
     fn age_run(
         vm: &Vm,
         cpu: &Cpu,
@@ -862,7 +906,7 @@ impl TdpMmu {
         // Counted at the end: an atomic operation waits for the stores before it.
         let (mut young, mut fetch_and) = (0u64, 0u64);
         let traced = cpu.is_traced(Event::KvmTdpMmuSpteChanged);
-        let (lines, rest) = if locked || traced || !format.ad_bits {
+        let (lines, rest) = if locked || traced || !format.ad_bits || level != LEVEL_4K {
             (&[][..], words)
         } else {
             words.as_chunks::<LINE>()
@@ -875,15 +919,7 @@ impl TdpMmu {
             if seen.iter().fold(0, |all, seen| all | seen) & maybe_young == 0 {
                 continue;
             }
-            for i in 0..LINE {
-                if format.is_young_leaf(seen[i], level) {
-                    debug_assert!(spte::ad_enabled(seen[i]));
-                    // Nobody asks what it found, so this is one instruction
-                    // instead of a loop around an exchange.
-                    format.age_young(&line[i], seen[i]);
-                    fetch_and += 1;
-                }
-            }
+            fetch_and += Self::age_line(format, line, &seen, u8::MAX).count_ones() as u64;
         }
         young += fetch_and;
         let first = gfn + (lines.len() * LINE) as u64;
@@ -893,19 +929,41 @@ impl TdpMmu {
                 continue;
             }
             young += 1;
-            let aged = if locked {
-                format.age_young_locked(word, seen)
-            } else {
-                format.age_young(word, seen)
-            };
-            fetch_and += u64::from(aged.write == spte::Write::FetchAnd);
-            if traced || aged.write != spte::Write::FetchAnd {
-                Self::note_aged(vm, cpu, as_id, level, gfn, &aged);
-            }
+            let at = (level, gfn);
+            let aged = Self::age_young_entry(vm, cpu, as_id, at, word, seen, locked);
+            fetch_and += u64::from(aged);
         }
         cpu.count_n(Counter::SpteFetchAnd, fetch_and);
         cpu.count_n(Counter::SptesAged, fetch_and);
         young != 0
+    }
+
+    /// Age the entries of a cache line of the lowest level that are `wanted`,
+    /// were read as `seen`, and have A/D bits, as all of such a VM have; which
+    /// of them were young. That is worked out without a branch for each, which
+    /// no processor could predict.
+    #[inline(always)]
+    fn age_line(
+        format: &SpteFormat,
+        line: &[AtomicU64; LINE],
+        seen: &[u64; LINE],
+        wanted: u8,
+    ) -> u8 {
+        let young = spte::MMU_PRESENT | format.accessed;
+        let mut found = 0;
+        for (i, &seen) in seen.iter().enumerate() {
+            let is_young = seen & young == young;
+            debug_assert_eq!(is_young, format.is_young_leaf(seen, LEVEL_4K));
+            found |= u8::from(is_young) << i;
+        }
+        found &= wanted;
+        let mut rest = found;
+        while rest != 0 {
+            let i = rest.trailing_zeros() as usize % LINE;
+            rest &= rest - 1;
+            format.age_young(&line[i], seen[i]);
+        }
+        found
     }
 
     /// What follows when an SPTE was aged.
