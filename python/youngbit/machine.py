@@ -222,8 +222,8 @@ class RunStats:
 
 
 @dataclass(frozen=True)
-class AgingRun:
-    """The aging passes that were made while vCPUs ran."""
+class AgingRun(Sequence[float]):
+    """The aging passes that were made while vCPUs ran; a sequence of their seconds."""
 
     #: Wall time of each pass.
     seconds: tuple[float, ...]
@@ -236,6 +236,16 @@ class AgingRun:
     vcpu_cpu_seconds: float | None
     #: What the passes counted.
     counters: Counters
+
+    @overload
+    def __getitem__(self, index: int) -> float: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[float, ...]: ...
+    def __getitem__(self, index: int | slice) -> float | tuple[float, ...]:
+        return self.seconds[index]
+
+    def __len__(self) -> int:
+        return len(self.seconds)
 
     def to_dict(self) -> dict[str, Any]:
         """Return a plain dict."""
