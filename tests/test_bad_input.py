@@ -222,7 +222,7 @@ TRACES: dict[str, tuple[str, bytes, str, str]] = {
     "npz-head-only": ("t.npz", GOOD[:10], "", "a whole"),
     "npz-corrupt": ("t.npz", corrupt(GOOD), "", "a whole array"),
     "npz-foreign": ("t.npz", foreign_zip(), "array time", "an array time"),
-    "npz-pickled": ("t.npz", pickled(), "array time", "a whole array"),
+    "npz-pickled": ("t.npz", pickled(), "array time", "type uint64"),
     "npz-no-write": ("t.npz", npz(write=None), "array write", "an array write"),
     "npz-no-window": ("t.npz", npz(window=None), "array window", "an array window"),
     "npz-dtype": ("t.npz", npz(page=np.zeros(3)), "array page", "type uint64"),

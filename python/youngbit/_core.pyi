@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from os import PathLike
 from typing import TypedDict, final
 
@@ -9,29 +10,38 @@ from .notifier import MmuNotifier
 from .policy import Policy
 
 __all__ = [
+    "Damon",
     "Host",
     "LruView",
     "Mm",
     "Registration",
     "Scenario",
+    "TraceReader",
     "Vm",
+    "bench_run",
+    "bench_suites",
     "build_info",
     "check",
+    "counter_help",
+    "fail_file_writes",
     "fail_swap_writes",
+    "format_csv",
     "format_lru_gen",
     "memcg_read",
     "memcg_write",
-    "optimal",
+    "next_seed",
     "parse_lru_gen",
     "parse_scenario",
     "proc_read",
     "proc_write",
-    "read_csv",
-    "read_lackey",
     "recording_scenario",
     "replay_recording",
+    "reuse_distances",
+    "scan_young",
+    "run_oracle",
     "set_policy",
     "stream_accesses",
+    "stress_round",
     "swap",
 ]
 
@@ -43,12 +53,45 @@ class _BuildInfo(TypedDict):
     rustc: str
     target: str
 
-_Columns = tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64], npt.NDArray[np.bool_], int, int]
+_Columns = tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64], npt.NDArray[np.bool_], int]
+_Regions = tuple[
+    npt.NDArray[np.uint64], npt.NDArray[np.uint64], npt.NDArray[np.uint32], npt.NDArray[np.uint32]
+]
 _Records = tuple[list[str], npt.NDArray[np.uint64], npt.NDArray[np.uint64]]
 
+def bench_run(
+    suite: str,
+    scale: str,
+    seed: int,
+    repetitions: int | None,
+    only: str | None,
+    progress: Callable[[str], None],
+    finished: Callable[[str], None],
+) -> None: ...
+def bench_suites() -> list[str]: ...
 def build_info() -> _BuildInfo: ...
-def read_csv(path: str | PathLike[str]) -> _Columns: ...
-def read_lackey(path: str | PathLike[str], window: int, max_instructions: int = 0) -> _Columns: ...
+def counter_help() -> list[tuple[str, str]]: ...
+
+class _StressRound(TypedDict):
+    machine: str
+    accesses: int
+    interrupted: bool
+    wall_ns: int
+    deeds: dict[str, int]
+    counters: dict[str, int]
+    failure: str | None
+
+def next_seed(seed: int) -> int: ...
+def stress_round(
+    mmu: str,
+    protocol: str,
+    threads: int,
+    agers: int,
+    accesses: int,
+    seed: int,
+    seconds: float,
+    progress: Callable[[int], None] | None,
+) -> _StressRound: ...
 
 _Lettered = tuple[int, str]
 _Row = tuple[int, int, int, int, bool, bool, tuple[list[list[_Lettered]], list[_Lettered]] | None]
@@ -56,24 +99,56 @@ _Histogram = tuple[int, str, list[tuple[int, list[_Row]]]]
 _Steps = list[tuple[int, str, str]]
 
 def check(host: Host) -> None: ...
+def fail_file_writes(host: Host, writes: int) -> None: ...
 def fail_swap_writes(host: Host, writes: int) -> None: ...
+def format_csv(
+    time: npt.NDArray[np.uint64], page: npt.NDArray[np.uint64], write: npt.NDArray[np.bool_]
+) -> bytes: ...
 def format_lru_gen(histograms: list[_Histogram]) -> str: ...
 def memcg_read(host: Host, memcg: int, file: str) -> str: ...
 def memcg_write(host: Host, memcg: int, file: str, text: bytes) -> dict[str, int]: ...
-def optimal(
-    pages: npt.NDArray[np.uint32], capacity: int, every: int, window: int, limit: int | None
-) -> list[tuple[int, int, int]]: ...
 def parse_lru_gen(text: bytes) -> list[_Histogram]: ...
 def parse_scenario(text: bytes) -> _Steps: ...
 def proc_read(host: Host, file: str) -> str: ...
 def proc_write(host: Host, file: str, text: bytes) -> None: ...
 def recording_scenario(recording: bytes) -> tuple[str, int]: ...
 def replay_recording(recording: bytes, scenario: bytes) -> tuple[int, int, str | None]: ...
+def scan_young(
+    mm: Mm, start: int, pages: int, flush: bool
+) -> tuple[npt.NDArray[np.bool_], dict[str, int]]: ...
+def reuse_distances(pages: npt.NDArray[np.uint32]) -> npt.NDArray[np.int64]: ...
+def run_oracle(
+    pages: npt.NDArray[np.uint32],
+    capacity: int,
+    first: int,
+    every: int,
+    window: int,
+    limit: int | None,
+    least_recent: bool,
+) -> list[tuple[int, int, int, int]]: ...
 def set_policy(host: Host, policy: Policy | None, methods: list[str]) -> None: ...
 def stream_accesses(
     stream: Stream, nr_pages: int
 ) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.bool_]]: ...
 def swap(host: Host) -> tuple[int, int]: ...
+
+@final
+class Damon:
+    def __new__(
+        cls,
+        mm: Mm,
+        start: int,
+        pages: int,
+        samples: int,
+        min_regions: int,
+        max_regions: int,
+        seed: int,
+    ) -> Damon: ...
+    def prepare(self) -> dict[str, int]: ...
+    def check(self) -> dict[str, int]: ...
+    def aggregate(self) -> _Regions: ...
+    @property
+    def nr_regions(self) -> int: ...
 
 @final
 class LruView:
@@ -165,6 +240,9 @@ class Mm:
     ) -> int: ...
     def munmap(self, start: int, length: int) -> None: ...
     def touch(self, start: int, end: int, write: bool) -> None: ...
+    def read_pages(self, start: int, end: int) -> bytes: ...
+    def write_pages(self, start: int, end: int, byte: int) -> None: ...
+    def fsync(self, address: int) -> int: ...
     def resident(self, start: int, end: int) -> tuple[int, int]: ...
     def page_generations(self, start: int, pages: int) -> npt.NDArray[np.int64]: ...
     def clear_young(self, start: int, end: int, fast_only: bool) -> bool: ...
@@ -178,6 +256,15 @@ class Registration:
     def unregister(self) -> None: ...
     @property
     def has_fast_aging(self) -> bool: ...
+
+@final
+class TraceReader:
+    def __new__(
+        cls, path: str | PathLike[str], format: str, window: int, max_instructions: int
+    ) -> TraceReader: ...
+    def read(self, at_least: int) -> _Columns | None: ...
+    @property
+    def skipped(self) -> int: ...
 
 @final
 class Vm:
@@ -202,7 +289,14 @@ class Vm:
         node: int,
         can_swap: bool,
         force_scan: bool,
-    ) -> tuple[float, list[float], list[float], dict[str, int]]: ...
+    ) -> tuple[
+        float,
+        list[float],
+        dict[str, int],
+        list[tuple[float, int]],
+        tuple[float, float] | None,
+        dict[str, int],
+    ]: ...
     def page_generations(self) -> npt.NDArray[np.int64]: ...
     def set_guest_mode(self, l2: bool) -> None: ...
     def mark_idle(self, first: int, pages: int) -> tuple[int, int, int]: ...

@@ -11,20 +11,21 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from . import defaults, traces
+from . import defaults, lab, traces
 from ._files import atomic_write
 from .cli import (
     EXIT_FAILED,
-    EXIT_USAGE,
+    _check_picture,
     _check_target,
-    _fail,
     _json_option,
     _Number,
+    _print_option,
     _progress,
     _Size,
+    _trace_file,
     _write_json,
 )
-from .experiments.reclaim import Reclaim, ReclaimResult, Workload, hot_cold, trace, zipf
+from .experiments.reclaim import RUNS, ReclaimResult
 from .experiments.scenario import (
     Conformance,
     ConformanceResult,
@@ -32,7 +33,7 @@ from .experiments.scenario import (
     ScenarioResult,
     ScenarioStep,
 )
-from .sizes import PAGE_SIZE, format_size, parse_pages
+from .sizes import PAGE_SIZE, format_size
 
 __all__ = ["register"]
 
@@ -195,6 +196,9 @@ def _print_conformance(result: ConformanceResult) -> None:
               default="proactive", show_default=True,
               help="proactive: an agent ages by + and evicts by - commands; reclaim: it writes"
               " memory.reclaim; max, high: the limit is memory.max or memory.high.")  # fmt: skip
+@click.option("--aged", is_flag=True,
+              help="An agent ages each interval whoever reclaims, as with proactive anyway."
+              )  # fmt: skip
 @click.option("--every", type=click.IntRange(1), default=None, metavar="N",
               help="Accesses between two agings; otherwise as many as touch a third of the"
               " footprint.")  # fmt: skip
@@ -204,6 +208,10 @@ def _print_conformance(result: ConformanceResult) -> None:
 @click.option("--window", type=click.IntRange(1), default=None, metavar="N",
               help="An evicted page is hot if it is used again within N accesses; otherwise"
               " within --every.")  # fmt: skip
+@click.option("--phases", type=click.IntRange(1, 64), default=defaults.RECLAIM_PHASES,
+              show_default=True, metavar="N",
+              help="Run everything N times, each time with the first round a share of a round"
+              " later, and add up.")  # fmt: skip
 @click.option("--mmu", type=click.Choice(defaults.MMUS), default=defaults.MMU, show_default=True,
               help="Which MMU maps guest memory.")  # fmt: skip
 @click.option("--tlb", "tlb_entries", type=click.IntRange(0, 1 << 20),
@@ -214,7 +222,8 @@ def _print_conformance(result: ConformanceResult) -> None:
               help="What the guest waits for a page from swap.")  # fmt: skip
 @click.option("--seed", type=_Number(), default=f"{defaults.SEED:#x}", show_default=True,
               help="Of everything random.")  # fmt: skip
-@click.option("--plot", metavar="FILE", help="Draw the runs over time, as PNG.")
+@click.option("--plot", metavar="FILE", help="Draw the runs over time, .png or .svg.")
+@_print_option
 @_json_option
 def reclaim(
     source: str,
@@ -222,6 +231,7 @@ def reclaim(
     memory: int,
     accesses: int,
     plot: str | None,
+    print_experiment: bool,
     json_to: str | None,
     **options: Any,
 ) -> None:
@@ -231,14 +241,28 @@ def reclaim(
     hot pages, refaults, pages read from swap, and what the guest waits for them.
     """
     _check_target(json_to)
-    _check_target(plot)
-    workload = _workload(source, format_, memory, accesses, options["seed"])
+    _check_picture(plot)
+    workload = _workload(source, format_, accesses, absolute=print_experiment)
     try:
-        experiment = Reclaim(**options)
+        experiment = lab.ReclaimDescription(memory=memory, workload=workload, **options)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
+    if print_experiment:
+        click.echo(lab.to_toml(experiment), nl=False)
+        return
+    _show_reclaim(experiment, json_to, plot=plot)
+
+
+def _show_reclaim(
+    experiment: lab.ReclaimDescription,
+    json_to: str | None,
+    *,
+    plot: str | None = None,
+    base: Path | None = None,
+) -> lab.Result:
     with _progress("reclaim", None) as advance:
-        result = experiment.run(workload, ticked=lambda name: advance(f"reclaim, 0x8 {name}"))
+        found = lab.run(experiment, base=base, ticked=lambda name: advance(f"reclaim, 0x8 {name}"))
+    result: ReclaimResult = found.detail
     if json_to != "-":
         _print_reclaim(result)
     if json_to is not None:
@@ -246,24 +270,26 @@ def reclaim(
     if plot is not None:
         from .plot import reclaim_over_time
 
-        try:
-            reclaim_over_time(result, plot)
-        except ImportError:
-            _fail("--plot needs matplotlib: pip install 'youngbit[plot]'", EXIT_USAGE)
+        reclaim_over_time(result, plot)
         if json_to != "-":
             click.echo(f"Wrote {plot}")
+    return found
 
 
-def _workload(source: str, format_: str | None, memory: int, accesses: int, seed: int) -> Workload:
-    if source in ("zipf", "hot-cold"):
-        pages = parse_pages(memory, what="memory")
-        return (zipf if source == "zipf" else hot_cold)(pages, accesses, seed)
+def _workload(
+    source: str, format_: str | None, accesses: int, *, absolute: bool
+) -> lab.Zipf | lab.HotCold | lab.TraceWorkload:
+    if source == "zipf":
+        return lab.Zipf(accesses)
+    if source == "hot-cold":
+        return lab.HotCold(accesses)
     if source == "trace":
-        return trace(traces.shipped())
+        return lab.TraceWorkload()
     if not Path(source).exists():
         known = ", ".join(defaults.RECLAIM_WORKLOADS)
         raise click.UsageError(f"--workload: {source!r} is none of {known}, and no file")
-    return trace(traces.read(source, format_))
+    named = _trace_file(source, format_, absolute=absolute)
+    return lab.TraceWorkload(named.file, named.format)
 
 
 def _print_reclaim(result: ReclaimResult) -> None:
@@ -273,37 +299,38 @@ def _print_reclaim(result: ReclaimResult) -> None:
         f"{about['name']}: {about['accesses']:,} accesses to {about['pages']:,} pages,"
         f" {capacity:,} may stay ({format_size(capacity * PAGE_SIZE)});"
         f" pressure: {parameters['pressure']}, intervals of {parameters['every']:,},"
-        f" hot: used again within {parameters['window']:,}"
+        f" hot: used again within {parameters['window']:,};"
+        f" {len(result.phases)} phases, added up"
     )
-    table = _table("", "0x8 off", "0x8 on", "cut", "oracle", left=("",))
-    shown: list[tuple[str, Callable[[float], str]]] = [
-        ("evicted", lambda n: f"{n:,}"),
-        ("hot", lambda n: f"{n:,}"),
-        ("refaults", lambda n: f"{n:,}"),
-        ("swap_ins", lambda n: f"{n:,}"),
-        ("stall_seconds", lambda n: f"{n:.3f}"),
+    table = _table("", "0x8 off", "0x8 on", "cut", "from", "to", "exact LRU", "oracle", left=("",))
+    shown: list[tuple[str, str, Callable[[float], str]]] = [
+        ("evicted", "pages evicted", lambda n: f"{n:,}"),
+        ("hot", "  used soon after: hot", lambda n: f"{n:,}"),
+        ("recent", "  used just before", lambda n: f"{n:,}"),
+        ("refaults", "refaults", lambda n: f"{n:,}"),
+        ("swap_ins", "pages swapped in", lambda n: f"{n:,}"),
+        ("stall_seconds", "guest stall, s", lambda n: f"{n:.3f}"),
     ]
-    names = {
-        "evicted": "pages evicted",
-        "hot": "  of them hot",
-        "refaults": "refaults",
-        "swap_ins": "pages swapped in",
-        "stall_seconds": "guest stall, s",
-    }
-    for name, text in shown:
-        row = [text(run.total(name)) for run in (result.off, result.on, result.oracle)]
-        table.add_row(names[name], row[0], row[1], _percent(result.cut(name)), row[2])
-    for key, name in (
+    for name, title, text in shown:
+        off, on, lru, oracle = (text(result.total(run, name)) for run in RUNS)
+        each = [cut for cut in result.cuts(name) if cut is not None]
+        spread = (_percent(min(each)), _percent(max(each))) if each else ("", "")
+        table.add_row(title, off, on, _percent(result.cut(name)), *spread, lru, oracle)
+    for key, title in (
         ("pgscan", "pages scanned"),
         ("notifier_clear_young_slow", "accurate notifier calls"),
         ("notifier_clear_young_fast", "fast notifier calls"),
     ):
-        off, on = result.off.counters[key], result.on.counters[key]
-        table.add_row(name, f"{off:,}", f"{on:,}", _percent((off - on) / off if off else None), "")
+        before, after = result.counter("off", key), result.counter("on", key)
+        cut = _percent((before - after) / before if before else None)
+        table.add_row(title, f"{before:,}", f"{after:,}", cut, "", "", "", "")
     _print_table(table)
-    for run, name in ((result.off, "off"), (result.on, "on")):
-        if run.missed_rounds:
-            click.echo(f"0x8 {name}: {run.missed_rounds} rounds did not get down to the limit")
+    for cause in result.causes():
+        click.echo(cause)
+    for name in ("off", "on"):
+        missed = sum(getattr(phase, name).missed_rounds for phase in result.phases)
+        if missed:
+            click.echo(f"0x8 {name}: {missed} rounds did not get down to the limit")
 
 
 def _percent(share: float | None) -> str:

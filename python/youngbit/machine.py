@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AgeStats",
+    "AgingRun",
     "DebugFs",
     "Generation",
     "GenerationDetail",
@@ -217,6 +218,39 @@ class RunStats:
     def __str__(self) -> str:
         return f"run of {len(self.vcpu_seconds)} vCPUs: {self.seconds:.6f} s; " + _nonzero(
             self.counters
+        )
+
+
+@dataclass(frozen=True)
+class AgingRun:
+    """The aging passes that were made while vCPUs ran."""
+
+    #: Wall time of each pass.
+    seconds: tuple[float, ...]
+    #: Pages that each pass asked secondary MMUs about; 0 where whatever it tried
+    #: to lock was taken.
+    asked: tuple[int, ...]
+    #: Processor time of the thread that aged, ``None`` where the system does not say.
+    cpu_seconds: float | None
+    #: Processor time of all vCPUs, likewise.
+    vcpu_cpu_seconds: float | None
+    #: What the passes counted.
+    counters: Counters
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a plain dict."""
+        return {
+            "seconds": list(self.seconds),
+            "asked": list(self.asked),
+            "cpu_seconds": self.cpu_seconds,
+            "vcpu_cpu_seconds": self.vcpu_cpu_seconds,
+            "counters": dict(self.counters),
+        }
+
+    def __str__(self) -> str:
+        return (
+            f"{len(self.seconds)} aging passes in {sum(self.seconds):.6f} s,"
+            f" {sum(self.asked)} pages asked about; {_nonzero(self.counters)}"
         )
 
 
@@ -471,6 +505,15 @@ class Host:
             raise ValueError(f"writes: {writes} is not below 2**32")
         _core.fail_swap_writes(self._native, writes)
 
+    def fail_file_writes(self, writes: int) -> None:
+        """Let the next so many pages written back to files fail with an input/output error.
+
+        They stay dirty; `Mm.fsync` tells.
+        """
+        if _address(writes, "writes") >= 1 << 32:
+            raise ValueError(f"writes: {writes} is not below 2**32")
+        _core.fail_file_writes(self._native, writes)
+
     def check(self) -> None:
         """Check that no page, list entry, mapping or swap slot is lost or twice there.
 
@@ -525,7 +568,7 @@ class Host:
         Args:
             memory: Guest memory.
             vcpus: How many vCPUs.
-            mmu: Which MMU maps guest memory, one of `defaults.MMUS`.
+            mmu: Which MMU maps guest memory, one of ``defaults.MMUS``.
             protocol: How it is aged: ``"baseline"``, ``"v7"`` or ``"v9"``.
             aging_asks: What MGLRU's aging asks on this host from now on:
                 ``"none"``, ``"accurate"`` or ``"fast_only"``; otherwise what the
@@ -833,6 +876,55 @@ class Mm:
         start = _address(start, "start")
         self._native.touch(start, start + parse_size(length, what="length"), write)
 
+    def read(self, start: int, length: Size) -> bytes:
+        """Read mapped pages of files or shared memory by file descriptor.
+
+        No page table and no accessed bit takes part: what is read is counted in
+        references, and those make tiers.
+
+        Returns:
+            What the pages hold: one byte a page.
+
+        Raises:
+            OSError: ``EBADF`` where no file is mapped, ``ENOMEM``.
+
+        """
+        start = _address(start, "start")
+        return self._native.read_pages(start, start + parse_size(length, what="length"))
+
+    def write(self, start: int, length: Size, byte: int = 0) -> None:
+        """Write mapped pages of files or shared memory by file descriptor.
+
+        The pages become dirty; writing is not counted as using them.
+
+        Args:
+            start: Where the first page is mapped.
+            length: How much to write; whole pages are.
+            byte: What the pages hold from now on.
+
+        Raises:
+            ValueError: For what is no byte.
+            OSError: ``EBADF`` where no file is mapped, ``ENOMEM``.
+
+        """
+        start = _address(start, "start")
+        if _address(byte, "byte") > 0xFF:
+            raise ValueError(f"byte: {byte} is not below 256")
+        self._native.write_pages(start, start + parse_size(length, what="length"), byte)
+
+    def fsync(self, address: int) -> int:
+        """Write back the dirty pages of the file that is mapped at an address.
+
+        Returns:
+            How many were written.
+
+        Raises:
+            OSError: ``EIO``, once, after writing back some page failed, whoever
+                tried; ``EBADF`` where no file is mapped.
+
+        """
+        return self._native.fsync(_address(address, "address"))
+
     def resident(self, start: int, length: Size) -> tuple[int, int]:
         """Return how many pages of a range are mapped, and how many are young.
 
@@ -998,17 +1090,17 @@ class Vm:
         overlap: bool = False,
         can_swap: bool = True,
         force_scan: bool = True,
-    ) -> tuple[RunStats, list[float]]:
+    ) -> tuple[RunStats, AgingRun]:
         """Run one thread a vCPU, and age in a loop in this thread until all are done.
 
         Returns:
-            What the run did, and the wall time of each aging pass.
+            What the run did, and the aging passes.
 
         Raises:
             OSError: As `run` and `LruGen.age`.
 
         """
-        seconds, vcpus, passes, counters = self._native.run_while_aging(
+        seconds, vcpus, counters, passes, processor, aged = self._native.run_while_aging(
             self._streams(stream),
             overlap,
             lru.memcg.id,
@@ -1016,7 +1108,15 @@ class Vm:
             can_swap,
             force_scan,
         )
-        return RunStats(seconds, tuple(vcpus), counters), passes
+        vcpu_cpu, aging_cpu = processor or (None, None)
+        aging = AgingRun(
+            tuple(each for each, _ in passes),
+            tuple(asked for _, asked in passes),
+            aging_cpu,
+            vcpu_cpu,
+            aged,
+        )
+        return RunStats(seconds, tuple(vcpus), counters), aging
 
     def _streams(self, stream: Stream | Sequence[Stream]) -> list[Stream]:
         streams = [stream] * self.nr_vcpus if isinstance(stream, Stream) else list(stream)
@@ -1056,6 +1156,26 @@ class Vm:
     def test_idle(self, first_page: int = 0, nr_pages: int | None = None) -> npt.NDArray[np.bool_]:
         """Return for each guest page whether ``page_idle`` says that it is idle."""
         return self._native.test_idle(*self._range(first_page, nr_pages))
+
+    def scan_young(
+        self, first_page: int = 0, nr_pages: int | None = None, *, flush: bool = False
+    ) -> npt.NDArray[np.bool_]:
+        """Return for each guest page whether it was accessed since the last time; clear that.
+
+        Reads the accessed bits of the process and, through the accurate
+        notifiers, of the guest, a page at a time.
+
+        Args:
+            first_page: First guest page.
+            nr_pages: How many; otherwise all that follow.
+            flush: Flush the TLB for each page that was accessed. Otherwise
+                accesses through what it still holds are not seen.
+
+        """
+        first, count = self._range(first_page, nr_pages)
+        start = self.address + first * PAGE_SIZE
+        found, _ = _core.scan_young(self._native.mm, start, count, flush)
+        return found
 
     def _range(self, first_page: int, nr_pages: int | None) -> tuple[int, int]:
         first = _address(first_page, "first_page")

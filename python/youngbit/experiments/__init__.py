@@ -3,17 +3,39 @@
 from __future__ import annotations
 
 from .access_tracking import AccessTracking, AccessTrackingResult, CheckFailed
-from .reclaim import Reclaim, ReclaimResult, ReclaimRun, Workload
+from .bench import Bench, BenchResult
+from .contention import Contention, ContentionPoint, ContentionResult, ContentionRun, Spread
+from .estimate import ESTIMATORS, Estimate, EstimateResult, EstimatorResult
+from .heat_map import HeatMap, HeatMapResult
+from .policies import ALGORITHMS, PoliciesResult, PolicyRow, ReclaimPolicies
+from .reclaim import Phase, Reclaim, ReclaimResult, ReclaimRun, Workload
 from .replay import Replay, ReplayPass, ReplayResult
 from .scenario import Conformance, ConformanceResult, Scenario, ScenarioResult
 
 __all__ = [
+    "ALGORITHMS",
+    "ESTIMATORS",
     "AccessTracking",
     "AccessTrackingResult",
+    "Bench",
+    "BenchResult",
     "CheckFailed",
     "Conformance",
     "ConformanceResult",
+    "Contention",
+    "ContentionPoint",
+    "ContentionResult",
+    "ContentionRun",
+    "Estimate",
+    "EstimateResult",
+    "EstimatorResult",
+    "HeatMap",
+    "HeatMapResult",
+    "PoliciesResult",
+    "PolicyRow",
+    "Phase",
     "Reclaim",
+    "ReclaimPolicies",
     "ReclaimResult",
     "ReclaimRun",
     "Replay",
@@ -21,5 +43,6 @@ __all__ = [
     "ReplayResult",
     "Scenario",
     "ScenarioResult",
+    "Spread",
     "Workload",
 ]

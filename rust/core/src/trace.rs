@@ -104,6 +104,10 @@ counters! {
     MmuLockContended = "mmu_lock_contended",
     /// Nanoseconds spent waiting for mmu_lock.
     MmuLockWaitNs = "mmu_lock_wait_ns",
+    /// LRU lock acquisitions by faults that had to wait.
+    LruLockContended = "lru_lock_contended",
+    /// Nanoseconds that faults spent waiting for the LRU lock.
+    LruLockWaitNs = "lru_lock_wait_ns",
     /// Memslots yielded by HVA walks.
     MemslotsVisited = "memslots_visited",
     /// clear_flush_young notifier calls, one a subscriber asked.

@@ -1,7 +1,7 @@
-//! Readers of recorded programs that come as text: CSV, and what valgrind's
-//! lackey tool prints with `--trace-mem=yes`.
+//! Readers of recorded programs that come as text: CSV, what valgrind's lackey
+//! tool prints with `--trace-mem=yes`, and the memory samples of `perf script`.
 //!
-//! Both give the columns of a page trace: when, which page, written or not.
+//! All give the columns of a page trace: when, which page, written or not.
 //! They stream, so that a recording of hundreds of millions of lines can be
 //! read from a pipe as valgrind writes it. An error names the line, what was
 //! found there and what belongs there.
@@ -136,52 +136,39 @@ impl<R: BufRead> Lines<R> {
 }
 
 /// A number of digits only, or `None`; `+1` and `1_000` are not numbers here.
-fn number(text: &[u8], radix: u32) -> Option<u64> {
+fn decimal(text: &[u8]) -> Option<u64> {
     if text.is_empty() {
         return None;
     }
     text.iter().try_fold(0u64, |value, &byte| {
-        let digit = char::from(byte).to_digit(radix)?;
-        value.checked_mul(radix.into())?.checked_add(digit.into())
+        let digit = byte.wrapping_sub(b'0');
+        if digit > 9 {
+            return None;
+        }
+        value.checked_mul(10)?.checked_add(digit.into())
     })
 }
 
-/// Read a CSV with the header `time,page,write`: two decimal numbers and 0 or
-/// 1, in time order.
-///
-/// # Errors
-/// [`ReadError`], with the line.
-pub fn read_csv<E>(input: impl BufRead, poll: &mut dyn FnMut() -> Result<(), E>) -> ReadResult<E> {
-    const ROW: &str = "two numbers and 0 or 1, separated by commas, as `1200,5120,1`";
-    let mut lines = Lines::new(input);
-    if !lines.next(poll)? || lines.buffer != b"time,page,write" {
-        lines.number = 1;
-        return Err(lines.error("the header `time,page,write`"));
+/// The same in hexadecimal, without `0x`.
+fn hexadecimal(text: &[u8]) -> Option<u64> {
+    if text.is_empty() || text.len() > 16 {
+        return None;
     }
-    let mut trace = PageTrace::default();
-    while lines.next(poll)? {
-        let mut fields = lines.buffer.split(|&byte| byte == b',');
-        let mut field = || fields.next().unwrap_or_default();
-        let (time, page, write) = (number(field(), 10), number(field(), 10), field());
-        let (Some(time), Some(page), b"0" | b"1") = (time, page, write) else {
-            return Err(lines.error(ROW));
-        };
-        let write = write == b"1";
-        if fields.next().is_some() {
-            return Err(lines.error(ROW));
-        }
-        if page >> (ADDRESS_BITS - PAGE_SHIFT) != 0 {
-            return Err(lines.error("a page number below 2^45"));
-        }
-        if trace.time.last().is_some_and(|&last| time < last) {
-            return Err(lines.error("a time not below that of the line before"));
-        }
-        trace.time.push(time);
-        trace.page.push(page);
-        trace.write.push(write);
-    }
-    trace.duration = trace.time.last().map_or(0, |last| last + 1);
-    Ok(trace)
+    text.iter().try_fold(0u64, |value, &byte| {
+        let digit = char::from(byte).to_digit(16)?;
+        Some(value << 4 | u64::from(digit))
+    })
+}
+
+/// What kind of text it is.
+#[derive(Clone, Copy, Debug)]
+pub enum TextFormat {
+    /// The header `time,page,write`, then two decimal numbers and 0 or 1 a line.
+    Csv,
+    /// What `valgrind --tool=lackey --trace-mem=yes` prints.
+    Lackey(LackeyOptions),
+    /// What `perf script -F comm,tid,time,event,addr,data_src` prints.
+    Perf,
 }
 
 /// What to keep of a lackey recording.
@@ -194,77 +181,368 @@ pub struct LackeyOptions {
     pub max_instructions: u64,
 }
 
-/// Read what `valgrind --tool=lackey --trace-mem=yes` printed: lines `I`
-/// (instruction), ` L` (load), ` S` (store) and ` M` (modify), each with a
-/// hexadecimal address and a decimal size, among valgrind's own `==pid==`
-/// lines. An access that crosses a page boundary is an access to each page.
-///
-/// # Errors
-/// [`ReadError`], with the line.
-pub fn read_lackey<E>(
-    input: impl BufRead,
-    options: LackeyOptions,
-    poll: &mut dyn FnMut() -> Result<(), E>,
-) -> ReadResult<E> {
-    const LINE: &str = "a line of lackey's, as `I  04016c0,3` or ` S 1fff000738,8`";
-    let mut lines = Lines::new(input);
-    let mut trace = PageTrace {
-        window: options.window,
-        ..PageTrace::default()
-    };
-    // The event of each page in the window that is being read.
-    let mut seen: HashMap<u64, usize> = HashMap::new();
-    let mut window = 0;
-    let mut instructions: u64 = 0;
-    while lines.next(poll)? {
-        let line = &lines.buffer[..];
+/// How many pages of the window being read are found without the map. A power
+/// of two.
+const RECENT: usize = 1024;
+
+/// A page's last event: window, page, and number of the event.
+type Last = (u64, u64, u64);
+
+/// The window of a lackey recording that is being read.
+struct Window {
+    number: u64,
+    /// Number of the first event in it.
+    first: u64,
+    /// The last event of each page, in whatever window that was.
+    seen: HashMap<u64, (u64, u64)>,
+    /// The same for pages met lately, so that most lines need no hashing.
+    recent: Box<[Last]>,
+}
+
+/// A recording that is read a block at a time, so that one larger than memory
+/// can be.
+pub struct TextTrace<R> {
+    lines: Lines<R>,
+    format: TextFormat,
+    /// Events read and not handed out yet.
+    ready: PageTrace,
+    /// Number of the first of them, counted from the start of the recording.
+    first: u64,
+    /// Time of the last event.
+    last: Option<u64>,
+    instructions: u64,
+    window: Window,
+    skipped: u64,
+    started: bool,
+    ended: bool,
+}
+
+impl<R: BufRead> TextTrace<R> {
+    /// A reader at the start of a text.
+    pub fn new(input: R, format: TextFormat) -> Self {
+        TextTrace {
+            lines: Lines::new(input),
+            format,
+            ready: PageTrace {
+                window: match format {
+                    TextFormat::Lackey(options) => options.window,
+                    TextFormat::Csv | TextFormat::Perf => 0,
+                },
+                ..PageTrace::default()
+            },
+            first: 0,
+            last: None,
+            instructions: 0,
+            window: Window {
+                number: 0,
+                first: 0,
+                seen: HashMap::new(),
+                recent: vec![(u64::MAX, 0, 0); RECENT].into(),
+            },
+            skipped: 0,
+            started: false,
+            ended: false,
+        }
+    }
+
+    /// Samples of a perf recording left out so far: those without an address of
+    /// the program's.
+    pub fn skipped(&self) -> u64 {
+        self.skipped
+    }
+
+    /// The next events: about `at_least` of them and those that belong to the
+    /// same window, fewer at the end, `None` after it. `poll` is called now and
+    /// then, and stops the reader by failing.
+    ///
+    /// # Errors
+    /// [`ReadError`], with the line. Nothing is to be had after one.
+    pub fn read<E>(
+        &mut self,
+        at_least: usize,
+        poll: &mut dyn FnMut() -> Result<(), E>,
+    ) -> Result<Option<PageTrace>, ReadError<E>> {
+        if self.ended {
+            return Ok(None);
+        }
+        // Whatever happens below, short of success, is the end.
+        self.ended = true;
+        if !self.started {
+            self.started = true;
+            let csv = matches!(self.format, TextFormat::Csv);
+            if csv && !(self.lines.next(poll)? && self.lines.buffer == b"time,page,write") {
+                self.lines.number = 1;
+                return Err(self.lines.error("the header `time,page,write`"));
+            }
+        }
+        let mut more = true;
+        while more && self.complete() < at_least.max(1) {
+            more = self.lines.next(poll)?
+                && match self.format {
+                    TextFormat::Csv => self.csv_line()?,
+                    TextFormat::Lackey(options) => self.lackey_line(options)?,
+                    TextFormat::Perf => self.perf_line()?,
+                };
+        }
+        self.ended = !more;
+        let count = if more {
+            self.complete()
+        } else {
+            self.ready.time.len()
+        };
+        if count == 0 {
+            return Ok(None);
+        }
+        let mut block = PageTrace {
+            time: self.ready.time.split_off(count),
+            page: self.ready.page.split_off(count),
+            write: self.ready.write.split_off(count),
+            window: self.ready.window,
+            duration: 0,
+        };
+        std::mem::swap(&mut block, &mut self.ready);
+        self.first += count as u64;
+        block.duration = match self.format {
+            TextFormat::Lackey(_) => self.instructions,
+            TextFormat::Csv | TextFormat::Perf => self.last.map_or(0, |last| last + 1),
+        };
+        Ok(Some(block))
+    }
+
+    /// How many of the events that are ready will not change any more.
+    fn complete(&self) -> usize {
+        match self.format {
+            TextFormat::Lackey(options) if options.window != 0 => {
+                (self.window.first - self.first) as usize
+            }
+            _ => self.ready.time.len(),
+        }
+    }
+
+    fn push(&mut self, time: u64, page: u64, write: bool) {
+        self.last = Some(time);
+        self.ready.time.push(time);
+        self.ready.page.push(page);
+        self.ready.write.push(write);
+    }
+
+    /// Take a line; false at the end of what is wanted.
+    fn csv_line<E>(&mut self) -> Result<bool, ReadError<E>> {
+        const ROW: &str = "two numbers and 0 or 1, separated by commas, as `1200,5120,1`";
+        let mut fields = self.lines.buffer.split(|&byte| byte == b',');
+        let mut field = || fields.next().unwrap_or_default();
+        let (time, page, write) = (decimal(field()), decimal(field()), field());
+        let (Some(time), Some(page), b"0" | b"1") = (time, page, write) else {
+            return Err(self.lines.error(ROW));
+        };
+        let write = write == b"1";
+        if fields.next().is_some() {
+            return Err(self.lines.error(ROW));
+        }
+        if page >> (ADDRESS_BITS - PAGE_SHIFT) != 0 {
+            return Err(self.lines.error("a page number below 2^45"));
+        }
+        if time == u64::MAX {
+            return Err(self.lines.error("a time below 2^64 - 1"));
+        }
+        if self.last.is_some_and(|last| time < last) {
+            return Err(self.lines.error("a time not below that of the line before"));
+        }
+        self.push(time, page, write);
+        Ok(true)
+    }
+
+    fn lackey_line<E>(&mut self, options: LackeyOptions) -> Result<bool, ReadError<E>> {
+        const LINE: &str = "a line of lackey's, as `I  04016c0,3` or ` S 1fff000738,8`";
+        let line = &self.lines.buffer[..];
         if line.starts_with(b"==") || line.starts_with(b"--") || line.is_empty() {
-            continue;
+            return Ok(true);
         }
         let (instruction, write) = match line.get(..3) {
             Some(b"I  ") => (true, false),
             Some(b" L ") => (false, false),
             Some(b" S " | b" M ") => (false, true),
-            _ => return Err(lines.error(LINE)),
+            _ => return Err(self.lines.error(LINE)),
         };
         let mut fields = line[3..].splitn(2, |&byte| byte == b',');
-        let address = number(fields.next().unwrap_or_default(), 16);
-        let size = number(fields.next().unwrap_or_default(), 10);
+        let address = hexadecimal(fields.next().unwrap_or_default());
+        let size = decimal(fields.next().unwrap_or_default());
         let (Some(address), Some(size @ 1..=4096)) = (address, size) else {
-            return Err(lines.error(LINE));
+            return Err(self.lines.error(LINE));
         };
-        if address >> ADDRESS_BITS != 0 {
-            return Err(lines.error("an address below 2^57"));
+        if address.saturating_add(size - 1) >> ADDRESS_BITS != 0 {
+            return Err(self.lines.error("an address below 2^57"));
         }
         if instruction {
-            if options.max_instructions != 0 && instructions == options.max_instructions {
-                break;
+            if options.max_instructions != 0 && self.instructions == options.max_instructions {
+                return Ok(false);
             }
-            instructions += 1;
+            self.instructions += 1;
         }
         // Data accesses belong to the instruction printed before them.
-        let time = instructions.saturating_sub(1);
-        if let Some(this) = time.checked_div(options.window)
-            && this != window
+        let time = self.instructions.saturating_sub(1);
+        if let Some(number) = time.checked_div(options.window)
+            && number != self.window.number
         {
-            window = this;
-            seen.clear();
+            self.window.number = number;
+            self.window.first = self.first + self.ready.time.len() as u64;
         }
         for page in address >> PAGE_SHIFT..=(address + size - 1) >> PAGE_SHIFT {
-            if options.window != 0 {
-                if let Some(&event) = seen.get(&page) {
-                    trace.write[event] |= write;
-                    continue;
-                }
-                seen.insert(page, trace.time.len());
+            if options.window != 0
+                && let Some(event) = self
+                    .window
+                    .before(page, || self.first + self.ready.time.len() as u64)
+            {
+                self.ready.write[(event - self.first) as usize] |= write;
+                continue;
             }
-            trace.time.push(time);
-            trace.page.push(page);
-            trace.write.push(write);
+            self.push(time, page, write);
+        }
+        Ok(true)
+    }
+
+    fn perf_line<E>(&mut self) -> Result<bool, ReadError<E>> {
+        const LINE: &str = "a sample, as `cat 71 8.250013: cpu/mem-loads/P: 7ffd5e0012a8`";
+        const ADDRESS: &str = "an address after the event: print it with `perf script -F \
+                               comm,tid,time,event,addr,data_src`";
+        let line = &self.lines.buffer[..];
+        if line.first().is_none_or(|&byte| byte == b'#') {
+            return Ok(true);
+        }
+        let mut words = line
+            .split(u8::is_ascii_whitespace)
+            .filter(|word| !word.is_empty());
+        // The command's name may have spaces, so the time is what is looked for.
+        let Some(time) = words.by_ref().find_map(perf_time) else {
+            return Err(self.lines.error(LINE));
+        };
+        // A number before the event's name is the sample's period.
+        let named = |word: &&[u8]| word.len() > 1 && word.ends_with(b":");
+        let event = match words.next() {
+            Some(word) if decimal(word).is_some() => words.next(),
+            word => word,
+        };
+        let Some(event) = event.filter(named) else {
+            return Err(self.lines.error(LINE));
+        };
+        let Some(address) = words.next().and_then(hexadecimal) else {
+            return Err(self.lines.error(ADDRESS));
+        };
+        let mut rest = words.peekable();
+        // `ip sym` alone looks like an address, but is where the program was.
+        let symbol = |word: &&[u8]| {
+            word.windows(3).any(|three| three == b"+0x")
+                || word.starts_with(b"[")
+                || word.starts_with(b"(")
+        };
+        if rest.peek().is_some_and(symbol) {
+            return Err(self.lines.error(ADDRESS));
+        }
+        let contains = |text: &[u8], what: &[u8]| {
+            text.windows(what.len())
+                .any(|part| part.eq_ignore_ascii_case(what))
+        };
+        let mut write = contains(event, b"store");
+        while let Some(word) = rest.next() {
+            write |= word == b"|OP" && rest.peek().is_some_and(|next| next.starts_with(b"STORE"));
+        }
+        if address == 0 || address >> 63 != 0 {
+            self.skipped += 1;
+            return Ok(true);
+        }
+        if address >> ADDRESS_BITS != 0 {
+            return Err(self
+                .lines
+                .error("an address below 2^57, or one of the kernel's"));
+        }
+        if self.last.is_some_and(|last| time < last) {
+            return Err(self
+                .lines
+                .error("a time not below that of the sample before"));
+        }
+        self.push(time, address >> PAGE_SHIFT, write);
+        Ok(true)
+    }
+}
+
+impl Window {
+    /// The event of a page in this window; without one, `event` is noted.
+    fn before(&mut self, page: u64, event: impl FnOnce() -> u64) -> Option<u64> {
+        let slot = page as usize % RECENT;
+        let (window, known, before) = self.recent[slot];
+        if known == page && window == self.number {
+            return Some(before);
+        }
+        let number = self.number;
+        let (window, last) = self.seen.entry(page).or_insert((u64::MAX, 0));
+        let found = if *window == number {
+            Some(*last)
+        } else {
+            (*window, *last) = (number, event());
+            None
+        };
+        self.recent[slot] = (number, page, *last);
+        found
+    }
+}
+
+/// Seconds with a fraction and a colon, as perf prints them, in nanoseconds.
+fn perf_time(word: &[u8]) -> Option<u64> {
+    let word = word.strip_suffix(b":")?;
+    let point = word.iter().position(|&byte| byte == b'.')?;
+    let (seconds, fraction) = (decimal(&word[..point])?, &word[point + 1..]);
+    if fraction.len() > 9 {
+        return None;
+    }
+    let scale = 10u64.pow(9 - fraction.len() as u32);
+    seconds
+        .checked_mul(1_000_000_000)?
+        .checked_add(decimal(fraction)? * scale)
+        .filter(|&time| time != u64::MAX)
+}
+
+/// Read a whole text.
+///
+/// # Errors
+/// [`ReadError`], with the line.
+pub fn read_all<E>(
+    input: impl BufRead,
+    format: TextFormat,
+    poll: &mut dyn FnMut() -> Result<(), E>,
+) -> ReadResult<E> {
+    let mut reader = TextTrace::new(input, format);
+    let block = reader.read(usize::MAX, poll)?;
+    let mut all = block.unwrap_or_else(|| std::mem::take(&mut reader.ready));
+    // Without an event the clock may still have run.
+    all.duration = all.duration.max(reader.instructions);
+    Ok(all)
+}
+
+/// The rows of a CSV trace, without its header. Columns of different length are
+/// cut to the shortest.
+pub fn format_csv(time: &[u64], page: &[u64], write: &[bool]) -> Vec<u8> {
+    let mut text = Vec::with_capacity(time.len() * 24);
+    for ((&time, &page), &write) in time.iter().zip(page).zip(write) {
+        push_decimal(&mut text, time);
+        text.push(b',');
+        push_decimal(&mut text, page);
+        text.extend(if write { b",1\n" } else { b",0\n" });
+    }
+    text
+}
+
+fn push_decimal(text: &mut Vec<u8>, mut value: u64) {
+    let mut digits = [0; 20];
+    let mut at = digits.len();
+    loop {
+        at -= 1;
+        digits[at] = b'0' + (value % 10) as u8;
+        value /= 10;
+        if value == 0 {
+            break;
         }
     }
-    trace.duration = instructions;
-    Ok(trace)
+    text.extend_from_slice(&digits[at..]);
 }
 
 #[cfg(test)]
@@ -273,7 +551,7 @@ mod tests {
     use std::convert::Infallible;
 
     fn csv(text: &str) -> ReadResult<Infallible> {
-        read_csv(text.as_bytes(), &mut || Ok(()))
+        read_all(text.as_bytes(), TextFormat::Csv, &mut || Ok(()))
     }
 
     fn lackey(text: &str, window: u64, max_instructions: u64) -> ReadResult<Infallible> {
@@ -281,7 +559,7 @@ mod tests {
             window,
             max_instructions,
         };
-        read_lackey(text.as_bytes(), options, &mut || Ok(()))
+        read_all(text.as_bytes(), TextFormat::Lackey(options), &mut || Ok(()))
     }
 
     #[test]
@@ -291,6 +569,17 @@ mod tests {
         assert_eq!(trace.page, [2, 3]);
         assert_eq!(trace.write, [false, true]);
         assert_eq!(csv("time,page,write\n").unwrap().time.len(), 0);
+    }
+
+    #[test]
+    fn csv_written_is_csv_read() {
+        let (time, page) = ([0, 9, 10, u64::MAX - 1], [0, 99, (1 << 45) - 1, 7]);
+        let write = [true, false, false, true];
+        let mut text = String::from("time,page,write\n");
+        text += std::str::from_utf8(&format_csv(&time, &page, &write)).unwrap();
+        let trace = csv(&text).unwrap();
+        assert_eq!((&trace.time[..], &trace.page[..]), (&time[..], &page[..]));
+        assert_eq!(trace.write, write);
     }
 
     #[test]
@@ -363,14 +652,111 @@ mod tests {
             window: 1,
             max_instructions: 0,
         };
-        let result = read_lackey(text.as_bytes(), options, &mut || Err("stop"));
+        let result = read_all(text.as_bytes(), TextFormat::Lackey(options), &mut || {
+            Err("stop")
+        });
         assert!(matches!(result, Err(ReadError::Stopped("stop"))));
     }
 
     #[test]
     fn binary_input_is_refused_without_reading_it_whole() {
         let noise = vec![0xffu8; 1 << 20];
-        let result: ReadResult<Infallible> = read_csv(&noise[..], &mut || Ok(()));
+        let result: ReadResult<Infallible> = read_all(&noise[..], TextFormat::Csv, &mut || Ok(()));
         assert!(matches!(result, Err(ReadError::Text { line: 1, .. })));
+    }
+
+    #[test]
+    fn blocks_are_the_whole() {
+        let mut text = String::new();
+        let mut state = 7u64;
+        for _ in 0..5000 {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1);
+            text += &format!("I  {:x},4\n", 0x40_0000 + (state >> 40 & 0xffff));
+            text += &format!(
+                " {} {:x},8\n",
+                if state >> 33 & 1 == 0 { 'L' } else { 'S' },
+                0x7000_0000 + (state >> 44) * 64
+            );
+        }
+        for window in [0, 1, 7, 1000, 1 << 40] {
+            let options = LackeyOptions {
+                window,
+                max_instructions: 0,
+            };
+            let whole = lackey(&text, window, 0).unwrap();
+            for size in [1, 64, 100_000] {
+                let mut reader = TextTrace::new(text.as_bytes(), TextFormat::Lackey(options));
+                let mut joined = PageTrace {
+                    window,
+                    ..PageTrace::default()
+                };
+                let mut poll = || Ok::<(), Infallible>(());
+                while let Some(block) = reader.read(size, &mut poll).unwrap() {
+                    joined.time.extend(block.time);
+                    joined.page.extend(block.page);
+                    joined.write.extend(block.write);
+                    joined.duration = block.duration;
+                }
+                assert_eq!(joined, whole, "window {window}, blocks of {size}");
+            }
+        }
+    }
+
+    fn perf(text: &str) -> ReadResult<Infallible> {
+        read_all(text.as_bytes(), TextFormat::Perf, &mut || Ok(()))
+    }
+
+    #[test]
+    fn perf_samples() {
+        let text = "# comment\n\
+            a b  71 [001]  8.250013:  1 cpu/mem-loads,ldlat=30/P:  7ffd5e0012a8 68100142 |OP LOAD|LVL L1 hit|SNP None 7 401136 main+0x16 (/a)\n\
+            cat 71 8.250013500: page-faults: 5000\n\
+            \n\
+            cat 71 9.0: cpu/mem-stores/P: 6000\n\
+            cat 71 9.5: mem: 7000 1 |OP STORE|LVL L1 hit\n\
+            cat 71 9.5: mem: ffffffff81755abc\n\
+            cat 71 9.5: mem: 0\n";
+        let trace = perf(text).unwrap();
+        assert_eq!(trace.page, [0x7ffd5e001, 5, 6, 7]);
+        assert_eq!(trace.write, [false, false, true, true]);
+        assert_eq!(
+            trace.time,
+            [8_250_013_000, 8_250_013_500, 9_000_000_000, 9_500_000_000]
+        );
+        let mut reader = TextTrace::new(text.as_bytes(), TextFormat::Perf);
+        reader.read(100, &mut || Ok::<(), Infallible>(())).unwrap();
+        assert_eq!(reader.skipped(), 2);
+    }
+
+    #[test]
+    fn perf_errors_name_the_line() {
+        for (text, line, expected) in [
+            ("cat 71 page-faults: 5000\n", 1, "a sample"),
+            ("cat 71 8.2: 5000\n", 1, "a sample"),
+            ("cat 71 8.2: mem:\n", 1, "an address"),
+            ("cat 71 8.2: mem: zz\n", 1, "an address"),
+            ("cat 71 8.2: mem: 401136 main+0x16 (/a)\n", 1, "an address"),
+            ("cat 71 8.2: mem: 401136 [unknown] (/a)\n", 1, "an address"),
+            (
+                "cat 71 8.2: mem: 4000\ncat 71 8.1: mem: 4000\n",
+                2,
+                "a time",
+            ),
+            ("cat 71 8.2: mem: 4ffffffffffff000\n", 1, "below 2^57"),
+            ("cat 71 99999999999.2: mem: 4000\n", 1, "a sample"),
+            ("cat 71 8.2: mem: 40", 1, "truncated"),
+        ] {
+            match perf(text) {
+                Err(ReadError::Text {
+                    line: at,
+                    expected: what,
+                    ..
+                }) => {
+                    assert_eq!(at, line, "{text:?}");
+                    assert!(what.contains(expected), "{text:?}: {what}");
+                }
+                other => panic!("{text:?}: {other:?}"),
+            }
+        }
     }
 }

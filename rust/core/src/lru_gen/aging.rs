@@ -220,6 +220,7 @@ fn inc_max_seq(cpu: &Cpu, lruvec: &LruVec, seq: u64, can_swap: bool) -> bool {
         });
         if !emptied {
             // A batch was moved: let others have the lock, then go on.
+            lruvec.lru_lock.pass_on(lists);
             continue;
         }
         // vmstat: the second youngest becomes inactive. The slot of the new

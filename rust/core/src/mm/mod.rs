@@ -16,9 +16,12 @@
 //! | [`notifier`] | MMU notifiers | `mm/mmu_notifier.c` |
 //! | [`mask`] | a set of pages that one PTE table maps | |
 //! | [`page_idle`] | idle page tracking | `mm/page_idle.c` |
+//! | [`young`] | accessed bits, page by page | `include/linux/mmu_notifier.h` |
+//! | [`damon`] | a sampler of regions | `mm/damon/` |
 
 pub mod address_space;
 pub mod conserve;
+pub mod damon;
 pub mod filemap;
 pub mod folio;
 pub mod mask;
@@ -33,6 +36,7 @@ pub mod pagetable;
 pub mod rmap;
 pub mod swap;
 pub mod vma;
+pub mod young;
 
 pub use address_space::{AddressSpace, Kind};
 pub use folio::{FolioWord, Pfn, Word};

@@ -9,7 +9,8 @@
 
 use super::folio::{ANON, FolioWord, IDLE, LOCKED, LRU, Pfn, TAIL, YOUNG};
 use super::mm::{Entry, Mm};
-use super::pagetable::{ACCESSED, level_size};
+use super::pagetable::level_size;
+use super::young::{Flush, clear_young_notify};
 use super::{PAGE_SIZE, Pte, Vma, Word};
 use crate::cpu::Cpu;
 use crate::error::{Errno, Error, Result};
@@ -112,7 +113,7 @@ fn clear_mapping(cpu: &Cpu, mm: &Arc<Mm>, vma: &Vma, address: u64, pfn: Pfn, wor
         let size = level_size(entry.level);
         let start = at & !(size - 1);
         if maps(mm, entry, &frames) {
-            referenced |= clear_young_notify(cpu, mm, entry, start, size);
+            referenced |= clear_young_notify(cpu, mm, entry, start, size, Flush::No);
         }
         at = start + size;
     }
@@ -123,19 +124,6 @@ fn clear_mapping(cpu: &Cpu, mm: &Arc<Mm>, vma: &Vma, address: u64, pfn: Pfn, wor
 fn maps(mm: &Mm, entry: Entry, frames: &std::ops::Range<u32>) -> bool {
     let pte: Pte = mm.read(entry);
     pte.is_leaf(entry.level) && frames.contains(&pte.pfn().0)
-}
-
-/// `ptep_clear_young_notify()`, under the table's lock.
-fn clear_young_notify(cpu: &Cpu, mm: &Mm, entry: Entry, start: u64, size: u64) -> bool {
-    let _ptl = mm.tables.meta(entry.table).ptl.lock();
-    let pte = mm.read(entry);
-    if !pte.is_leaf(entry.level) {
-        return false;
-    }
-    // Relaxed: the bit carries nothing but itself.
-    let primary =
-        pte.is_young() && mm.word(entry).fetch_and(!ACCESSED, Ordering::Relaxed) & ACCESSED != 0;
-    mm.notifiers.clear_young(cpu, start, start + size, false) | primary
 }
 
 /// Call `visit` for the first page of every leaf in `[start, end)` that maps

@@ -14,7 +14,7 @@
 //! A table that is unlinked is freed after every vCPU has flushed (so that no
 //! page walk is inside) and after an RCU grace period (so that no ager is).
 
-use super::fault::PageFault;
+use super::fault::LiveFault;
 use super::spte::{
     self, LEVEL_2M, LEVEL_4K, Leaf, SpteFormat, WRITABLE, gfn_index, is_frozen, is_last,
     is_present, is_present_leaf, is_writable, pages_per, round_gfn,
@@ -1261,7 +1261,7 @@ impl TdpMmu {
     ///
     /// # Errors
     /// `ENOMEM` when no table is to be had.
-    fn map(&self, vm: &Vm, cpu: &Cpu, root: TableId, fault: &PageFault) -> Result<Outcome> {
+    fn map(&self, vm: &Vm, cpu: &Cpu, root: TableId, fault: LiveFault<'_>) -> Result<Outcome> {
         let format = vm.format();
         let mut gather = Gather::default();
         let page = self.tables.meta(root);
@@ -1456,12 +1456,16 @@ impl TdpMmu {
         };
         let _shared = cpu.read_lock(&vm.mmu_lock);
         let guard = cpu.rcu.lock();
-        let outcome = if self.is_root_invalid(root) || vm.is_fault_stale(&fault, &guard) {
-            Outcome::Retry
-        } else {
-            let outcome = self.map(vm, cpu, root, &fault)?;
-            vm.release_pfn_clean(cpu, fault.pfn);
-            outcome
+        let live = (!self.is_root_invalid(root))
+            .then(|| vm.live_fault(&fault, &guard))
+            .flatten();
+        let outcome = match live {
+            None => Outcome::Retry,
+            Some(fault) => {
+                let outcome = self.map(vm, cpu, root, fault)?;
+                vm.release_pfn_clean(cpu, fault.pfn);
+                outcome
+            }
         };
         match outcome {
             Outcome::Fixed => {}

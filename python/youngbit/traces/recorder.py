@@ -1,0 +1,121 @@
+"""Record a program with valgrind's lackey tool."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from ._read import DEFAULT_WINDOW, open_trace
+from ._write import writing
+
+__all__ = ["Recording", "record"]
+
+#: Events that an interrupted recording may lose.
+_BLOCK = 1 << 16
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What came of a recording."""
+
+    #: Events written.
+    events: int
+    #: Time of the last of them: instructions executed before it.
+    last_time: int
+    #: What the program exited with; None if it was stopped.
+    exit_status: int | None
+    #: Whether Ctrl-C ended it.
+    interrupted: bool
+
+
+def _ignore(_: int) -> None:
+    pass
+
+
+def record(
+    command: Sequence[str],
+    path: str | os.PathLike[str],
+    *,
+    window: int = DEFAULT_WINDOW,
+    max_instructions: int = 0,
+    progress: Callable[[int], None] = _ignore,
+) -> Recording:
+    """Run a program under valgrind and write which pages it touches.
+
+    Only the program itself is recorded, not what it starts. Ctrl-C ends the
+    program, and what was recorded until then is written.
+
+    Args:
+        command: The program and its arguments.
+        path: The trace, in a format that can be written.
+        window: Within this many instructions a page is kept once; 0 keeps every
+            access.
+        max_instructions: Stop the program after this many; 0 lets it end.
+        progress: Called now and then with the events so far.
+
+    Raises:
+        FileNotFoundError: If valgrind or the program is not there.
+        TraceError: If valgrind printed something else than a recording.
+        OSError: If the file cannot be written.
+
+    """
+    if not command:
+        raise ValueError("command: expected a program to record")
+    valgrind = shutil.which("valgrind")
+    if valgrind is None:
+        raise FileNotFoundError(
+            "valgrind is not installed, and records the program: apt install valgrind, or"
+            " dnf install valgrind"
+        )
+    if shutil.which(command[0]) is None:
+        raise FileNotFoundError(f"{command[0]}: there is no such program")
+    events, last_time, interrupted = 0, 0, False
+    ours, theirs = os.pipe()
+    with suppress(AttributeError, OSError):
+        # lackey writes a line at a time: room for many saves many changes of process.
+        fcntl.fcntl(theirs, fcntl.F_SETPIPE_SZ, 1 << 20)
+    try:
+        with subprocess.Popen(
+            [valgrind, "-q", "--tool=lackey", "--trace-mem=yes", f"--log-fd={theirs}",
+             "--", *command],
+            pass_fds=(theirs,),
+        ) as child:  # fmt: skip
+            os.close(theirs)
+            theirs = -1
+            try:
+                with (
+                    open_trace(
+                        f"/dev/fd/{ours}", "lackey", window=window,
+                        max_instructions=max_instructions, block=_BLOCK,
+                    ) as reader,
+                    writing(path, window=window) as writer,
+                ):  # fmt: skip
+                    # Nobody else holds the reading end: when it is closed the
+                    # program cannot wait for it.
+                    os.close(ours)
+                    ours = -1
+                    try:
+                        for block in reader:
+                            writer.add(block)
+                            events += block.events
+                            last_time = int(block.time[-1])
+                            progress(events)
+                    except KeyboardInterrupt:
+                        if not events:
+                            raise
+                        interrupted = True
+            finally:
+                stopped = child.poll() is None and (max_instructions or interrupted or not events)
+                if stopped:
+                    child.terminate()
+            status = child.wait()
+    finally:
+        for end in (ours, theirs):
+            if end >= 0:
+                os.close(end)
+    return Recording(events, last_time, None if stopped else status, interrupted)
