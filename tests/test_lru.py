@@ -135,6 +135,29 @@ def test_only_a_kernel_that_asks_fast_only_has_capability_8(host):
     assert host.capabilities == 0xF
 
 
+def test_a_batched_walk_asks_once_a_table_and_finds_the_same():
+    """Beyond the series, and off: two hosts, one program, one of them batched."""
+    seen = []
+    for batched in (False, True):
+        host = yb.Host("64M", clock="virtual")
+        assert host.aging_batched is False
+        host.aging_batched = batched
+        assert host.aging_batched is batched
+        vm = host.create_vm("16M", tlb_entries=0)
+        lru = host.lru_gen(vm.memcg)
+        vm.run(yb.access.sequential(write=True))
+        lru.age()
+        vm.run(yb.access.zipf(1.0, accesses=2000, seed=5))
+        stats = lru.age()
+        tables = stats.counters.get("notifier_clear_young_batch", 0)
+        pages = stats.counters.get("notifier_clear_young_fast", 0)
+        assert (0 < tables <= 9 and pages == 0) if batched else (tables == 0 and pages == 4096)
+        found = {key: stats.counters[key] for key in ("mm_leaf_young", "mm_leaf_old", "sptes_aged")}
+        assert 0 < found["mm_leaf_young"] < 4096
+        seen.append((found, vm.page_generations().tolist()))
+    assert seen[0] == seen[1]
+
+
 def test_a_policy_of_ones_own(host):
     """When to age, which mm, which range: through public calls only."""
 

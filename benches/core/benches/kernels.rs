@@ -82,6 +82,9 @@ fn walk(c: &mut Criterion) {
                 b.iter_batched(
                     set_up,
                     |()| {
+                        // As a walk of the primary page tables calls it: the
+                        // sections that each call enters nest in these.
+                        let _sections = (cpu.srcu.lock(), cpu.rcu.lock());
                         for page in 0..PAGES {
                             let at = guest.hva + page * PAGE_SIZE;
                             let notifiers = &guest.mm.notifiers;

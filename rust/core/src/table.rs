@@ -161,15 +161,6 @@ impl<M: Default> Arena<M> {
         &self.chunk(id).meta[id.0 as usize % CHUNK_TABLES]
     }
 
-    /// Ask the processor to fetch the first lines of a table that the walk
-    /// will enter next.
-    #[inline]
-    pub fn prefetch(&self, id: TableId) {
-        if let Some(chunk) = self.chunks[id.0 as usize / CHUNK_TABLES].get() {
-            prefetch(&chunk.entries[(id.0 as usize % CHUNK_TABLES) * TABLE_ENTRIES]);
-        }
-    }
-
     /// Tables handed out and not yet taken back.
     pub fn live(&self) -> u32 {
         self.free.lock().live

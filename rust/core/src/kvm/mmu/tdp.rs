@@ -33,7 +33,7 @@ use crate::sync::lock::SpinLock;
 use crate::sync::rcu::{Guard, RcuCell};
 use crate::sync::spin::Backoff;
 use crate::sync::thread;
-use crate::table::{Arena, POISON, TABLE_ENTRIES, TABLE_SHIFT, TableId};
+use crate::table::{Arena, POISON, TABLE_ENTRIES, TABLE_SHIFT, TableId, prefetch};
 use crate::trace::{Counter, Event};
 use std::sync::Arc;
 
@@ -501,12 +501,32 @@ impl TdpMmu {
     /// Call `visit(level, gfn, entries)` with every run of neighbouring entries
     /// of `[start, end)` that may hold leaves: the part of a lowest-level table
     /// that is in the range, or one huge leaf. Stops when it returns false.
-    /// Tables are fetched ahead, so that a walk of many runs at the speed of
-    /// memory. The caller is in an RCU section.
+    /// The caller is in an RCU section.
     #[inline]
     fn for_each_run<F>(&self, cpu: &Cpu, root: TableId, start: u64, end: u64, mut visit: F) -> bool
     where
         F: FnMut(u32, u64, &[AtomicU64]) -> bool,
+    {
+        self.for_each_run_ahead(cpu, root, start, end, |level, gfn, words, _| {
+            visit(level, gfn, words)
+        })
+    }
+
+    /// [`for_each_run`](Self::for_each_run) that also passes the table that
+    /// `visit` gets two tables later, or nothing, so that it can fetch that as
+    /// it goes: processors fetch ahead only within a page, and a page is a
+    /// table.
+    #[inline]
+    fn for_each_run_ahead<F>(
+        &self,
+        cpu: &Cpu,
+        root: TableId,
+        start: u64,
+        end: u64,
+        mut visit: F,
+    ) -> bool
+    where
+        F: FnMut(u32, u64, &[AtomicU64], &[AtomicU64]) -> bool,
     {
         let (mut level, limit) = self.reach(root);
         let end = end.min(limit);
@@ -514,7 +534,7 @@ impl TdpMmu {
             return true;
         }
         if end - start > 1 {
-            return self.walk_table(cpu, root, level, start, end, &mut visit);
+            return self.walk_table(cpu, root, level, start, end, &[], &mut visit);
         }
         // One page: straight down.
         let mut table = root;
@@ -522,7 +542,7 @@ impl TdpMmu {
             let index = gfn_index(start, level);
             let word = &self.tables.entries(table)[index];
             if level == LEVEL_4K {
-                return visit(level, start, std::slice::from_ref(word));
+                return visit(level, start, std::slice::from_ref(word), &[]);
             }
             // Acquire: pairs with the release that linked the table.
             let spte = word.load(Ordering::Acquire);
@@ -533,13 +553,19 @@ impl TdpMmu {
                 return true;
             }
             if is_last(spte, level) {
-                return visit(level, round_gfn(start, level), std::slice::from_ref(word));
+                return visit(
+                    level,
+                    round_gfn(start, level),
+                    std::slice::from_ref(word),
+                    &[],
+                );
             }
             table = spte::table(spte);
             level -= 1;
         }
     }
 
+    #[allow(clippy::too_many_arguments)]
     fn walk_table<F>(
         &self,
         cpu: &Cpu,
@@ -547,10 +573,11 @@ impl TdpMmu {
         level: u32,
         start: u64,
         end: u64,
+        ahead: &[AtomicU64],
         visit: &mut F,
     ) -> bool
     where
-        F: FnMut(u32, u64, &[AtomicU64]) -> bool,
+        F: FnMut(u32, u64, &[AtomicU64], &[AtomicU64]) -> bool,
     {
         let entries = self.tables.entries(table);
         let first = gfn_index(start, level);
@@ -559,7 +586,7 @@ impl TdpMmu {
             if entries[first].load(Ordering::Relaxed) == POISON {
                 cpu.count(Counter::PoisonReads);
             }
-            return visit(level, start, &entries[first..=last]);
+            return visit(level, start, &entries[first..=last], ahead);
         }
         let mut gfn = start;
         for i in first..=last {
@@ -572,18 +599,20 @@ impl TdpMmu {
                 }
             } else if is_last(spte, level) {
                 let run = std::slice::from_ref(&entries[i]);
-                if !visit(level, round_gfn(gfn, level), run) {
+                if !visit(level, round_gfn(gfn, level), run, &[]) {
                     return false;
                 }
             } else {
-                if level == LEVEL_2M && i < last {
-                    let ahead = entries[i + 1].load(Ordering::Relaxed);
-                    if is_present(ahead) && !is_last(ahead, level) {
-                        self.tables.prefetch(spte::table(ahead));
+                let mut ahead: &[AtomicU64] = &[];
+                if level == LEVEL_2M && i + 2 <= last {
+                    // Acquire: pairs with the release that linked the table.
+                    let later = entries[i + 2].load(Ordering::Acquire);
+                    if is_present(later) && !is_last(later, level) {
+                        ahead = self.tables.entries(spte::table(later));
                     }
                 }
                 let below = spte::table(spte);
-                if !self.walk_table(cpu, below, level - 1, gfn, next, visit) {
+                if !self.walk_table(cpu, below, level - 1, gfn, next, ahead, visit) {
                     return false;
                 }
             }
@@ -727,8 +756,9 @@ impl TdpMmu {
         let guard = cpu.rcu.lock();
         let mut young = false;
         for root in self.roots_of(&guard, as_id, all_roots) {
-            self.for_each_run(cpu, root, range.start, range.end, |level, gfn, words| {
-                young |= Self::age_run(vm, cpu, as_id, level, gfn, words, locked);
+            let (start, end) = (range.start, range.end);
+            self.for_each_run_ahead(cpu, root, start, end, |level, gfn, words, ahead| {
+                young |= Self::age_run(vm, cpu, as_id, level, gfn, words, ahead, locked);
                 true
             });
         }
@@ -762,7 +792,7 @@ impl TdpMmu {
                 let end = range.end.min(gfn + pages_per(level));
                 let mut pages = page(range.start.max(gfn))..page(end);
                 if let Some(n) = pages.find(|&n| wanted.has(n))
-                    && Self::age_run(vm, cpu, as_id, level, gfn, words, locked)
+                    && Self::age_run(vm, cpu, as_id, level, gfn, words, &[], locked)
                 {
                     young.set(n);
                 }
@@ -812,7 +842,9 @@ impl TdpMmu {
         for (word, n) in rest.iter().zip(done..) {
             let run = std::slice::from_ref(word);
             let gfn = gfn + n as u64;
-            if wanted.has(page + n) && Self::age_run(vm, cpu, as_id, LEVEL_4K, gfn, run, locked) {
+            if wanted.has(page + n)
+                && Self::age_run(vm, cpu, as_id, LEVEL_4K, gfn, run, &[], locked)
+            {
                 young.set(page + n);
             }
         }
@@ -885,6 +917,8 @@ impl TdpMmu {
         fetch_and
     }
 
+    /// Age a run of entries; `ahead` is fetched meanwhile.
+    #[allow(clippy::too_many_arguments)]
     fn age_run(
         vm: &Vm,
         cpu: &Cpu,
@@ -892,6 +926,7 @@ impl TdpMmu {
         level: u32,
         gfn: u64,
         words: &[AtomicU64],
+        ahead: &[AtomicU64],
         locked: bool,
     ) -> bool {
         let format = vm.format();
@@ -911,7 +946,11 @@ impl TdpMmu {
         } else {
             words.as_chunks::<LINE>()
         };
+        let mut ahead = ahead.iter().step_by(LINE);
         for line in lines {
+            if let Some(later) = ahead.next() {
+                prefetch(later);
+            }
             // A cache line is read before any of it is written: the loads
             // behind an atomic operation wait for it. Relaxed: as in
             // `SpteFormat::age`.
@@ -961,7 +1000,7 @@ impl TdpMmu {
         while rest != 0 {
             let i = rest.trailing_zeros() as usize % LINE;
             rest &= rest - 1;
-            format.age_young(&line[i], seen[i]);
+            format.age_young_ad(&line[i]);
         }
         found
     }
