@@ -299,7 +299,7 @@ def _latency(result: BenchResult) -> Figure | None:
     if len(counts) > 4:
         counts = [counts[0], counts[1], counts[-2], counts[-1]]
     percents = sorted({p for row in rows if (p := _percentile(row["metric"]["name"])) is not None})
-    names = ["maximum" if percent == 100 else f"p{percent:g}" for percent in percents]
+    names = ["most" if percent == 100 else f"{percent:g}%" for percent in percents]
     figure = new_figure(max(6.0, 3.0 * len(counts)), 2.9 * len(lines) + 0.5)
     grid = figure.subplots(len(lines), len(counts), squeeze=False, sharey=True)
     for line, ((kind, mmu), of_line) in zip(grid, lines.items(), strict=True):
@@ -324,6 +324,8 @@ def _latency(result: BenchResult) -> Figure | None:
             axes.set_xticks(range(len(names)), names)
             axes.grid(alpha=0.3)
         line[0].set_ylabel("latency of a guest's fault, ns")
+        for axes in line:
+            axes.set_xlabel("share of faults that were faster")
     handles, labels = grid[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, fontsize="small", loc="outside lower center", ncols=4)
     return figure
