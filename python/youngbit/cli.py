@@ -79,7 +79,7 @@ class _Counts(_TupleType):
         if isinstance(value, tuple):
             return value
         one = click.IntRange(1, defaults.MAX_VCPUS)
-        return tuple(one.convert(each, param, ctx) for each in str(value).split(","))
+        return tuple(one(each, param, ctx) for each in str(value).split(","))
 
 
 def _json_option(function: Function) -> Function:
@@ -176,7 +176,8 @@ def cli() -> None:
 @click.option("-l", "lru_gen", is_flag=True, help="Idle memory with MGLRU aging, and verify.")
 @click.option("-p", "benchmark", is_flag=True, help="Populate while aging in a loop; needs -l.")
 @click.option("-v", "vcpus", type=_Counts(), default=str(defaults.VCPUS), show_default=True,
-              metavar="N", help="Number of vCPUs; with --against also several, as 2,4,8,16.")  # fmt: skip
+              metavar="N",
+              help="Number of vCPUs; with --against also several, as 2,4,8,16.")  # fmt: skip
 @click.option("-b", "vcpu_bytes", type=_Size(), default=defaults.VCPU_BYTES, show_default=True,
               help="Memory of each vCPU.")  # fmt: skip
 @click.option("-o", "overlap", is_flag=True, help="Let each vCPU touch the memory of all.")
@@ -190,7 +191,8 @@ def cli() -> None:
 @click.option("--against", type=click.Choice(defaults.PROTOCOLS), default=None,
               help="With -p: run --protocol and this one in turn, and print ratios.")  # fmt: skip
 @click.option("--repeat", type=click.IntRange(1, 1000), default=defaults.CONTENTION_REPETITIONS,
-              show_default=True, metavar="N", help="Runs of each protocol, with --against.")  # fmt: skip
+              show_default=True, metavar="N",
+              help="Runs of each protocol, with --against.")  # fmt: skip
 @click.option("--aging-asks", type=click.Choice(defaults.AGING_ASKS), default=None,
               help="What MGLRU's aging asks; otherwise what the protocol's kernel does:"
               " baseline and v9 accurate, v7 fast_only.")  # fmt: skip
@@ -455,10 +457,28 @@ def info(json_to: str | None) -> None:
 
 def commands() -> click.Group:
     """Return the command with all of its subcommands."""
-    from . import cli_bench, cli_estimate, cli_lab, cli_lru, cli_plot, cli_stress, cli_traces
+    from . import (
+        cli_bench,
+        cli_estimate,
+        cli_lab,
+        cli_lru,
+        cli_plot,
+        cli_report,
+        cli_stress,
+        cli_traces,
+    )
 
-    groups = (cli_lru, cli_bench, cli_stress, cli_lab, cli_traces, cli_estimate, cli_plot)
-    for more in groups:
+    rooms = (
+        cli_lru,
+        cli_bench,
+        cli_stress,
+        cli_lab,
+        cli_traces,
+        cli_estimate,
+        cli_plot,
+        cli_report,
+    )
+    for more in rooms:
         more.register(cli)
     return cli
 

@@ -79,8 +79,9 @@ def _about(workload: dict[str, Any]) -> str:
 
 
 @click.command()
-@click.option("--every", type=click.IntRange(1), default=defaults.REPLAY_EVERY, show_default=True,
-              metavar="N", help="Accesses in an interval.")  # fmt: skip
+@click.option("--every", type=click.IntRange(1), default=None, metavar="N",
+              help="Accesses in an interval; otherwise 4000, or a sixteenth of fewer than"
+              " 64000.")  # fmt: skip
 @click.option("--warm-up", type=click.IntRange(0), default=0, show_default=True, metavar="N",
               help="Intervals at the start that are not counted.")  # fmt: skip
 @click.option("--tlb", "tlb_entries", type=click.IntRange(0, 1 << 20),
@@ -179,6 +180,7 @@ def _print_estimate(result: EstimateResult) -> None:
 @click.command()
 @click.option("--size", "sizes", type=click.FloatRange(0, 1, min_open=True), multiple=True,
               help="Share of the footprint that may stay; may be given several times."
+              " Otherwise eighths."
               )  # fmt: skip
 @click.option("--algorithm", "algorithms", type=click.Choice(ALGORITHMS), multiple=True,
               help="Only this one; may be given several times.")  # fmt: skip
@@ -212,7 +214,7 @@ def policies(
     accessed = _workload(trace_file, workload, format_, accesses, layout, absolute=print_experiment)
     try:
         experiment = lab.PoliciesDescription(
-            sizes=sizes or defaults.POLICY_SIZES,
+            sizes=sizes or None,
             algorithms=algorithms or None,
             tlb_entries=tlb_entries,
             seed=seed,
@@ -267,8 +269,9 @@ def _print_policies(result: PoliciesResult) -> None:
 @click.argument("trace_file", metavar="[TRACE]", required=False, type=_TRACE)
 @click.option("-o", "--output", default="heatmap.png", show_default=True, metavar="FILE",
               help="The picture, PNG or SVG.")  # fmt: skip
-@click.option("--every", type=click.IntRange(1), default=defaults.REPLAY_EVERY, show_default=True,
-              metavar="N", help="Accesses between two aging passes.")  # fmt: skip
+@click.option("--every", type=click.IntRange(1), default=None, metavar="N",
+              help="Accesses between two aging passes; otherwise 4000, or a sixteenth of fewer"
+              " than 64000.")  # fmt: skip
 @click.option("--tlb", "tlb_entries", type=click.IntRange(0, 1 << 20),
               default=defaults.REPLAY_TLB_ENTRIES, show_default=True, metavar="ENTRIES",
               help="Entries of the vCPU's TLB; 0 for none.")  # fmt: skip

@@ -129,6 +129,9 @@ LAYOUTS: Final = ("touch", "address")
 HEAT_MAP_ROWS: Final = 400
 HEAT_MAP_COLUMNS: Final = 400
 
+#: What is shorter is divided into so many intervals.
+FEWEST_INTERVALS: Final = 16
+
 # Plots.
 PLOT_DPI: Final = 120
 
@@ -138,3 +141,13 @@ STRESS_THREADS: Final = 2
 STRESS_AGERS: Final = 2
 STRESS_SECONDS: Final = 10.0
 STRESS_ACCESSES: Final = 1 << 21
+
+# Reports of runs and sweeps: more than that is left out, and the page says so.
+#: Rows of a table.
+REPORT_ROWS: Final = 1000
+#: Runs whose passes are drawn.
+REPORT_RUNS: Final = 24
+#: Columns that a figure's menu offers.
+REPORT_COLUMNS: Final = 60
+#: Values of a parameter that are named; rows of a table that is not folded.
+REPORT_VALUES: Final = 24

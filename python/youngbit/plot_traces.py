@@ -45,7 +45,7 @@ def _save(figure: Any, path: str | os.PathLike[str]) -> None:
         raise ValueError(f"{path}: a picture ends in {' or '.join(ENDINGS)}")
     metadata = {"Date": None} if ending == ".svg" else {}
     with (
-        mpl.rc_context({"svg.hashsalt": "youngbit"}),
+        mpl.rc_context({"svg.hashsalt": "youngbit", "svg.fonttype": "none"}),
         atomic_write(path, "wb") as file,
     ):
         figure.savefig(file, format=ending[1:], dpi=defaults.PLOT_DPI, metadata=metadata)
@@ -80,7 +80,11 @@ def heat_map(result: HeatMapResult, path: str | os.PathLike[str]) -> None:
     width = (result.time_edges[1] - result.time_edges[0]) / 1e6
     height = (result.page_edges[-1] - result.page_edges[0]) / len(result.accesses)
     figure.colorbar(
-        drawn, ax=left, label=f"events in {height:.3g} pages and {width:.3g} M of time, log"
+        drawn,
+        ax=left,
+        location="bottom",
+        aspect=40,
+        label=f"events in {height:.3g} pages and {width:.3g} M of time, log",
     )
     left.set_title(f"Accesses: {result.trace['source']}")
     left.set_ylabel("guest page of 4 KiB, " + {

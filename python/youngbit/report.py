@@ -1,8 +1,9 @@
 """One HTML page that holds everything it shows.
 
 A report is a file that somebody opens from a disk or a mail, years later and
-without a network: figures are inside the page, nothing is loaded, nothing runs.
-What is text comes out as text: titles, cells and captions are escaped.
+without a network: figures are inside the page, and nothing is loaded. Nothing
+runs but what draws interactive figures, where there are any. What is text comes
+out as text: titles, cells and captions are escaped.
 
 >>> page = Page("Aging", lead="Two guests.")
 >>> page.table(["guest", "ns a page"], [["a < b", 28.5]], caption="Cost")
@@ -13,8 +14,10 @@ True
 from __future__ import annotations
 
 import base64
+import hashlib
 import html
 import io
+import json
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -49,8 +52,10 @@ p.note { background: #fff6dc; border-left: 4px solid #e0b100; padding: .5rem .8r
 footer { margin: 3rem 0 1rem; color: #555; font-size: .85rem; }
 """
 
-# Nothing may be loaded and nothing may run, whatever text found its way in.
+# Nothing may be loaded, and nothing may run but scripts with the hashes that are
+# named, whatever text found its way in.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+_INTERACTIVE_CONFIG = {"displaylogo": False, "responsive": True}
 
 _NUMBER = re.compile(r"[-+]?[\d,.]+(e[-+]?\d+)?( ?(%|x|[num]?s))?( \([-\d,. ]+\))?")
 
@@ -62,12 +67,9 @@ def new_figure(width: float = 9.0, height: float = 4.5) -> Figure:
         ImportError: If matplotlib is not installed.
 
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from .plot.canvas import new
 
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+    return new(width, height)
 
 
 def _svg(figure: Figure) -> bytes:
@@ -113,12 +115,14 @@ class Page:
         self._title = title
         self._parts: list[str] = []
         self._figures: list[_Figure] = []
+        self._interactive: list[str] = []
+        self._scripts: list[str] = []
         if lead:
             self._parts.append(f'<p class="lead">{html.escape(lead)}</p>')
 
     @property
     def figures(self) -> list[str]:
-        """Names of the figures, in the order of the page."""
+        """Names of the figures that are pictures, in the order of the page."""
         return [each.name for each in self._figures]
 
     def heading(self, text: str, level: int = 2) -> None:
@@ -199,10 +203,7 @@ class Page:
             ValueError: If the name is no such name, or there already.
 
         """
-        if not re.fullmatch(r"[a-z0-9-]+", name):
-            raise ValueError(f"{name!r} is no name of small letters, digits and dashes")
-        if name in self.figures:
-            raise ValueError(f"there is a figure {name!r} already")
+        self._check_name(name)
         self._figures.append(_Figure(name, figure))
         # As an image, its ids are its own: those of two figures in one document
         # would be the same.
@@ -211,6 +212,54 @@ class Page:
             f'<figure id="{name}"><img src="data:image/svg+xml;base64,{data}"'
             f' alt="{html.escape(alt)}"><figcaption>{html.escape(caption)}</figcaption></figure>'
         )
+
+    def interactive(self, figure: Any, *, name: str, caption: str) -> None:
+        """Add a figure that can be pointed at, zoomed and changed in the browser.
+
+        The script that draws it comes with the page, once, some 5 MB of it.
+
+        Args:
+            figure: A figure of plotly, a `plotly.graph_objects.Figure`.
+            name: As of `figure`.
+            caption: What is seen, and what can be done with it.
+
+        Raises:
+            ImportError: If plotly is not installed.
+            ValueError: As `figure`.
+
+        """
+        from plotly.offline import get_plotlyjs
+
+        self._check_name(name)
+        if not self._interactive:
+            self._scripts.append(get_plotlyjs())
+        self._interactive.append(name)
+        data = json.loads(figure.to_json())
+        arguments = ", ".join(
+            # No text can end the script: it has no "<" in it.
+            json.dumps(each, allow_nan=False).replace("<", "\\u003c")
+            for each in (name, data["data"], data["layout"], _INTERACTIVE_CONFIG)
+        )
+        self._scripts.append(f"Plotly.newPlot({arguments});")
+        self._parts.append(
+            f'<figure><div id="{name}" class="interactive"><noscript>This figure needs'
+            f" JavaScript.</noscript></div><figcaption>{html.escape(caption)}</figcaption></figure>"
+        )
+
+    def _check_name(self, name: str) -> None:
+        if not re.fullmatch(r"[a-z0-9-]+", name):
+            raise ValueError(f"{name!r} is no name of small letters, digits and dashes")
+        if name in (*self.figures, *self._interactive):
+            raise ValueError(f"there is a figure {name!r} already")
+
+    def _policy(self) -> str:
+        if not self._scripts:
+            return _POLICY
+        hashes = [
+            base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+            for script in self._scripts
+        ]
+        return f"{_POLICY}; script-src {' '.join(repr(f'sha256-{each}') for each in hashes)}"
 
     def to_html(self) -> str:
         """Return the page."""
@@ -221,7 +270,7 @@ class Page:
                 '<html lang="en">',
                 "<head>",
                 '<meta charset="utf-8">',
-                f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
+                f'<meta http-equiv="Content-Security-Policy" content="{self._policy()}">',
                 '<meta name="viewport" content="width=device-width, initial-scale=1">',
                 f"<title>{title}</title>",
                 f"<style>{_STYLE}</style>",
@@ -229,6 +278,7 @@ class Page:
                 "<body>",
                 f"<h1>{title}</h1>",
                 *self._parts,
+                *(f"<script>{script}</script>" for script in self._scripts),
                 "</body>",
                 "</html>",
                 "",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from .access_tracking import AccessTracking, AccessTrackingResult, CheckFailed
-from .contention import Contention, ContentionPoint, ContentionResult, ContentionRun, Spread
 from .bench import Bench, BenchResult
+from .contention import Contention, ContentionPoint, ContentionResult, ContentionRun, Spread
 from .estimate import ESTIMATORS, Estimate, EstimateResult, EstimatorResult
 from .heat_map import HeatMap, HeatMapResult
 from .policies import ALGORITHMS, PoliciesResult, PolicyRow, ReclaimPolicies

@@ -21,6 +21,7 @@ from ..damon import Damon
 from ..machine import Host, LruGen, Vm
 from ..sizes import Pages
 from ..units import Accesses, Mmu
+from .heat_map import interval
 from .reclaim import Workload
 
 __all__ = ["ESTIMATORS", "Estimate", "EstimateResult", "EstimatorResult", "Interval"]
@@ -276,7 +277,8 @@ class Estimate:
     """The parameters of the comparison; `run` runs it.
 
     Attributes:
-        every: Accesses in an interval.
+        every: Accesses in an interval; otherwise 4000, or as many as make 16 intervals
+            of a shorter workload.
         warm_up: Intervals at the start that no figure counts.
         tlb_entries: Of the vCPU's modelled TLB.
         mmu: Which MMU maps guest memory.
@@ -288,7 +290,7 @@ class Estimate:
 
     """
 
-    every: Accesses = defaults.REPLAY_EVERY
+    every: Accesses | None = None
     warm_up: int = 0
     tlb_entries: int = defaults.REPLAY_TLB_ENTRIES
     mmu: Mmu = defaults.MMU
@@ -300,8 +302,9 @@ class Estimate:
 
     def __post_init__(self) -> None:
         for name, least in (("every", 1), ("warm_up", 0), ("damon_samples", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: {getattr(self, name)} is below {least}")
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name}: {value} is below {least}")
         for each in self.estimators:
             if each not in ESTIMATORS:
                 raise ValueError(f"estimators: {each!r} is none of {', '.join(ESTIMATORS)}")
@@ -322,15 +325,16 @@ class Estimate:
             OSError: If the machine cannot be made.
 
         """
-        intervals = -(-len(workload) // self.every)
+        every = self.every or interval(len(workload))
+        intervals = -(-len(workload) // every)
         if self.warm_up >= intervals:
             raise ValueError(
                 f"warm_up: {self.warm_up} of {intervals} intervals leave none to be counted"
             )
-        result = EstimateResult(asdict(self), workload.to_dict())
-        unwatched = self._unwatched(workload)
+        result = EstimateResult(asdict(self) | {"every": every}, workload.to_dict())
+        unwatched = self._unwatched(workload, every)
         for name in self.estimators:
-            result.estimators.append(self._one(name, workload, unwatched))
+            result.estimators.append(self._one(name, workload, every, unwatched))
             finished(name)
         return result
 
@@ -349,15 +353,17 @@ class Estimate:
         host.capabilities = capabilities
         return host, vm
 
-    def _unwatched(self, workload: Workload) -> Mapping[str, int]:
+    def _unwatched(self, workload: Workload, every: int) -> Mapping[str, int]:
         """Return what a guest counts that nobody looks at, after the warm-up."""
         _, vm = self._machine(workload, defaults.CAPABILITIES)
         stream = access.arrays(workload.pages, workload.writes)
-        start = self.warm_up * self.every
+        start = self.warm_up * every
         vm.run(stream[:start])
         return vm.run(stream[start:]).counters
 
-    def _one(self, name: str, workload: Workload, unwatched: Mapping[str, int]) -> EstimatorResult:
+    def _one(
+        self, name: str, workload: Workload, every: int, unwatched: Mapping[str, int]
+    ) -> EstimatorResult:
         kind = ESTIMATORS[name]
         host, vm = self._machine(workload, kind.capabilities)
         stream = access.arrays(workload.pages, workload.writes)
@@ -376,11 +382,11 @@ class Estimate:
         last_true = np.full(vm.nr_pages, never)
         last_estimated = np.full(vm.nr_pages, never)
         before = start_of
-        for number, start in enumerate(range(0, len(stream), self.every)):
+        for number, start in enumerate(range(0, len(stream), every)):
             if number == self.warm_up:
                 before = host.counters
                 during = dict.fromkeys(before, 0)
-            end = min(start + self.every, len(stream))
+            end = min(start + every, len(stream))
             estimator.during(run, start, end)
             estimated = estimator.estimate()
             true = np.zeros(vm.nr_pages, dtype=np.bool_)

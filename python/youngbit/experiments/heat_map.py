@@ -14,13 +14,22 @@ from ..machine import Host
 from ..sizes import Pages
 from ..traces import Trace
 
-__all__ = ["ABSENT", "HeatMap", "HeatMapResult", "laid_out"]
+__all__ = ["ABSENT", "HeatMap", "HeatMapResult", "interval", "laid_out"]
 
 SCHEMA = "youngbit/heat-map"
 SCHEMA_VERSION = 1
 
 #: In `HeatMapResult.ages`: no page of the row is in memory.
 ABSENT = -1
+
+
+def interval(accesses: int) -> int:
+    """Return how many accesses make an interval, unless said otherwise.
+
+    >>> interval(1_000_000), interval(800)
+    (4000, 50)
+    """
+    return min(defaults.REPLAY_EVERY, max(accesses // defaults.FEWEST_INTERVALS, 1))
 
 
 def laid_out(trace: Trace, layout: str) -> npt.NDArray[np.uint32]:
@@ -79,7 +88,8 @@ class HeatMap:
     """The parameters of a heat map; `run` counts and ages.
 
     Attributes:
-        every: Accesses between two aging passes.
+        every: Accesses between two aging passes; otherwise 4000, or as many as make 16
+            passes of a shorter trace.
         tlb_entries: Of the vCPU's modelled TLB.
         protocol: How the VM is aged.
         capabilities: Mask of ``lru_gen/enabled``.
@@ -89,7 +99,7 @@ class HeatMap:
 
     """
 
-    every: int = defaults.REPLAY_EVERY
+    every: int | None = None
     tlb_entries: int = defaults.REPLAY_TLB_ENTRIES
     protocol: str = defaults.PROTOCOL
     capabilities: int = defaults.CAPABILITIES
@@ -99,8 +109,9 @@ class HeatMap:
 
     def __post_init__(self) -> None:
         for name in ("every", "rows", "columns"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)} is below 1")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: {value} is below 1")
 
     def run(self, trace: Trace) -> HeatMapResult:
         """Run it.
@@ -130,8 +141,9 @@ class HeatMap:
         host.capabilities = self.capabilities
         lru = host.lru_gen(vm.memcg)
         times, ages = [first], []
-        for start in range(0, len(stream), self.every):
-            end = min(start + self.every, len(stream))
+        every = self.every or interval(len(stream))
+        for start in range(0, len(stream), every):
+            end = min(start + every, len(stream))
             vm.run(stream[start:end])
             aging = lru.age()
             generations = vm.page_generations()
@@ -139,7 +151,7 @@ class HeatMap:
             ages.append(np.where(youngest < 0, ABSENT, np.maximum(aging.seq - youngest, 0)))
             times.append(float(trace.time[end - 1]))
         return HeatMapResult(
-            parameters=asdict(self),
+            parameters=asdict(self) | {"every": every},
             trace=trace.to_dict(),
             page_edges=page_edges,
             time_edges=time_edges,

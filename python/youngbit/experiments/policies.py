@@ -143,7 +143,8 @@ class ReclaimPolicies:
     """The parameters of the comparison; `run` runs it.
 
     Attributes:
-        sizes: What memory may stay, as shares of the footprint.
+        sizes: What memory may stay, as shares of the footprint; otherwise eighths,
+            those that MGLRU can reclaim by.
         algorithms: Names of those to compare, of `ALGORITHMS`; otherwise all, and
             libcachesim's only if that is installed.
         tlb_entries: Of the vCPU's modelled TLB, for MGLRU.
@@ -151,15 +152,15 @@ class ReclaimPolicies:
 
     """
 
-    sizes: tuple[float, ...] = defaults.POLICY_SIZES
+    sizes: tuple[float, ...] | None = None
     algorithms: tuple[str, ...] | None = None
     tlb_entries: int = defaults.RECLAIM_TLB_ENTRIES
     seed: int = defaults.SEED
 
     def __post_init__(self) -> None:
-        if not self.sizes:
+        if self.sizes is not None and not self.sizes:
             raise ValueError("sizes: expected at least one")
-        for share in self.sizes:
+        for share in self.sizes or ():
             if not 0.0 < share <= 1.0:
                 raise ValueError(f"sizes: {share} is not above 0 and at most 1")
         for name in self.algorithms or ():
@@ -187,7 +188,12 @@ class ReclaimPolicies:
             OSError: If the machine cannot be made, or memory runs out.
 
         """
-        sizes = sorted({max(int(workload.nr_pages * share), 1) for share in self.sizes})
+        shares = self.sizes or defaults.POLICY_SIZES
+        sizes = sorted({max(int(workload.nr_pages * share), 1) for share in shares})
+        if self.sizes is None:
+            # The smallest are left out rather than refused, if one is left.
+            least = min(defaults.RECLAIM_LEAST_PAGES, sizes[-1])
+            sizes = [size for size in sizes if size >= least]
         chosen = self.algorithms or ALGORITHMS
         result = PoliciesResult(asdict(self) | {"pages": sizes}, workload.to_dict())
         # Refuse before the work is done.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from ._read import DEFAULT_WINDOW, open_trace
@@ -74,6 +76,9 @@ def record(
         raise FileNotFoundError(f"{command[0]}: there is no such program")
     events, last_time, interrupted = 0, 0, False
     ours, theirs = os.pipe()
+    with suppress(AttributeError, OSError):
+        # lackey writes a line at a time: room for many saves many changes of process.
+        fcntl.fcntl(theirs, fcntl.F_SETPIPE_SZ, 1 << 20)
     try:
         with subprocess.Popen(
             [valgrind, "-q", "--tool=lackey", "--trace-mem=yes", f"--log-fd={theirs}",

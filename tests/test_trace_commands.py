@@ -1,0 +1,187 @@
+"""The commands on traces, and what the documents say of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from youngbit import traces
+from youngbit.traces.recorder import record
+
+ROOT = Path(__file__).parent.parent
+DATA = Path(__file__).parent / "data"
+ESTIMATORS = (ROOT / "docs" / "estimators.md").read_text()
+TRACES = (ROOT / "docs" / "traces.md").read_text()
+
+needs_valgrind = pytest.mark.skipif(
+    shutil.which("valgrind") is None, reason="valgrind is not installed"
+)
+
+
+def youngbit(*arguments, code=0, **options):
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "youngbit", *map(str, arguments)],
+        capture_output=True, text=True, timeout=110, check=False, **options,
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    return done
+
+
+def first_contact():
+    block = re.search(r"## Five commands.*?```sh\n(.*?)```", TRACES, re.DOTALL)
+    assert block is not None
+    return [shlex.split(line) for line in block[1].splitlines()]
+
+
+def test_first_contact_is_five_commands():
+    assert len(first_contact()) == 5
+
+
+@needs_valgrind
+def test_first_contact(tmp_path):
+    """From a program of one's own to a heat map and an accuracy table, as documented."""
+    said = []
+    for command in first_contact():
+        assert command[0] == "youngbit"
+        said.append(youngbit(*command[1:], cwd=tmp_path).stdout)
+    trace = traces.read(tmp_path / "mine.npz")
+    assert trace.nr_pages > 300
+    assert f"({trace.nr_pages * 4}K)" in said[1]
+    assert re.search(r"MGLRU, secondary MMUs walked \(v7\) +1\.0000 +0\.\d{4} ", said[2])
+    assert "belady" in said[4]
+    for picture, start in (
+        ("working-sets.png", b"\x89PNG"), ("heatmap.png", b"\x89PNG"), ("curves.svg", b"<?xml"),
+    ):  # fmt: skip
+        assert (tmp_path / picture).read_bytes().startswith(start)
+
+
+@pytest.mark.parametrize(
+    ("command", "output"), re.findall(r"```\n\$ youngbit (.*?)\n(.*?)```", ESTIMATORS, re.DOTALL)
+)
+def test_outputs_shown_are_outputs_given(command, output):
+    done = youngbit(*shlex.split(command))
+    assert [line.rstrip() for line in done.stdout.splitlines()] == output.splitlines()
+
+
+@pytest.mark.parametrize("text", [ESTIMATORS, TRACES], ids=["estimators", "traces"])
+def test_python_in_the_documents_runs(tmp_path, text):
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert blocks
+    for block in blocks:
+        subprocess.run(
+            [sys.executable, "-W", "error", "-c", block], cwd=tmp_path, timeout=60, check=True
+        )
+
+
+def test_tools(tmp_path):
+    shipped = traces.shipped()
+    traces.write(shipped, tmp_path / "a.npz")
+    for arguments, check in (
+        (("convert", "a.npz", "b.parquet"), lambda t: len(t) == len(shipped)),
+        (("convert", "b.parquet", "c.oracleGeneral.zst"), lambda t: t.nr_pages == 3286),
+        (("cut", "a.npz", "d.npz", "--time", "1000000:100000000"),
+         lambda t: t.time[0] >= 10**6 and t.time[-1] < 10**8 and t.window == 600_000),
+        (("cut", "a.npz", "e.csv", "--events", ":100"), lambda t: len(t) == 100),
+        (("sample", "a.npz", "f.npz", "--share", "0.1"), lambda t: 250 < t.nr_pages < 410),
+        (("remap", "a.npz", "g.npz"), lambda t: int(t.page.max()) == 3285),
+        (("merge", "a.npz", "f.npz", "h.npz"), lambda t: len(t.split()) == 2 and t.window),
+        (("convert", "a.npz", "i.damon"), lambda t: t.nr_pages == 3286),
+        (("convert", "a.npz", "j.csv", "--divide-time", "1000"),
+         lambda t: int(t.time[-1]) == 266056),
+    ):  # fmt: skip
+        done = youngbit("trace", *arguments, cwd=tmp_path)
+        target = next(each for each in reversed(arguments) if Path(each).suffix and "." in each
+                      and (tmp_path / each).exists() and each != "a.npz")  # fmt: skip
+        assert f"Wrote {target}" in done.stdout
+        assert check(traces.read(tmp_path / target)), arguments
+    done = youngbit("trace", "convert", DATA / "lackey.txt", "k.npz", "--window", "0", cwd=tmp_path)
+    assert len(traces.read(tmp_path / "k.npz")) == 10
+    stats = json.loads(youngbit("trace", "stats", "h.npz", "--json", "-", cwd=tmp_path).stdout)
+    assert stats["vms"] == 2
+    assert stats["schema"] == "youngbit/trace-stats"
+    both, [first, second] = traces.read(tmp_path / "h.npz"), traces.read(tmp_path / "h.npz").split()
+    np.testing.assert_array_equal(first.page, shipped.frames)
+    assert len(first) + len(second) == len(both)
+
+
+def test_what_cannot_be_done_is_said_and_leaves_nothing(tmp_path):
+    (tmp_path / "bad.csv").write_text("time,page,write\n5,1,0\n4,1,0\n")
+    traces.write(traces.shipped(), tmp_path / "a.npz")
+    names = {"a.npz", "bad.csv"}
+    for arguments, message in (
+        (("convert", "bad.csv", "b.npz"), "bad.csv: line 3: found `4,1,0`, expected a time"),
+        (("convert", "a.npz", "b.gif"), "--to"),
+        (("convert", "a.npz", "none/b.npz"), "no directory"),
+        (("convert", "none.npz", "b.npz"), "none.npz"),
+        (("cut", "a.npz", "b.npz", "--time", "5:5"), "is empty"),
+        (("cut", "a.npz", "b.npz", "--time", "now:"), "is not a range"),
+        (("cut", "a.npz", "b.npz", "--address", "0x7fffffffffff:"), "nothing is left"),
+        (("sample", "a.npz", "b.npz", "--share", "0"), "0"),
+        (("merge", "a.npz", "b.npz"), "at least two"),
+        (("stats", "a.npz", "--from", "csv"), "header"),
+    ):
+        done = youngbit("trace", *arguments, code=2, cwd=tmp_path)
+        assert message in done.stderr, done.stderr
+        assert "Traceback" not in done.stderr
+        assert {each.name for each in tmp_path.iterdir()} == names
+
+
+@needs_valgrind
+def test_record_says_what_went_wrong(tmp_path):
+    done = youngbit("record", "-o", "a.npz", "--", "no-such-program", code=2, cwd=tmp_path)
+    assert "no-such-program: there is no such program" in done.stderr
+    done = youngbit("record", "-o", "a.gif", "--", "true", code=2, cwd=tmp_path)
+    assert "a format that can be written" in done.stderr
+    done = youngbit("record", "-o", "a.npz", code=2, cwd=tmp_path)
+    assert "COMMAND" in done.stderr
+    assert not list(tmp_path.iterdir())
+    done = youngbit("record", "--max-instructions", "50000", "-o", "a.npz", "--", "false",
+                    cwd=tmp_path)  # fmt: skip
+    assert int(traces.read(tmp_path / "a.npz").time[-1]) == 49_999
+
+
+def test_record_without_valgrind(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="valgrind is not installed"):
+        record(["true"], tmp_path / "a.npz")
+    assert not list(tmp_path.iterdir())
+
+
+@needs_valgrind
+def test_an_interrupted_recording_is_kept(tmp_path):
+    command = [sys.executable, "-m", "youngbit", "record", "--window", "0", "-o", "a.npz", "--",
+               "awk", "BEGIN { while (1) i++ }"]  # fmt: skip
+    with subprocess.Popen(
+        command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as child:
+        # The temporary file grows once a block has been read.
+        deadline = time.monotonic() + 60
+        columns = Path(f"/proc/{child.pid}/fd")
+        while time.monotonic() < deadline:
+            sizes = []
+            for each in columns.iterdir():
+                try:
+                    if "(deleted)" in os.readlink(each):  # noqa: PTH115
+                        sizes.append(each.stat().st_size)
+                except FileNotFoundError:
+                    continue
+            if sizes and max(sizes) > 500_000:
+                break
+            time.sleep(0.05)
+        os.killpg(child.pid, signal.SIGINT)
+        _, said = child.communicate(timeout=60)
+    assert child.returncode == 130, said
+    assert "what was recorded is written" in said
+    assert len(traces.read(tmp_path / "a.npz")) > 60_000
+    assert [each.name for each in tmp_path.iterdir()] == ["a.npz"]
