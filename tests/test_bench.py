@@ -92,7 +92,9 @@ def test_a_ratio_is_that_of_neighbouring_repetitions(everything):
 def test_counters_stand_beside_times(everything):
     _, result = everything
     for row in result.rows:
-        if row["suite"] in ("aging", "contention", "reclaim") and row["contestant"] != "no aging":
+        # A loop over a flat array is no aging, and neither is none.
+        protocol = row["contestant"].startswith(("v7", "v9", "baseline"))
+        if row["suite"] in ("aging", "contention", "reclaim") and protocol:
             assert row["counters"], row
     locked = [r for r in result.rows if r["suite"] == "aging" and r["contestant"] == "baseline"]
     assert locked

@@ -110,14 +110,23 @@ def _powers(axes: Axes, values: list[float], text: str) -> None:
     axes.set_xlabel(text)
 
 
+def _log_y(axes: Axes) -> None:
+    """Make the axis logarithmic, with numbers at 1, 2 and 5 of each ten."""
+    from matplotlib.ticker import LogLocator
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=15))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.minorticks_off()
+
+
 def _shade(axes: Axes, rows: list[Row]) -> None:
     """Grey the counts of vCPUs at which threads outnumber processors."""
     crowded = [int(row["parameters"]["vcpus"]) for row in rows if row["oversubscribed"]]
     if not crowded:
         return
     left = min(crowded) / 2**0.5
-    right = max(int(row["parameters"]["vcpus"]) for row in rows) * 2**0.5
-    axes.axvspan(left, right, color="0.93", zorder=0, label="more threads than processors")
+    axes.axvspan(left, 1e6, color="0.93", zorder=0, label="more threads than processors")
 
 
 Panels = dict[tuple[str, str], list[Row]]
@@ -143,6 +152,7 @@ def _over_vcpus(panels: Panels, draw: Callable[[Axes, str, list[Row]], None]) ->
     mmus = list(dict.fromkeys(mmu for _, mmu in panels))
     figure = new_figure(max(5.5, 5.2 * len(mmus)), 4.0 * len(kinds) + 0.5)
     grid = figure.subplots(len(kinds), len(mmus), squeeze=False, sharey=True)
+    counts = [_vcpus(row) for rows in panels.values() for row in rows]
     for line, kind in zip(grid, kinds, strict=True):
         for axes, mmu in zip(line, mmus, strict=True):
             rows = panels.get((kind, mmu))
@@ -152,7 +162,8 @@ def _over_vcpus(panels: Panels, draw: Callable[[Axes, str, list[Row]], None]) ->
             _shade(axes, rows)
             draw(axes, mmu, rows)
             axes.set_title(f"{mmu} MMU, {kind}")
-            _powers(axes, [_vcpus(row) for row in rows], "vCPUs")
+            _powers(axes, counts, "vCPUs")
+            axes.set_xlim(min(counts) / 1.3, max(counts) * 1.3)
             axes.grid(alpha=0.3, which="both")
             axes.tick_params(labelleft=True)
     # One legend: the panels have the same contestants, and the first has all else.
@@ -167,13 +178,17 @@ def _pass_time(result: BenchResult) -> Figure | None:
 
     def draw(axes: Axes, mmu: str, rows: list[Row]) -> None:
         for name, mine in _by(rows, "contestant").items():
-            _line(axes, name, [(_vcpus(r), r["median"], r["min"], r["max"]) for r in mine])
+            _line(
+                axes,
+                name,
+                [(_vcpus(r), *(r[k] * 1e3 for k in ("median", "min", "max"))) for r in mine],
+            )
         for name, mine in _by(cpu.get((kind_of(rows[0]), mmu), []), "contestant").items():
-            points = [(_vcpus(r), r["median"], r["median"], r["median"]) for r in mine]
+            points = [(_vcpus(r), *[r["median"] * 1e3] * 3) for r in mine]
             _line(axes, f"{_NAMES.get(name, name)}: processor time", points,
                   colour=_style(name)[0], marker="", ls=":", lw=1.2)  # fmt: skip
-        axes.set_yscale("log")
-        axes.set_ylabel("an aging pass, seconds")
+        _log_y(axes)
+        axes.set_ylabel("an aging pass, milliseconds")
 
     return _over_vcpus(panels, draw)
 
@@ -205,8 +220,7 @@ def _pass_ratio(result: BenchResult) -> Figure | None:
                 label="published, real kernel",
             )
         axes.axhline(1, color="black", lw=0.8)
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        _log_y(axes)
         axes.set_ylabel("locked pass / lockless pass")
 
     return _over_vcpus(panels, draw)
@@ -234,8 +248,7 @@ def _slowdown(result: BenchResult) -> Figure | None:
                     label=f"published, {key}",
                 )  # fmt: skip
         axes.axhline(1, color="black", lw=0.8)
-        axes.set_yscale("log", base=2)
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        _log_y(axes)
         axes.set_ylabel("wall time of the guest / without aging")
 
     return _over_vcpus(panels, draw)
@@ -299,7 +312,7 @@ def _latency(result: BenchResult) -> Figure | None:
     if len(counts) > 4:
         counts = [counts[0], counts[1], counts[-2], counts[-1]]
     percents = sorted({p for row in rows if (p := _percentile(row["metric"]["name"])) is not None})
-    names = ["maximum" if percent == 100 else f"p{percent:g}" for percent in percents]
+    names = ["most" if percent == 100 else f"{percent:g}%" for percent in percents]
     figure = new_figure(max(6.0, 3.0 * len(counts)), 2.9 * len(lines) + 0.5)
     grid = figure.subplots(len(lines), len(counts), squeeze=False, sharey=True)
     for line, ((kind, mmu), of_line) in zip(grid, lines.items(), strict=True):
@@ -324,6 +337,8 @@ def _latency(result: BenchResult) -> Figure | None:
             axes.set_xticks(range(len(names)), names)
             axes.grid(alpha=0.3)
         line[0].set_ylabel("latency of a guest's fault, ns")
+        for axes in line:
+            axes.set_xlabel("share of faults that were faster")
     handles, labels = grid[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, fontsize="small", loc="outside lower center", ncols=4)
     return figure

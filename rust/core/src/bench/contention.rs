@@ -50,8 +50,11 @@ const LOCK_WAIT: Metric = Metric::time("mmu_lock_wait_ns_per_page", "ns");
 /// each page populated.
 const LRU_LOCK_WAIT: Metric = Metric::time("lru_lock_wait_ns_per_page", "ns");
 /// Fault latencies, without what is around a fault.
+const P10: Metric = Metric::time("fault_p10_ns", "ns");
 const P50: Metric = Metric::time("fault_p50_ns", "ns");
+const P90: Metric = Metric::time("fault_p90_ns", "ns");
 const P99: Metric = Metric::time("fault_p99_ns", "ns");
+const P999: Metric = Metric::time("fault_p999_ns", "ns");
 const MAXIMUM: Metric = Metric::time("fault_maximum_ns", "ns");
 
 /// What a fault of the published runs takes beyond what the model's does: a
@@ -360,8 +363,11 @@ fn measure(setup: Setup, ager: Ager, affinity: &Affinity) -> Result<Sample> {
         values: vec![
             (VCPU_WALL, slowest),
             (VCPU_CPU, vcpu_cpu),
+            (P10, at(0.1)),
             (P50, at(0.5)),
+            (P90, at(0.9)),
             (P99, at(0.99)),
+            (P999, at(0.999)),
             (MAXIMUM, at(1.0)),
         ],
         counters,
