@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import fnmatch
 import importlib
 import pkgutil
 import re
@@ -67,6 +68,55 @@ def test_every_dependency_is_listed():
         for section in re.findall(r"dependencies\]\n(.*?)(?=\n\[|\Z)", text, re.DOTALL):
             for name in re.findall(r"^([a-z0-9_-]+) *=", section, re.MULTILINE):
                 assert name == "youngbit-core" or name in listed, name
+
+
+def known_checks() -> tuple[set[str], set[str]]:
+    """Return names of tests, mutants and test files; and of recordings."""
+    rust = [*(ROOT / "rust" / "core").rglob("*.rs")]
+    text = "\n".join(path.read_text() for path in rust)
+    names = set(re.findall(r"\bfn (\w+)", text))
+    names |= set(re.findall(r"""=> "([a-z-]+)\"""", (ROOT / "rust/core/src/mutant.rs").read_text()))
+    for path in [*rust, *(ROOT / "tests").glob("*.py")]:
+        names |= {path.stem, "/".join(path.parts[-2:])}
+        names |= set(re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE))
+        names.add(f"{path.stem}::tests")
+    data = ROOT / "tests" / "data" / "conformance"
+    recordings = {
+        name
+        for path in data.rglob("*.jsonl")
+        for stem in [path.name.removesuffix(".jsonl")]
+        for name in (stem, f"{path.parent.name}/{stem}", re.sub(r"^k[a-z]_|\.\w+$", "", stem))
+    }
+    recordings |= {name.rsplit(".", 1)[0] for name in recordings}
+    return names, recordings
+
+
+def test_every_test_and_recording_that_fidelity_names_exists():
+    names, recordings = known_checks()
+    operations = {
+        line.split()[0]
+        for path in (ROOT / "tests" / "data").rglob("*.scn")
+        for line in path.read_text().splitlines()
+        if line and line[0].isalpha()
+    }
+    checked = 0
+    for number, line in enumerate((ROOT / "docs" / "fidelity.md").read_text().splitlines(), 1):
+        if not line.startswith("|"):
+            continue
+        for quoted in re.findall(r"`([^`]+)`", line.split("|")[-2]):
+            last = quoted.rsplit("::", 1)[-1]
+            pattern = last.replace("...", "*")
+            found = (
+                quoted in names
+                or (quoted.endswith("::tests") and quoted in names)
+                or bool(fnmatch.filter(names, pattern))
+                or bool(fnmatch.filter(recordings, pattern))
+                or quoted.split()[0] in operations
+                or (ROOT / "rust" / "core" / "src" / quoted).exists()
+            )
+            assert found, f"docs/fidelity.md:{number}: nothing is called {quoted}"
+            checked += 1
+    assert checked > 150
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.name)

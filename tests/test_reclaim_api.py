@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import youngbit as yb
-from youngbit import lru_gen
+from test_cli import run
+from youngbit import _resources, defaults, lru_gen
+from youngbit.experiments import AccessTracking
 
 TEXT = Path(__file__).parent / "data" / "text"
 
@@ -279,3 +283,61 @@ def test_any_bytes_as_counters(data):
     else:
         assert all(isinstance(value, int) for value in found.values())
     assert place >= (1, 1)
+
+
+# What the machine must have
+
+
+def test_a_guest_whose_model_does_not_fit_is_refused(monkeypatch, tmp_path):
+    meminfo = tmp_path / "meminfo"
+    monkeypatch.setattr(_resources, "_MEMINFO", meminfo)
+    meminfo.write_text("MemTotal:  999 kB\nMemAvailable:  2097152 kB\n")
+    assert _resources.available_memory() == 2 << 30
+    # 48 bytes a page: two gigabytes hold the model of up to 170 GiB.
+    _resources.check_memory(170 << 30, "tdp", "4k")
+    with pytest.raises(OSError, match=r"171G needs 2052M .*48 bytes a page.* has 2G") as caught:
+        AccessTracking(vcpu_bytes=171 << 30).run()
+    assert caught.value.errno == errno.ENOMEM
+    # Other MMUs and larger pages have other needs.
+    _resources.check_memory(171 << 30, "tdp", "2m")
+    with pytest.raises(OSError, match="76 bytes a page"):
+        _resources.check_memory(170 << 30, "nested", "4k")
+    for text in ("", "MemAvailable:\n", "MemAvailable: many kB\n"):
+        meminfo.write_text(text)
+        assert _resources.available_memory() is None
+    _resources.check_memory(1 << 50, "tdp", "4k")
+
+
+@pytest.mark.skipif(_resources.available_memory() is None, reason="nobody says what there is")
+def test_access_tracking_refuses_more_than_the_machine_holds():
+    done = run("access-tracking", "-l", "-b", "12T", code=2)
+    assert "guest memory of 12T needs" in done.stderr
+    assert "bytes a page" in done.stderr
+    assert "available" in done.stderr
+
+
+def test_what_the_model_of_a_page_takes_is_what_is_said():
+    """A guest of 64 MiB, in a process of its own."""
+    script = """
+import youngbit as yb
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+def guest(memory):
+    host = yb.Host("80M")
+    vm = host.create_vm(memory, tlb_entries=0)
+    vm.run(yb.access.sequential(write=True))
+    return host, vm
+small = guest("1M")
+before = resident()
+large = guest("64M")
+print((resident() - before) / (64 << 8))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=True,
+    )
+    # What comes in larger pieces is beside it.
+    assert 0.5 < float(done.stdout) / defaults.MODEL_BYTES["tdp"] < 2

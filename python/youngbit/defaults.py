@@ -35,6 +35,9 @@ CAPABILITIES: Final = 0x000F
 SECONDARY_MMU_WALK: Final = 0x0008
 #: Host memory beyond the guest's, in pages, when an experiment makes the host.
 HOST_SLACK_PAGES: Final = 1024
+#: Bytes of the model for each guest page that is used, measured, rounded up: by
+#: the MMU over base pages, by the backing over larger ones.
+MODEL_BYTES: Final = {"tdp": 48, "shadow": 58, "nested": 76, "2m": 32, "1g": 32}
 
 # Randomness.
 SEED: Final = 0x6B8B4567

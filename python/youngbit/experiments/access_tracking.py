@@ -15,6 +15,7 @@ from typing import Any
 
 from .. import access, defaults
 from .._core import build_info
+from .._resources import check_memory
 from ..machine import AgingRun, Counters, Generations, Host, LruGen, Mode, Vm
 from ..sizes import PAGE_SIZE, Pages, parse_size
 from ..units import AgingAsks, Backing, Bytes, Format, Mask, Mmu, Protocol
@@ -255,6 +256,7 @@ class _Run:
         self.stepped = stepped
         self.warned = warned
         memory = experiment.vcpus * experiment.vcpu_bytes
+        check_memory(memory, experiment.mmu, experiment.backing)
         page = defaults.BACKINGS[experiment.backing]
         # Huge pages need a host that has them whole.
         total = -(-memory // page) * page + max(defaults.HOST_SLACK_PAGES * PAGE_SIZE, 2 * page)

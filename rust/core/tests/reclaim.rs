@@ -13,7 +13,7 @@ use youngbit_core::lru_gen::policy::{Choice, Policy, View};
 use youngbit_core::lru_gen::reclaim::{proactive_reclaim, set_high, set_max, with_kswapd};
 use youngbit_core::lru_gen::{Asking, age, caps};
 use youngbit_core::mm::address_space::Slot;
-use youngbit_core::mm::folio::LRU;
+use youngbit_core::mm::folio::{DIRTY, LRU, RECLAIM};
 use youngbit_core::mm::{
     AddressSpace, FolioWord, Kind, Memcg, Mm, MmuNotifier, PAGE_SIZE, VmFlags, filemap,
 };
@@ -343,6 +343,34 @@ fn a_failing_device_loses_nothing() {
         assert_eq!(m.content(&cpu, anon + n * PAGE_SIZE), n as u8);
         assert_eq!(m.content(&cpu, shmem + n * PAGE_SIZE), !(n as u8));
     }
+    drop(cpu);
+    m.check();
+    m.tear_down();
+}
+
+#[test]
+fn a_page_found_dirty_when_it_is_unmapped_goes_to_the_youngest_generation() {
+    let mut m = Machine::new(1 << 12, 64);
+    let cpu = m.cpu();
+    let at = m.map(Kind::File, 64);
+    // Dirty in the page table only: the folio is not, until it is unmapped.
+    m.fill(&cpu, at, 64, |_| 3);
+    let folio = |n: u64| match m.spaces[0].slot(n) {
+        Slot::Page(pfn) => m.host.memory.word(pfn).get(),
+        other => panic!("page {n} is {other:?}"),
+    };
+    assert!((0..64).all(|n| !folio(n).has(DIRTY)));
+    m.age(&cpu, 3);
+    let lruvec = &m.memcg.lruvecs[0];
+    assert_eq!(m.evict(&cpu, 0, 64).expect("evicted"), 0);
+    let youngest = Some((lruvec.max_seq() % 4) as usize);
+    for n in 0..64 {
+        assert!(folio(n).has(DIRTY | RECLAIM));
+        assert_eq!(folio(n).generation(), youngest);
+    }
+    // Clean again, they are the first to go.
+    assert_eq!(filemap::fsync(&cpu, &m.spaces[0]).expect("written"), 64);
+    assert_eq!(m.evict(&cpu, 0, 64).expect("evicted"), 64);
     drop(cpu);
     m.check();
     m.tear_down();
