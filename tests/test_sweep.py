@@ -530,8 +530,10 @@ if __name__ == "__main__":
             "failures": results.failures(),
             "deadly": run(deadly, "deadly", lambda _: None).failures(),
         }
+        # Those who died are back before the cluster goes.
+        client.wait_for_workers(2)
         client.close()
-        pool._PATIENCE = 2
+        pool._PATIENCE = 5
         try:
             run(sweep, "gone", at(2, cluster.close))
         except OSError as error:
