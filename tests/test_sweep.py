@@ -373,9 +373,9 @@ def test_a_killed_sweep_goes_on_where_it_stopped(tmp_path):
     wait_for_lines(directory, 3)
     process.kill()
     process.wait(60)
-    process.communicate()
     # Its workers end with it.
     assert gone(process.pid)
+    process.communicate()
     before = lines(directory)
     whole = [line for line in before if line.endswith(b"\n")]
     assert 3 <= len(whole) < 8
