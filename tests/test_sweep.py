@@ -462,6 +462,17 @@ def test_a_sweep_over_kinds_has_the_columns_of_all(tmp_path):
     assert (second["every"], second["vcpu_bytes"], second["verdict"]) == (None, 4 << 20, "pass")
 
 
+def test_tables_that_lack_a_run_are_not_read(tmp_path):
+    row = {"experiment": "aging", "status": "ok"}
+    with store.Store(tmp_path, described(QUICK, x="seeds = 2\n")) as kept:
+        kept.add((0, row, {"number": [0]}))
+        kept.compact()
+        assert (len(yb.load(tmp_path)), yb.load(tmp_path).complete) == (1, False)
+        kept.add((1, row, {"number": [0, 1]}))
+        assert (len(yb.load(tmp_path)), yb.load(tmp_path).complete) == (2, True)
+        assert len(yb.load(tmp_path).passes) == 3
+
+
 def test_two_sweeps_do_not_write_one_directory(tmp_path):
     sweep = described(QUICK, x="seeds = 2\n")
     with (
