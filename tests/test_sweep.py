@@ -373,9 +373,9 @@ def test_a_killed_sweep_goes_on_where_it_stopped(tmp_path):
     wait_for_lines(directory, 3)
     process.kill()
     process.wait(60)
-    process.communicate()
     # Its workers end with it.
     assert gone(process.pid)
+    process.communicate()
     before = lines(directory)
     whole = [line for line in before if line.endswith(b"\n")]
     assert 3 <= len(whole) < 8
@@ -462,6 +462,17 @@ def test_a_sweep_over_kinds_has_the_columns_of_all(tmp_path):
     assert (second["every"], second["vcpu_bytes"], second["verdict"]) == (None, 4 << 20, "pass")
 
 
+def test_tables_that_lack_a_run_are_not_read(tmp_path):
+    row = {"experiment": "aging", "status": "ok"}
+    with store.Store(tmp_path, described(QUICK, x="seeds = 2\n")) as kept:
+        kept.add((0, row, {"number": [0]}))
+        kept.compact()
+        assert (len(yb.load(tmp_path)), yb.load(tmp_path).complete) == (1, False)
+        kept.add((1, row, {"number": [0, 1]}))
+        assert (len(yb.load(tmp_path)), yb.load(tmp_path).complete) == (2, True)
+        assert len(yb.load(tmp_path).passes) == 3
+
+
 def test_two_sweeps_do_not_write_one_directory(tmp_path):
     sweep = described(QUICK, x="seeds = 2\n")
     with (
@@ -530,8 +541,10 @@ if __name__ == "__main__":
             "failures": results.failures(),
             "deadly": run(deadly, "deadly", lambda _: None).failures(),
         }
+        # Those who died are back before the cluster goes.
+        client.wait_for_workers(2)
         client.close()
-        pool._PATIENCE = 2
+        pool._PATIENCE = 5
         try:
             run(sweep, "gone", at(2, cluster.close))
         except OSError as error:
