@@ -12,22 +12,29 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
 hash = $(shell { echo $(CURDIR); $(1); } 2>&1 | sha256sum | cut -c1-16)
 DEPS  := $(VENV)/deps-$(call hash,$(PYTHON) -VV; cat constraints.txt pyproject.toml)
+TOOLS := $(VENV)/tools-$(call hash,$(PYTHON) -VV; cat constraints.txt pyproject.toml)
 CODE  := Cargo.toml Cargo.lock pyproject.toml $(wildcard rust/core/Cargo.toml rust/python/Cargo.toml rust/python/build.rs)
 BUILD := $(VENV)/build-$(call hash,find rust -name '*.rs' | LC_ALL=C sort | xargs sha256sum; cat $(CODE); $(CARGO) --version)
 MODULE := python/youngbit/_core.abi3.so
 
 .DEFAULT_GOAL := help
-.PHONY: help run test protocols protocols-full soak wheel wheel-check bench lint fmt clean build
+.PHONY: help run test docs protocols protocols-full soak wheel wheel-check bench bench-compare bench-peers lint fmt clean build
 
 help:            ## show this
-	@sed -n 's/^\([a-z-]*\): *[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\): *[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
 $(DEPS):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "youngbit needs Python 3.10 or newer, found: $$($(PYTHON) -VV)" >&2; exit 1; }
 	@$(CARGO) --version >/dev/null || { echo "youngbit needs cargo, see https://rustup.rs" >&2; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV)
 	$(PY) -m pip install --quiet --upgrade "pip>=25.1"
-	$(PY) -m pip install --quiet --group dev --group bench numpy click rich
+	$(PY) -m pip install --quiet maturin numpy click rich matplotlib
+	@touch $@
+
+# What only checking, documenting and benchmarking need: a user who just runs
+# youngbit does not wait for it.
+$(TOOLS): $(DEPS)
+	$(PY) -m pip install --quiet --group dev --group bench --group docs
 	@touch $@
 
 build: $(DEPS)   ## build the extension module, optimised
@@ -42,7 +49,7 @@ run: build       ## verify aging end to end, measure it, replay and reclaim the 
 	$(PY) -m youngbit replay --plot $(OUT)/generations.png
 	$(PY) -m youngbit reclaim --workload trace --plot $(OUT)/reclaim.png
 
-lint: $(DEPS)    ## formatting, clippy, ruff
+lint: $(TOOLS)    ## formatting, clippy, ruff
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	$(PY) -m ruff format --check
@@ -51,11 +58,15 @@ lint: $(DEPS)    ## formatting, clippy, ruff
 # Random tests repeat here and explore in `make soak`: a run that fails must fail
 # for what was changed, not for its dice.
 test: export PROPTEST_RNG_SEED := 20260727
-test: lint build ## all checks and tests
+test: $(TOOLS) lint build ## all checks and tests
 	$(CARGO) test --locked -p youngbit-core
 	$(PY) -m mypy
 	$(PY) -m mypy.stubtest youngbit._core
 	$(PY) -m pytest --hypothesis-seed=20260727
+
+docs: $(TOOLS) build      ## build the documentation into out/docs, warnings are errors
+	$(PY) -m sphinx -q -W --keep-going -b html -d $(OUT)/doctrees docs $(OUT)/docs
+	@echo "Wrote $(OUT)/docs/index.html"
 
 protocols: $(DEPS) ## check the lockless protocols, and that every mutant is caught
 	$(PY) tools/protocols.py
@@ -63,13 +74,26 @@ protocols: $(DEPS) ## check the lockless protocols, and that every mutant is cau
 protocols-full: $(DEPS) ## the same with more preemptions a run: long
 	$(PY) tools/protocols.py --full
 
-soak: build      ## long tests
+soak: $(TOOLS) build      ## long tests
 	$(CARGO) test --locked --release -p youngbit-core -- --ignored
 	$(PY) -m pytest -m soak --timeout 7200
 
-bench: build     ## time the core and the package
+bench: $(TOOLS) build     ## time the core and the package
 	$(CARGO) bench --locked -p youngbit-benches
 	$(PY) -m pytest benches --benchmark-only
+
+# A goal after it is the revision: `make bench-compare HEAD~3`. REV= does too.
+ifeq (bench-compare,$(firstword $(MAKECMDGOALS)))
+REV ?= $(word 2,$(MAKECMDGOALS))
+ifneq (,$(word 2,$(MAKECMDGOALS)))
+$(eval $(word 2,$(MAKECMDGOALS)):;@:)
+endif
+endif
+bench-compare: $(DEPS) ## REV: time revision REV against the sources, in turn
+	$(PY) tools/bench_compare.py $(or $(REV),$(error which revision? make bench-compare HEAD~1)) $(ARGS)
+
+bench-peers: build ## time cache simulators from PyPI on the same accesses
+	$(PY) benches/peers/run.py
 
 wheel: $(DEPS)   ## build a wheel into dist/
 	rm -rf dist
@@ -82,7 +106,7 @@ wheel-check: wheel ## install the wheel into an empty environment and run it the
 	cd $(OUT) && env -i wheel-env/bin/youngbit access-tracking -l -b 16M
 	rm -rf $(OUT)/wheel-env
 
-fmt: $(DEPS)     ## format all sources
+fmt: $(TOOLS)     ## format all sources
 	$(CARGO) fmt --all
 	$(PY) -m ruff check --fix-only --quiet
 	$(PY) -m ruff format

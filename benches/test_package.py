@@ -46,9 +46,20 @@ def test_counters(benchmark, guest):
     benchmark(lambda: host.counters)
 
 
-def test_page_generations_of_a_gib(benchmark, guest):
+@pytest.mark.parametrize("pages", [1, 512, 1 << 18])
+def test_a_returned_array(benchmark, guest, pages):
+    """A call that returns an array of so many numbers, which the caller owns."""
     _, vm, _ = guest
-    assert len(benchmark(vm.page_generations)) == 1 << 18
+    found = benchmark(vm.mm.page_generations, vm.address, yb.Pages(pages))
+    assert len(found) == pages
+    benchmark.extra_info["ns_an_element"] = benchmark.stats.stats.median / pages * 1e9
+
+
+def test_an_empty_run(benchmark, guest):
+    """What a run of one access costs: streams, statistics, counters."""
+    _, vm, _ = guest
+    stream = access.arrays([0])
+    assert benchmark(vm.run, stream).counters["guest_accesses"] == 1
 
 
 def test_an_aging_pass_over_a_gib(benchmark, guest):
@@ -76,3 +87,31 @@ def test_a_notifier_in_python(benchmark, guest):
     address = mm.mmap("4k")
     with mm.register(Nothing()):
         benchmark(mm.test_young, address)
+
+
+@pytest.mark.parametrize("notifier", ["none", "default", "python"])
+def test_aging_that_asks_a_notifier(benchmark, notifier):
+    """A pass over 16 MiB of a process, once a page: nobody, one whose methods
+    are those of the base class, one with methods of its own."""
+
+    class Device(yb.MmuNotifier):
+        has_fast_aging = True
+        calls = 0
+
+        def clear_young(self, start, end, fast_only):
+            Device.calls += 1
+            return False
+
+    kinds = {"default": yb.MmuNotifier, "python": Device}
+    host = yb.Host("32M", clock="virtual")
+    mm = host.create_mm(host.create_memcg("/device"))
+    mm.touch(mm.mmap("16M"), "16M", write=True)
+    lru = host.lru_gen(mm.memcg)
+    lru.age()
+    registration = mm.register(kinds[notifier]()) if notifier in kinds else None
+    benchmark.pedantic(lru.age, rounds=9, warmup_rounds=1)
+    if notifier == "python":
+        assert Device.calls == 10 * 4096
+    if registration is not None:
+        registration.unregister()
+    benchmark.extra_info["ns_a_page"] = benchmark.stats.stats.median / 4096 * 1e9

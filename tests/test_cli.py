@@ -177,6 +177,7 @@ def test_inline_runs_repeat():
     one, two = result(*arguments), result(*arguments)
     for found in (one, two):
         del found["counters"]["mmu_lock_wait_ns"]
+        del found["counters"]["lru_lock_wait_ns"]
         for generations in found["generations"]:
             for generation in generations:
                 del generation["age_ms"]
@@ -259,6 +260,10 @@ def test_info():
         (["access-tracking", "-b", "5000"], "multiple of the backing"),
         (["access-tracking", "-b", "3M", "-s", "2m"], "multiple of the backing"),
         (["access-tracking", "-v", "0"], "not in the range"),
+        (["access-tracking", "-v", "1,0"], "not in the range"),
+        (["access-tracking", "-v", "1,2"], "several numbers of vCPUs need --against"),
+        (["access-tracking", "-l", "--against", "v9"], "compares what -p measures"),
+        (["access-tracking", "-l", "-p", "--against", "v7"], "the protocol is v7 already"),
         (["access-tracking", "-s", "8k"], "'8k' is not one of"),
         (["access-tracking", "--protocol", "v8"], "'v8' is not one of"),
         (["access-tracking", "--capabilities", "all"], "'all' is not a number"),
@@ -326,3 +331,34 @@ def test_ctrl_c_stops_at_once_and_leaves_no_file(arguments, tmp_path):
     assert list(tmp_path.iterdir()) == []
     # A tenth of a second to stop; the rest is giving back 4 GiB of model.
     assert took < 3.0
+
+
+def test_two_protocols_side_by_side():
+    arguments = ["access-tracking", "-l", "-p", "-v", "1,2", "-b", "4M", "--repeat", "2"]
+    found = result(*arguments, "--protocol", "baseline", "--against", "v7")
+    assert (found["schema"], found["schema_version"]) == ("youngbit/contention", 1)
+    assert found["parameters"]["against"] == "v7"
+    assert [point["vcpus"] for point in found["points"]] == [1, 2]
+    for point in found["points"]:
+        assert list(point["runs"]) == ["baseline", "v7"]
+        for runs in point["runs"].values():
+            assert len(runs) == 2
+        for one, other in zip(*point["runs"].values(), strict=True):
+            # What the ratio rests on: one lock for each page asked about, and none.
+            assert one["aging_mmu_locks"] == one["asked"]
+            assert other["aging_mmu_locks"] == 0
+            assert 0 <= one["empty_passes"] <= one["passes"]
+        wall = [[run["vcpu_wall_seconds"] for run in runs] for runs in point["runs"].values()]
+        ratios = sorted(one / other for one, other in zip(*wall, strict=True))
+        spread = point["ratios"]["vcpu_wall_seconds"]
+        assert (spread["least"], spread["greatest"]) == pytest.approx((ratios[0], ratios[1]))
+
+
+def test_two_protocols_are_printed_with_their_counts():
+    done = run(
+        *("access-tracking", "-l", "-p", "-b", "4M", "--mmu", "shadow", "--repeat", "1"),
+        *("--protocol", "baseline", "--against", "v9"),
+    )
+    assert "1 vCPUs" in done.stdout
+    assert "mmu_lock taken 0 times by aging" in done.stdout.replace("\n            ", " ")
+    assert "baseline / v9: vCPU wall time" in done.stdout

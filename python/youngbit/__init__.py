@@ -7,12 +7,16 @@ and read what each pass found and cost.
 
 from __future__ import annotations
 
-from . import access, defaults, errors, lru_gen, oracle, sizes, traces
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from . import access, defaults, errors, lru_gen, oracle, reuse, sizes, traces
 from ._core import build_info
 from .damon import Damon
 from .errors import FormatError, TraceError
 from .machine import (
     AgeStats,
+    AgingRun,
     Generation,
     GenerationDetail,
     Generations,
@@ -29,10 +33,15 @@ from .machine import (
 from .notifier import MmuNotifier
 from .sizes import Pages
 
+if TYPE_CHECKING:
+    from . import lab
+    from .lab import load
+
 __version__: str = build_info()["version"]
 
 __all__ = [
     "AgeStats",
+    "AgingRun",
     "Damon",
     "FormatError",
     "Generation",
@@ -55,8 +64,20 @@ __all__ = [
     "build_info",
     "defaults",
     "errors",
+    "lab",
+    "load",
     "lru_gen",
     "oracle",
+    "reuse",
     "sizes",
     "traces",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # The laboratory is imported by those who use it: it needs more than the machine does.
+    if name == "lab":
+        return importlib.import_module(".lab", __name__)
+    if name == "load":
+        return importlib.import_module(".lab", __name__).load
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from os import PathLike
 from typing import TypedDict, final
 
@@ -17,13 +18,17 @@ __all__ = [
     "Scenario",
     "TraceReader",
     "Vm",
+    "bench_run",
+    "bench_suites",
     "build_info",
     "check",
+    "counter_help",
     "fail_swap_writes",
     "format_csv",
     "format_lru_gen",
     "memcg_read",
     "memcg_write",
+    "next_seed",
     "optimal",
     "parse_lru_gen",
     "parse_scenario",
@@ -31,9 +36,11 @@ __all__ = [
     "proc_write",
     "recording_scenario",
     "replay_recording",
+    "reuse_distances",
     "scan_young",
     "set_policy",
     "stream_accesses",
+    "stress_round",
     "swap",
 ]
 
@@ -51,7 +58,39 @@ _Regions = tuple[
 ]
 _Records = tuple[list[str], npt.NDArray[np.uint64], npt.NDArray[np.uint64]]
 
+def bench_run(
+    suite: str,
+    scale: str,
+    seed: int,
+    repetitions: int | None,
+    only: str | None,
+    progress: Callable[[str], None],
+    finished: Callable[[str], None],
+) -> None: ...
+def bench_suites() -> list[str]: ...
 def build_info() -> _BuildInfo: ...
+def counter_help() -> list[tuple[str, str]]: ...
+
+class _StressRound(TypedDict):
+    machine: str
+    accesses: int
+    interrupted: bool
+    wall_ns: int
+    deeds: dict[str, int]
+    counters: dict[str, int]
+    failure: str | None
+
+def next_seed(seed: int) -> int: ...
+def stress_round(
+    mmu: str,
+    protocol: str,
+    threads: int,
+    agers: int,
+    accesses: int,
+    seed: int,
+    seconds: float,
+    progress: Callable[[int], None] | None = None,
+) -> _StressRound: ...
 
 _Lettered = tuple[int, str]
 _Row = tuple[int, int, int, int, bool, bool, tuple[list[list[_Lettered]], list[_Lettered]] | None]
@@ -78,6 +117,7 @@ def replay_recording(recording: bytes, scenario: bytes) -> tuple[int, int, str |
 def scan_young(
     mm: Mm, start: int, pages: int, flush: bool
 ) -> tuple[npt.NDArray[np.bool_], dict[str, int]]: ...
+def reuse_distances(pages: npt.NDArray[np.uint32]) -> npt.NDArray[np.int64]: ...
 def set_policy(host: Host, policy: Policy | None, methods: list[str]) -> None: ...
 def stream_accesses(
     stream: Stream, nr_pages: int
@@ -160,6 +200,9 @@ class Host:
     @property
     def aging_asks(self) -> str: ...
     def set_aging_asks(self, asks: str) -> None: ...
+    @property
+    def aging_batched(self) -> bool: ...
+    def set_aging_batched(self, batched: bool) -> None: ...
     def generations(self, memcg: int, node: int) -> list[tuple[int, int, int, int]]: ...
     def age(
         self, memcg: int, node: int, can_swap: bool, force_scan: bool
@@ -235,7 +278,14 @@ class Vm:
         node: int,
         can_swap: bool,
         force_scan: bool,
-    ) -> tuple[float, list[float], list[float], dict[str, int]]: ...
+    ) -> tuple[
+        float,
+        list[float],
+        dict[str, int],
+        list[tuple[float, int]],
+        tuple[float, float] | None,
+        dict[str, int],
+    ]: ...
     def page_generations(self) -> npt.NDArray[np.int64]: ...
     def set_guest_mode(self, l2: bool) -> None: ...
     def mark_idle(self, first: int, pages: int) -> tuple[int, int, int]: ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import platform
@@ -16,11 +17,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from . import __version__, defaults, traces
+from . import __version__, defaults, lab, traces
 from ._core import build_info
 from ._files import atomic_write
-from .experiments import AccessTracking, AccessTrackingResult, Replay, ReplayPass, ReplayResult
+from .experiments import AccessTracking, AccessTrackingResult, ReplayPass, ReplayResult
 from .experiments.access_tracking import Step
+from .experiments.bench import machine
 from .sizes import format_size, parse_size
 
 __all__ = ["main"]
@@ -34,9 +36,11 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 if TYPE_CHECKING:
     _IntType = click.ParamType[int]
+    _TupleType = click.ParamType[tuple[int, ...]]
 else:
     # Generic only in recent versions.
     _IntType = click.ParamType
+    _TupleType = click.ParamType
 
 
 class _Size(_IntType):
@@ -64,12 +68,34 @@ class _Number(_IntType):
         return number
 
 
+class _Counts(_TupleType):
+    """A number of vCPUs, or several with commas between them."""
+
+    name = "count"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        one = click.IntRange(1, defaults.MAX_VCPUS)
+        return tuple(one(each, param, ctx) for each in str(value).split(","))
+
+
 def _json_option(function: Function) -> Function:
     return click.option(
         "--json",
         "json_to",
         metavar="FILE|-",
         help="Write the result as JSON; with - to standard output, and nothing else there.",
+    )(function)
+
+
+def _print_option(function: Function) -> Function:
+    return click.option(
+        "--print-experiment",
+        is_flag=True,
+        help="Print the experiment as TOML, for youngbit run, and do not run it.",
     )(function)
 
 
@@ -103,6 +129,21 @@ def _check_target(path: str | None) -> None:
         raise click.UsageError(f"{path}: there is no directory to write it to")
 
 
+def _check_picture(path: str | None) -> None:
+    """Refuse before the work is done a picture that could not be drawn after it."""
+    if path is None:
+        return
+    from .plot import format_of
+
+    try:
+        format_of(path)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    _check_target(path)
+    if importlib.util.find_spec("matplotlib") is None:
+        _fail("a picture needs matplotlib: pip install 'youngbit[plot]'", EXIT_USAGE)
+
+
 @contextmanager
 def _progress(what: str, total: int | None) -> Iterator[Callable[[str], None]]:
     """Show progress on standard error if that is a terminal; call to advance."""
@@ -134,8 +175,9 @@ def cli() -> None:
 @cli.command("access-tracking")
 @click.option("-l", "lru_gen", is_flag=True, help="Idle memory with MGLRU aging, and verify.")
 @click.option("-p", "benchmark", is_flag=True, help="Populate while aging in a loop; needs -l.")
-@click.option("-v", "vcpus", type=click.IntRange(1, defaults.MAX_VCPUS), default=defaults.VCPUS,
-              show_default=True, help="Number of vCPUs.")  # fmt: skip
+@click.option("-v", "vcpus", type=_Counts(), default=str(defaults.VCPUS), show_default=True,
+              metavar="N",
+              help="Number of vCPUs; with --against also several, as 2,4,8,16.")  # fmt: skip
 @click.option("-b", "vcpu_bytes", type=_Size(), default=defaults.VCPU_BYTES, show_default=True,
               help="Memory of each vCPU.")  # fmt: skip
 @click.option("-o", "overlap", is_flag=True, help="Let each vCPU touch the memory of all.")
@@ -146,6 +188,11 @@ def cli() -> None:
               help="Which MMU maps guest memory.")  # fmt: skip
 @click.option("--protocol", type=click.Choice(defaults.PROTOCOLS), default=defaults.PROTOCOL,
               show_default=True, help="How the VM is aged.")  # fmt: skip
+@click.option("--against", type=click.Choice(defaults.PROTOCOLS), default=None,
+              help="With -p: run --protocol and this one in turn, and print ratios.")  # fmt: skip
+@click.option("--repeat", type=click.IntRange(1, 1000), default=defaults.CONTENTION_REPETITIONS,
+              show_default=True, metavar="N",
+              help="Runs of each protocol, with --against.")  # fmt: skip
 @click.option("--aging-asks", type=click.Choice(defaults.AGING_ASKS), default=None,
               help="What MGLRU's aging asks; otherwise what the protocol's kernel does:"
               " baseline and v9 accurate, v7 fast_only.")  # fmt: skip
@@ -167,14 +214,19 @@ def cli() -> None:
               help="Of everything random.")  # fmt: skip
 @click.option("--live/--inline", "live", default=None,
               help="One thread a vCPU (default), or one vCPU after another in one.")  # fmt: skip
+@_print_option
 @_json_option
 def access_tracking(
     *,
     json_to: str | None,
+    print_experiment: bool,
     no_ad: bool,
     l1_no_ad: bool,
     format_: str | None,
     live: bool | None,
+    vcpus: tuple[int, ...],
+    against: str | None,
+    repeat: int,
     **options: Any,
 ) -> None:
     """Run the series' access_tracking_perf_test on the model.
@@ -185,10 +237,30 @@ def access_tracking(
     live = (options["benchmark"] or defaults.LIVE) if live is None else live
     try:
         experiment = AccessTracking(
-            ad=not no_ad, l1_ad=not l1_no_ad, format=format_, live=live, **options
+            ad=not no_ad,
+            l1_ad=not l1_no_ad,
+            format=format_,
+            live=live,
+            vcpus=vcpus[0],
+            **options,
         )
+        if against is not None:
+            from .cli_contention import compare
+
+            compare(experiment, against, vcpus, repeat, json_to)
+            return
+        if len(vcpus) > 1:
+            raise ValueError("several numbers of vCPUs need --against")
     except ValueError as error:
         raise click.UsageError(str(error)) from None
+    if print_experiment:
+        click.echo(lab.to_toml(experiment), nl=False)
+    elif _show_access_tracking(experiment, json_to).row["verdict"] != "pass":
+        raise SystemExit(EXIT_FAILED)
+
+
+def _show_access_tracking(experiment: AccessTracking, json_to: str | None) -> lab.Result:
+    """Run it, print as the selftest does, and what failed on standard error."""
     quiet = json_to == "-"
 
     def say(line: str = "") -> None:
@@ -215,7 +287,8 @@ def access_tracking(
             if not experiment.benchmark:
                 say(f"{step.name:<30}: {_seconds(step.seconds)}")
 
-        result = experiment.run(started=started, stepped=stepped, warned=say)
+        found = lab.run(experiment, started=started, stepped=stepped, warned=say)
+    result: AccessTrackingResult = found.detail
 
     if result.vcpu_wall_seconds is not None:
         say(f"{'vcpu wall time':<30}: {_seconds(result.vcpu_wall_seconds)}")
@@ -234,7 +307,7 @@ def access_tracking(
         click.echo("==== Test Assertion Failure ====", err=True)
         click.echo(f"  check {result.failure.check} of 5: {result.failure.detail}", err=True)
         click.echo(f"  {result.failure.reason}", err=True)
-        raise SystemExit(EXIT_FAILED)
+    return found
 
 
 @cli.command()
@@ -250,7 +323,8 @@ def access_tracking(
               show_default=True, metavar="MASK", help="Mask of lru_gen/enabled.")  # fmt: skip
 @click.option("--format", "format_", type=click.Choice(traces.FORMATS), default=None,
               help="Format of TRACE; otherwise by its ending.")  # fmt: skip
-@click.option("--plot", metavar="FILE", help="Draw the generations over time, as PNG.")
+@click.option("--plot", metavar="FILE", help="Draw the generations over time, .png or .svg.")
+@_print_option
 @_json_option
 def replay(
     trace: str | None,
@@ -260,6 +334,7 @@ def replay(
     capabilities: int,
     format_: str | None,
     plot: str | None,
+    print_experiment: bool,
     json_to: str | None,
 ) -> None:
     """Replay TRACE, a recorded program, as guest accesses; age as it goes.
@@ -268,18 +343,42 @@ def replay(
     one that comes with the package is replayed.
     """
     _check_target(json_to)
-    _check_target(plot)
-    recorded = traces.shipped() if trace is None else traces.read(trace, format_)
-    experiment = Replay(
-        every=every, tlb_entries=tlb_entries, protocol=protocol, capabilities=capabilities
+    _check_picture(plot)
+    experiment = lab.ReplayDescription(
+        every=every,
+        tlb_entries=tlb_entries,
+        protocol=protocol,
+        capabilities=capabilities,
+        trace=_trace_file(trace, format_, absolute=print_experiment),
     )
-    total = -(-len(recorded) // every)
+    if print_experiment:
+        click.echo(lab.to_toml(experiment), nl=False)
+        return
+    _show_replay(experiment, json_to, plot=plot)
+
+
+def _trace_file(trace: str | None, format_: str | None, *, absolute: bool) -> lab.TraceFile:
+    """Return how a description names a trace; it may be read from somewhere else."""
+    if trace is None:
+        return lab.TraceFile()
+    return lab.TraceFile(str(Path(trace).absolute()) if absolute else trace, format_)
+
+
+def _show_replay(
+    experiment: lab.ReplayDescription,
+    json_to: str | None,
+    *,
+    plot: str | None = None,
+    base: Path | None = None,
+) -> lab.Result:
+    total = -(-len(experiment.trace.read(base)) // experiment.every)
     with _progress("replay", total) as advance:
 
         def passed(each: ReplayPass) -> None:
             advance(f"pass {each.number}")
 
-        result = experiment.run(recorded, passed=passed)
+        found = lab.run(experiment, base=base, passed=passed)
+    result: ReplayResult = found.detail
     if json_to != "-":
         _print_replay(result)
     if json_to is not None:
@@ -287,12 +386,10 @@ def replay(
     if plot is not None:
         from .plot import generations_over_time
 
-        try:
-            generations_over_time(result, plot)
-        except ImportError:
-            _fail("--plot needs matplotlib: pip install 'youngbit[plot]'", EXIT_USAGE)
+        generations_over_time(result, plot)
         if json_to != "-":
             click.echo(f"Wrote {plot}")
+    return found
 
 
 def _print_replay(result: ReplayResult) -> None:
@@ -322,15 +419,6 @@ def _print_replay(result: ReplayResult) -> None:
     console.print(table)
 
 
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
 @cli.command()
 @_json_option
 def info(json_to: str | None) -> None:
@@ -343,7 +431,7 @@ def info(json_to: str | None) -> None:
         "version": __version__,
         "build": build,
         "python": platform.python_version(),
-        "cpu": {"model": _cpu_model(), "count": os.cpu_count()},
+        "cpu": {"model": machine()["cpu"], "count": os.cpu_count()},
         "features": {
             "mmus": list(defaults.MMUS),
             "protocols": list(defaults.PROTOCOLS),
@@ -367,14 +455,39 @@ def info(json_to: str | None) -> None:
         _write_json(about, json_to)
 
 
+def commands() -> click.Group:
+    """Return the command with all of its subcommands."""
+    from . import (
+        cli_bench,
+        cli_estimate,
+        cli_lab,
+        cli_lru,
+        cli_plot,
+        cli_report,
+        cli_stress,
+        cli_traces,
+    )
+
+    rooms = (
+        cli_lru,
+        cli_bench,
+        cli_stress,
+        cli_lab,
+        cli_traces,
+        cli_estimate,
+        cli_plot,
+        cli_report,
+    )
+    for more in rooms:
+        more.register(cli)
+    return cli
+
+
 def main() -> None:
     """Run the command; the exit status says what happened."""
-    from . import cli_estimate, cli_lru, cli_traces
-
-    for commands in (cli_lru, cli_traces, cli_estimate):
-        commands.register(cli)
+    command = commands()
     try:
-        cli.main(prog_name="youngbit", standalone_mode=False)
+        command.main(prog_name="youngbit", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         raise SystemExit(EXIT_USAGE) from None

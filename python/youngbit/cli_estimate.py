@@ -8,15 +8,23 @@ from typing import Any
 
 import click
 
-from . import defaults, traces
-from .cli import _check_target, _json_option, _Number, _progress, _Size, _write_json
+from . import defaults, lab, traces
+from .cli import (
+    _check_target,
+    _json_option,
+    _Number,
+    _print_option,
+    _progress,
+    _Size,
+    _trace_file,
+    _write_json,
+)
 from .cli_lru import _print_table, _table
-from .experiments.estimate import COSTS, ESTIMATORS, Estimate, EstimateResult
+from .experiments.estimate import COSTS, ESTIMATORS, EstimateResult
 from .experiments.heat_map import HeatMap
-from .experiments.policies import ALGORITHMS, PoliciesResult, ReclaimPolicies
-from .experiments.reclaim import Workload, hot_cold, trace, zipf
+from .experiments.policies import ALGORITHMS, PoliciesResult
 from .plot_traces import ENDINGS, heat_map, miss_ratio_curves, working_sets
-from .sizes import PAGE_SIZE, format_size, parse_pages
+from .sizes import PAGE_SIZE, format_size
 
 __all__ = ["register"]
 
@@ -43,6 +51,7 @@ def _source(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--seed", type=_Number(), default=f"{defaults.SEED:#x}", show_default=True,
                      help="Of everything random."),
         click.option("--plot", metavar="FILE", help="Draw it, as PNG or SVG."),
+        _print_option,
         _json_option,
     ):  # fmt: skip
         function = option(function)
@@ -50,15 +59,13 @@ def _source(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _workload(
-    trace_file: str | None, workload: str, format_: str | None, memory: int, accesses: int,
-    layout: str, seed: int,
-) -> Workload:  # fmt: skip
-    if trace_file is not None:
-        return trace(traces.read(trace_file, format_), layout)
-    if workload == "trace":
-        return trace(traces.shipped(), layout)
-    made = zipf if workload == "zipf" else hot_cold
-    return made(parse_pages(memory, what="memory"), accesses, seed)
+    trace_file: str | None, workload: str, format_: str | None, accesses: int, layout: str,
+    *, absolute: bool,
+) -> lab.Zipf | lab.HotCold | lab.TraceWorkload:  # fmt: skip
+    if trace_file is not None or workload == "trace":
+        named = _trace_file(trace_file, format_, absolute=absolute)
+        return lab.TraceWorkload(named.file, named.format, layout)
+    return lab.Zipf(accesses) if workload == "zipf" else lab.HotCold(accesses)
 
 
 def _check_picture(path: str | None) -> None:
@@ -96,6 +103,7 @@ def estimate(
     layout: str,
     seed: int,
     plot: str | None,
+    print_experiment: bool,
     json_to: str | None,
     estimators: tuple[str, ...],
     **options: Any,
@@ -107,13 +115,33 @@ def estimate(
     """
     _check_target(json_to)
     _check_picture(plot)
-    accessed = _workload(trace_file, workload, format_, memory, accesses, layout, seed)
+    accessed = _workload(trace_file, workload, format_, accesses, layout, absolute=print_experiment)
     try:
-        experiment = Estimate(estimators=estimators or tuple(ESTIMATORS), seed=seed, **options)
+        experiment = lab.EstimateDescription(
+            estimators=estimators or tuple(ESTIMATORS),
+            seed=seed,
+            memory=memory,
+            workload=accessed,
+            **options,
+        )
     except ValueError as error:
         raise click.UsageError(str(error)) from None
+    if print_experiment:
+        click.echo(lab.to_toml(experiment), nl=False)
+        return
+    _show_estimate(experiment, json_to, plot=plot)
+
+
+def _show_estimate(
+    experiment: lab.EstimateDescription,
+    json_to: str | None,
+    *,
+    plot: str | None = None,
+    base: Path | None = None,
+) -> lab.Result:
     with _progress("estimate", len(experiment.estimators)) as advance:
-        result = experiment.run(accessed, finished=advance)
+        found = lab.run(experiment, base=base, finished=advance)
+    result: EstimateResult = found.detail
     if json_to != "-":
         _print_estimate(result)
     if json_to is not None:
@@ -122,6 +150,7 @@ def estimate(
         working_sets(result, plot)
         if json_to != "-":
             click.echo(f"Wrote {plot}")
+    return found
 
 
 def _print_estimate(result: EstimateResult) -> None:
@@ -168,6 +197,7 @@ def policies(
     layout: str,
     seed: int,
     plot: str | None,
+    print_experiment: bool,
     json_to: str | None,
     sizes: tuple[float, ...],
     algorithms: tuple[str, ...],
@@ -181,18 +211,34 @@ def policies(
     """
     _check_target(json_to)
     _check_picture(plot)
-    accessed = _workload(trace_file, workload, format_, memory, accesses, layout, seed)
+    accessed = _workload(trace_file, workload, format_, accesses, layout, absolute=print_experiment)
     try:
-        experiment = ReclaimPolicies(
+        experiment = lab.PoliciesDescription(
             sizes=sizes or None,
             algorithms=algorithms or None,
             tlb_entries=tlb_entries,
             seed=seed,
+            memory=memory,
+            workload=accessed,
         )
     except ValueError as error:
         raise click.UsageError(str(error)) from None
+    if print_experiment:
+        click.echo(lab.to_toml(experiment), nl=False)
+        return
+    _show_policies(experiment, json_to, plot=plot)
+
+
+def _show_policies(
+    experiment: lab.PoliciesDescription,
+    json_to: str | None,
+    *,
+    plot: str | None = None,
+    base: Path | None = None,
+) -> lab.Result:
     with _progress("policies", None) as advance:
-        result = experiment.run(accessed, finished=advance)
+        found = lab.run(experiment, base=base, finished=advance)
+    result: PoliciesResult = found.detail
     if json_to != "-":
         _print_policies(result)
     if json_to is not None:
@@ -201,6 +247,7 @@ def policies(
         miss_ratio_curves(result, plot)
         if json_to != "-":
             click.echo(f"Wrote {plot}")
+    return found
 
 
 def _print_policies(result: PoliciesResult) -> None:

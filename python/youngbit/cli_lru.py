@@ -11,20 +11,21 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from . import defaults, traces
+from . import defaults, lab, traces
 from ._files import atomic_write
 from .cli import (
     EXIT_FAILED,
-    EXIT_USAGE,
+    _check_picture,
     _check_target,
-    _fail,
     _json_option,
     _Number,
+    _print_option,
     _progress,
     _Size,
+    _trace_file,
     _write_json,
 )
-from .experiments.reclaim import Reclaim, ReclaimResult, Workload, hot_cold, trace, zipf
+from .experiments.reclaim import ReclaimResult
 from .experiments.scenario import (
     Conformance,
     ConformanceResult,
@@ -32,7 +33,7 @@ from .experiments.scenario import (
     ScenarioResult,
     ScenarioStep,
 )
-from .sizes import PAGE_SIZE, format_size, parse_pages
+from .sizes import PAGE_SIZE, format_size
 
 __all__ = ["register"]
 
@@ -214,7 +215,8 @@ def _print_conformance(result: ConformanceResult) -> None:
               help="What the guest waits for a page from swap.")  # fmt: skip
 @click.option("--seed", type=_Number(), default=f"{defaults.SEED:#x}", show_default=True,
               help="Of everything random.")  # fmt: skip
-@click.option("--plot", metavar="FILE", help="Draw the runs over time, as PNG.")
+@click.option("--plot", metavar="FILE", help="Draw the runs over time, .png or .svg.")
+@_print_option
 @_json_option
 def reclaim(
     source: str,
@@ -222,6 +224,7 @@ def reclaim(
     memory: int,
     accesses: int,
     plot: str | None,
+    print_experiment: bool,
     json_to: str | None,
     **options: Any,
 ) -> None:
@@ -231,14 +234,28 @@ def reclaim(
     hot pages, refaults, pages read from swap, and what the guest waits for them.
     """
     _check_target(json_to)
-    _check_target(plot)
-    workload = _workload(source, format_, memory, accesses, options["seed"])
+    _check_picture(plot)
+    workload = _workload(source, format_, accesses, absolute=print_experiment)
     try:
-        experiment = Reclaim(**options)
+        experiment = lab.ReclaimDescription(memory=memory, workload=workload, **options)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
+    if print_experiment:
+        click.echo(lab.to_toml(experiment), nl=False)
+        return
+    _show_reclaim(experiment, json_to, plot=plot)
+
+
+def _show_reclaim(
+    experiment: lab.ReclaimDescription,
+    json_to: str | None,
+    *,
+    plot: str | None = None,
+    base: Path | None = None,
+) -> lab.Result:
     with _progress("reclaim", None) as advance:
-        result = experiment.run(workload, ticked=lambda name: advance(f"reclaim, 0x8 {name}"))
+        found = lab.run(experiment, base=base, ticked=lambda name: advance(f"reclaim, 0x8 {name}"))
+    result: ReclaimResult = found.detail
     if json_to != "-":
         _print_reclaim(result)
     if json_to is not None:
@@ -246,24 +263,26 @@ def reclaim(
     if plot is not None:
         from .plot import reclaim_over_time
 
-        try:
-            reclaim_over_time(result, plot)
-        except ImportError:
-            _fail("--plot needs matplotlib: pip install 'youngbit[plot]'", EXIT_USAGE)
+        reclaim_over_time(result, plot)
         if json_to != "-":
             click.echo(f"Wrote {plot}")
+    return found
 
 
-def _workload(source: str, format_: str | None, memory: int, accesses: int, seed: int) -> Workload:
-    if source in ("zipf", "hot-cold"):
-        pages = parse_pages(memory, what="memory")
-        return (zipf if source == "zipf" else hot_cold)(pages, accesses, seed)
+def _workload(
+    source: str, format_: str | None, accesses: int, *, absolute: bool
+) -> lab.Zipf | lab.HotCold | lab.TraceWorkload:
+    if source == "zipf":
+        return lab.Zipf(accesses)
+    if source == "hot-cold":
+        return lab.HotCold(accesses)
     if source == "trace":
-        return trace(traces.shipped())
+        return lab.TraceWorkload()
     if not Path(source).exists():
         known = ", ".join(defaults.RECLAIM_WORKLOADS)
         raise click.UsageError(f"--workload: {source!r} is none of {known}, and no file")
-    return trace(traces.read(source, format_))
+    named = _trace_file(source, format_, absolute=absolute)
+    return lab.TraceWorkload(named.file, named.format)
 
 
 def _print_reclaim(result: ReclaimResult) -> None:

@@ -42,9 +42,11 @@ SEED: Final = 0x6B8B4567
 # The command `access-tracking`.
 VCPU_BYTES: Final = "1G"
 #: The modelled TLB forgets only what others push out. The test is about page
-#: tables: memory that fits a TLB would seem to stay old, as with `--tlb 1536`.
+#: tables: memory that fits a TLB would seem to stay old, as with ``--tlb 1536``.
 ACCESS_TRACKING_TLB_ENTRIES: Final = 0
 LIVE: Final = True
+#: Runs of each protocol that count, with `--against`.
+CONTENTION_REPETITIONS: Final = 5
 
 # The command `replay`.
 REPLAY_EVERY: Final = 4000
@@ -90,6 +92,26 @@ HOT_PROBABILITY: Final = 0.9
 HOT_PHASES: Final = 5
 WRITE_SHARE: Final = 0.3
 
+# The experiment `aging`.
+AGING_PAGES: Final = 16_384
+AGING_ACCESSES: Final = 200_000
+AGING_EVERY: Final = 10_000
+AGING_TLB_ENTRIES: Final = 0
+AGING_WARM_UP: Final = 2
+
+# Sweeps.
+#: More runs than that are a mistake in a grid.
+SWEEP_MAX_RUNS: Final = 1_000_000
+#: Runs that the table's file is written by at a time.
+SWEEP_BATCH: Final = 1000
+
+# The command `bench`.
+BENCH_SCALES: Final = ("smallest", "quick", "full", "large")
+BENCH_SCALE: Final = "full"
+BENCH_SEED: Final = 1
+#: Share of the machine's time used by others above which a result says so.
+BENCH_DISTURBED: Final = 0.05
+
 # Traces.
 #: Time in a snapshot of a DAMON record that is written: the kernel's 100 ms where
 #: a trace's time is nanoseconds, and where it is instructions about as long.
@@ -112,3 +134,20 @@ FEWEST_INTERVALS: Final = 16
 
 # Plots.
 PLOT_DPI: Final = 120
+
+# The command `mmu-stress`: threads that are vCPUs, those that age, seconds, and
+# accesses of each vCPU in a round.
+STRESS_THREADS: Final = 2
+STRESS_AGERS: Final = 2
+STRESS_SECONDS: Final = 10.0
+STRESS_ACCESSES: Final = 1 << 21
+
+# Reports of runs and sweeps: more than that is left out, and the page says so.
+#: Rows of a table.
+REPORT_ROWS: Final = 1000
+#: Runs whose passes are drawn.
+REPORT_RUNS: Final = 24
+#: Columns that a figure's menu offers.
+REPORT_COLUMNS: Final = 60
+#: Values of a parameter that are named; rows of a table that is not folded.
+REPORT_VALUES: Final = 24

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AgeStats",
+    "AgingRun",
     "DebugFs",
     "Generation",
     "GenerationDetail",
@@ -221,6 +222,39 @@ class RunStats:
 
 
 @dataclass(frozen=True)
+class AgingRun:
+    """The aging passes that were made while vCPUs ran."""
+
+    #: Wall time of each pass.
+    seconds: tuple[float, ...]
+    #: Pages that each pass asked secondary MMUs about; 0 where whatever it tried
+    #: to lock was taken.
+    asked: tuple[int, ...]
+    #: Processor time of the thread that aged, ``None`` where the system does not say.
+    cpu_seconds: float | None
+    #: Processor time of all vCPUs, likewise.
+    vcpu_cpu_seconds: float | None
+    #: What the passes counted.
+    counters: Counters
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a plain dict."""
+        return {
+            "seconds": list(self.seconds),
+            "asked": list(self.asked),
+            "cpu_seconds": self.cpu_seconds,
+            "vcpu_cpu_seconds": self.vcpu_cpu_seconds,
+            "counters": dict(self.counters),
+        }
+
+    def __str__(self) -> str:
+        return (
+            f"{len(self.seconds)} aging passes in {sum(self.seconds):.6f} s,"
+            f" {sum(self.asked)} pages asked about; {_nonzero(self.counters)}"
+        )
+
+
+@dataclass(frozen=True)
 class AgeStats:
     """What one aging pass did and what it cost."""
 
@@ -410,6 +444,19 @@ class Host:
         self._native.set_aging_asks(_choice(asks, defaults.AGING_ASKS, "aging_asks"))
 
     @property
+    def aging_batched(self) -> bool:
+        """Whether the aging walk asks secondary MMUs once a PTE table.
+
+        False, as in the series, unless it is set: the walk asks once a page.
+        What a batched walk does differently is in ``docs/fidelity.md``.
+        """
+        return self._native.aging_batched
+
+    @aging_batched.setter
+    def aging_batched(self, batched: bool) -> None:
+        self._native.set_aging_batched(batched)
+
+    @property
     def debugfs(self) -> DebugFs:
         """The text files of MGLRU, by name."""
         return DebugFs(self)
@@ -512,7 +559,7 @@ class Host:
         Args:
             memory: Guest memory.
             vcpus: How many vCPUs.
-            mmu: Which MMU maps guest memory, one of `defaults.MMUS`.
+            mmu: Which MMU maps guest memory, one of ``defaults.MMUS``.
             protocol: How it is aged: ``"baseline"``, ``"v7"`` or ``"v9"``.
             aging_asks: What MGLRU's aging asks on this host from now on:
                 ``"none"``, ``"accurate"`` or ``"fast_only"``; otherwise what the
@@ -985,17 +1032,17 @@ class Vm:
         overlap: bool = False,
         can_swap: bool = True,
         force_scan: bool = True,
-    ) -> tuple[RunStats, list[float]]:
+    ) -> tuple[RunStats, AgingRun]:
         """Run one thread a vCPU, and age in a loop in this thread until all are done.
 
         Returns:
-            What the run did, and the wall time of each aging pass.
+            What the run did, and the aging passes.
 
         Raises:
             OSError: As `run` and `LruGen.age`.
 
         """
-        seconds, vcpus, passes, counters = self._native.run_while_aging(
+        seconds, vcpus, counters, passes, processor, aged = self._native.run_while_aging(
             self._streams(stream),
             overlap,
             lru.memcg.id,
@@ -1003,7 +1050,15 @@ class Vm:
             can_swap,
             force_scan,
         )
-        return RunStats(seconds, tuple(vcpus), counters), passes
+        vcpu_cpu, aging_cpu = processor or (None, None)
+        aging = AgingRun(
+            tuple(each for each, _ in passes),
+            tuple(asked for _, asked in passes),
+            aging_cpu,
+            vcpu_cpu,
+            aged,
+        )
+        return RunStats(seconds, tuple(vcpus), counters), aging
 
     def _streams(self, stream: Stream | Sequence[Stream]) -> list[Stream]:
         streams = [stream] * self.nr_vcpus if isinstance(stream, Stream) else list(stream)

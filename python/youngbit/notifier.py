@@ -29,7 +29,7 @@ class MmuNotifier:
 
     Each is called from inside a native pass, once a page or a table: this is a
     slow path. What it raises is raised by the call that ran the pass, after the
-    pass has left the model consistent; so is `TypeError` when it answers
+    pass has left the model consistent; so is ``TypeError`` when it answers
     something other than a ``bool``.
 
     Attributes:

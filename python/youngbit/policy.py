@@ -29,7 +29,7 @@ class Policy:
     page, before any lock of the LRU is taken. ``docs/policies.md`` says what
     that costs. In live runs every thread that reclaims asks it, so it shares the
     interpreter with them. It cannot call into the machine: that raises
-    ``OSError`` with ``EBUSY``. What it raises, and `TypeError` for an answer
+    ``OSError`` with ``EBUSY``. What it raises, and ``TypeError`` for an answer
     that is none, is raised by the call that was reclaiming, after that has left
     the model consistent; until then the kernel's decisions stand.
     """

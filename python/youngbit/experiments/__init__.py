@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from .access_tracking import AccessTracking, AccessTrackingResult, CheckFailed
+from .bench import Bench, BenchResult
+from .contention import Contention, ContentionPoint, ContentionResult, ContentionRun, Spread
 from .estimate import ESTIMATORS, Estimate, EstimateResult, EstimatorResult
 from .heat_map import HeatMap, HeatMapResult
 from .policies import ALGORITHMS, PoliciesResult, PolicyRow, ReclaimPolicies
@@ -15,9 +17,15 @@ __all__ = [
     "ESTIMATORS",
     "AccessTracking",
     "AccessTrackingResult",
+    "Bench",
+    "BenchResult",
     "CheckFailed",
     "Conformance",
     "ConformanceResult",
+    "Contention",
+    "ContentionPoint",
+    "ContentionResult",
+    "ContentionRun",
     "Estimate",
     "EstimateResult",
     "EstimatorResult",
@@ -34,5 +42,6 @@ __all__ = [
     "ReplayResult",
     "Scenario",
     "ScenarioResult",
+    "Spread",
     "Workload",
 ]

@@ -1,4 +1,4 @@
-"""The selftest of the series, `access_tracking_perf_test`, on the model.
+"""The selftest of the series, ``access_tracking_perf_test``, on the model.
 
 Guest memory is populated, written, read, idled and touched again by vCPUs
 alone. Without ``lru_gen`` pages are idled through ``page_idle``. With it they
@@ -15,8 +15,9 @@ from typing import Any
 
 from .. import access, defaults
 from .._core import build_info
-from ..machine import Generations, Host, LruGen, Mode, Vm
-from ..sizes import PAGE_SIZE, Pages
+from ..machine import AgingRun, Counters, Generations, Host, LruGen, Mode, Vm
+from ..sizes import PAGE_SIZE, Pages, parse_size
+from ..units import AgingAsks, Backing, Bytes, Format, Mask, Mmu, Protocol
 
 __all__ = ["AccessTracking", "AccessTrackingResult", "CheckFailed", "Step", "majority_generation"]
 
@@ -83,6 +84,9 @@ class AccessTrackingResult:
     failure: CheckFailed | None = None
     vcpu_wall_seconds: float | None = None
     aging_passes: list[float] = field(default_factory=list)
+    #: With ``benchmark``: the passes, and what vCPUs and passes counted.
+    aging: AgingRun | None = None
+    run_counters: Counters = field(default_factory=dict)
     counters: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -118,6 +122,9 @@ class AccessTrackingResult:
                 "average_seconds": (
                     sum(self.aging_passes) / len(self.aging_passes) if self.aging_passes else None
                 ),
+                "asked": 0 if self.aging is None else sum(self.aging.asked),
+                "empty_passes": 0 if self.aging is None else self.aging.asked.count(0),
+                "cpu_seconds": None if self.aging is None else self.aging.cpu_seconds,
             }
         return found
 
@@ -136,6 +143,9 @@ def majority_generation(generations: Generations, test_pages: int) -> int | None
 
 def _ignore(*_: object) -> None:
     pass
+
+
+_VCPU_BYTES = parse_size(defaults.VCPU_BYTES)
 
 
 @dataclass(frozen=True)
@@ -166,17 +176,17 @@ class AccessTracking:
     lru_gen: bool = False
     benchmark: bool = False
     vcpus: int = defaults.VCPUS
-    vcpu_bytes: int = 1 << 30
+    vcpu_bytes: Bytes = _VCPU_BYTES
     overlap: bool = False
-    backing: str = defaults.BACKING
-    mmu: str = defaults.MMU
-    protocol: str = defaults.PROTOCOL
-    aging_asks: str | None = None
+    backing: Backing = defaults.BACKING
+    mmu: Mmu = defaults.MMU
+    protocol: Protocol = defaults.PROTOCOL
+    aging_asks: AgingAsks | None = None
     ad: bool = True
-    format: str | None = None
+    format: Format | None = None
     l1_ad: bool = True
     aliases: int = 1
-    capabilities: int = defaults.CAPABILITIES
+    capabilities: Mask = defaults.CAPABILITIES
     tlb_entries: int = defaults.ACCESS_TRACKING_TLB_ENTRIES
     seed: int = defaults.SEED
     live: bool = defaults.LIVE
@@ -383,8 +393,10 @@ class _Run:
 
     def benchmark(self) -> None:
         stream = access.sequential(write=True, seed=self.experiment.seed)
-        stats, passes = self.vm.run_while_aging(stream, self.lru, overlap=self.experiment.overlap)
+        stats, aging = self.vm.run_while_aging(stream, self.lru, overlap=self.experiment.overlap)
         self.result.generations.append(self.lru.generations())
         self.result.vcpu_wall_seconds = max(stats.vcpu_seconds)
-        self.result.aging_passes = passes
+        self.result.aging_passes = list(aging.seconds)
+        self.result.aging = aging
+        self.result.run_counters = stats.counters
         self.step(POPULATE_ASYNC, self.result.vcpu_wall_seconds)

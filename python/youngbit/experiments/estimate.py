@@ -15,11 +15,12 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from .. import access, defaults
+from .. import access, defaults, units
 from .._core import build_info
 from ..damon import Damon
 from ..machine import Host, LruGen, Vm
 from ..sizes import Pages
+from ..units import Accesses, Mmu
 from .heat_map import interval
 from .reclaim import Workload
 
@@ -289,11 +290,11 @@ class Estimate:
 
     """
 
-    every: int | None = None
+    every: Accesses | None = None
     warm_up: int = 0
     tlb_entries: int = defaults.REPLAY_TLB_ENTRIES
-    mmu: str = defaults.MMU
-    protocol: str = defaults.PROTOCOL
+    mmu: Mmu = defaults.MMU
+    protocol: units.Protocol = defaults.PROTOCOL
     estimators: tuple[str, ...] = tuple(ESTIMATORS)
     damon_samples: int = defaults.DAMON_SAMPLES
     damon_regions: tuple[int, int] = defaults.DAMON_REGIONS

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ from ..machine import Host, LruGen, Vm
 from ..oracle import optimal
 from ..sizes import PAGE_SIZE, Pages
 from ..traces import Trace
+from ..units import Accesses, Choice, Mask, Microseconds, Mmu, Share
 from .heat_map import laid_out
 
 __all__ = [
@@ -269,16 +270,16 @@ class Reclaim:
 
     """
 
-    limit: float = defaults.RECLAIM_LIMIT
-    pressure: str = "proactive"
-    every: int | None = None
+    limit: Share = defaults.RECLAIM_LIMIT
+    pressure: Annotated[str, Choice(defaults.RECLAIM_PRESSURES)] = "proactive"
+    every: Accesses | None = None
     round: int = defaults.RECLAIM_ROUND
-    window: int | None = None
-    capabilities_off: int = defaults.RECLAIM_OFF
-    capabilities_on: int = defaults.RECLAIM_ON
-    mmu: str = defaults.MMU
+    window: Accesses | None = None
+    capabilities_off: Mask = defaults.RECLAIM_OFF
+    capabilities_on: Mask = defaults.RECLAIM_ON
+    mmu: Mmu = defaults.MMU
     tlb_entries: int = defaults.RECLAIM_TLB_ENTRIES
-    swap_in_us: float = defaults.RECLAIM_SWAP_IN_US
+    swap_in_us: Microseconds = defaults.RECLAIM_SWAP_IN_US
     seed: int = defaults.SEED
 
     def __post_init__(self) -> None:

@@ -18,6 +18,7 @@ from .._core import build_info
 from ..machine import AgeStats, Generations, Host
 from ..sizes import Pages
 from ..traces import Trace
+from ..units import Accesses, Mask, Protocol
 
 __all__ = ["Replay", "ReplayPass", "ReplayResult"]
 
@@ -112,10 +113,10 @@ class Replay:
 
     """
 
-    every: int = defaults.REPLAY_EVERY
+    every: Accesses = defaults.REPLAY_EVERY
     tlb_entries: int = defaults.REPLAY_TLB_ENTRIES
-    protocol: str = defaults.PROTOCOL
-    capabilities: int = defaults.CAPABILITIES
+    protocol: Protocol = defaults.PROTOCOL
+    capabilities: Mask = defaults.CAPABILITIES
     seed: int = defaults.SEED
 
     def __post_init__(self) -> None:

@@ -68,7 +68,7 @@ class Scenario:
 
     Attributes:
         capabilities: Mask of ``lru_gen/enabled``.
-        mmu: Which MMU a VM of the scenario has: one of `defaults.SCENARIO_MMUS`.
+        mmu: Which MMU a VM of the scenario has: one of ``defaults.SCENARIO_MMUS``.
         protocol: How the VM is aged.
         aging_asks: What MGLRU's aging asks; otherwise what the protocol's kernel
             does. Only the baseline has a choice, ``"none"`` or ``"accurate"``.

@@ -7,8 +7,10 @@
 
 use crate::error::{Errno, Error, Result};
 use crate::host::Host;
+use crate::lru_gen;
+use crate::mm::Pfn;
 use crate::sync::atomic::{AtomicBool, Ordering};
-use crate::sync::lock::{QrwLock, QrwReadGuard, QrwWriteGuard};
+use crate::sync::lock::{QrwLock, QrwReadGuard, QrwWriteGuard, Wait};
 use crate::sync::rcu;
 use crate::trace::{Counter, Counters, Event, Record};
 use std::cell::{Cell, RefCell};
@@ -27,6 +29,10 @@ pub struct Cpu {
     pub srcu: rcu::Reader,
     /// Pages taken from the allocator ahead of need (`struct per_cpu_pages`).
     pub(crate) pcp: RefCell<Vec<u32>>,
+    /// New folios that wait to be put on their lists (`cpu_fbatches.lru_add`).
+    lru_add: RefCell<Vec<Pfn>>,
+    /// How many may wait; 0 for none.
+    lru_add_room: Cell<usize>,
     trace_mask: u32,
     trace: RefCell<Vec<Record>>,
     error: RefCell<Option<Error>>,
@@ -34,6 +40,17 @@ pub struct Cpu {
     stop: Arc<AtomicBool>,
     poll: Option<RefCell<Poll>>,
     until_poll: Cell<u32>,
+}
+
+/// New folios that a thread keeps before it puts them on their lists
+/// (`PAGEVEC_SIZE`).
+pub const FOLIO_BATCH: usize = 31;
+
+/// What [`Cpu::keep_for_lru`] did.
+pub(crate) enum KeptForLru {
+    No,
+    Yes,
+    Full,
 }
 
 /// A hook that asks the outside world whether to go on.
@@ -149,6 +166,8 @@ impl Cpu {
             rcu: host.rcu.register(),
             srcu: host.srcu.register(),
             pcp: RefCell::new(Vec::new()),
+            lru_add: RefCell::new(Vec::new()),
+            lru_add_room: Cell::new(0),
             trace_mask: host.trace_mask(),
             trace: RefCell::new(Vec::new()),
             error: RefCell::new(None),
@@ -221,6 +240,38 @@ impl Cpu {
         self.take_error().map_or(Ok(()), Err)
     }
 
+    /// Let new folios wait, [`FOLIO_BATCH`] at a time, before they are put on
+    /// their lists, as the kernel does, or put each there at once. Those that
+    /// wait are put there when the batch is full, when this thread reclaims,
+    /// and when the `Cpu` goes.
+    pub fn set_lru_batching(&self, on: bool) {
+        self.lru_add_room.set(if on { FOLIO_BATCH } else { 0 });
+        if !on {
+            lru_gen::lru_add_drain(self);
+        }
+    }
+
+    /// Keep a new folio, if they are batched.
+    pub(crate) fn keep_for_lru(&self, pfn: Pfn) -> KeptForLru {
+        let room = self.lru_add_room.get();
+        if room == 0 {
+            return KeptForLru::No;
+        }
+        let mut waiting = self.lru_add.borrow_mut();
+        waiting.push(pfn);
+        if waiting.len() < room {
+            KeptForLru::Yes
+        } else {
+            KeptForLru::Full
+        }
+    }
+
+    /// Take what waits.
+    pub(crate) fn take_kept_for_lru(&self) -> Vec<Pfn> {
+        let empty = Vec::with_capacity(self.lru_add_room.get());
+        self.lru_add.replace(empty)
+    }
+
     /// Whether this thread is reclaiming (`current->reclaim_state`).
     pub fn is_reclaiming(&self) -> bool {
         self.reclaiming.get()
@@ -247,8 +298,18 @@ impl Cpu {
         guard
     }
 
+    /// Count a wait for an LRU lock.
     #[inline]
-    fn waited(&self, wait: std::time::Duration) {
+    pub(crate) fn waited_for_lru_lock(&self, wait: Wait) {
+        if !wait.is_zero() {
+            self.count(Counter::LruLockContended);
+            let ns = u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX);
+            self.count_n(Counter::LruLockWaitNs, ns);
+        }
+    }
+
+    #[inline]
+    fn waited(&self, wait: Wait) {
         if !wait.is_zero() {
             self.count(Counter::MmuLockContended);
             let ns = u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX);
@@ -259,6 +320,7 @@ impl Cpu {
 
 impl Drop for Cpu {
     fn drop(&mut self) {
+        lru_gen::lru_add_drain(self);
         self.host.totals.merge(&self.counters.snapshot());
         self.host.memory.drain_pcp(&self.pcp);
         let records = self.trace.take();

@@ -18,6 +18,8 @@ pub mod lru_gen;
 pub mod mm;
 pub mod mutant;
 pub mod scenario;
+#[cfg(not(loom))]
+pub mod stress;
 pub mod sync;
 pub mod table;
 pub mod text;

@@ -29,6 +29,23 @@ const MAX_CHUNKS: usize = if cfg!(loom) { 2 } else { 4096 };
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct TableId(pub u32);
 
+/// Ask the processor to fetch the cache line of a word, where it can be asked.
+#[inline]
+pub fn prefetch(word: &AtomicU64) {
+    #[cfg(all(target_arch = "x86_64", not(loom)))]
+    {
+        let address = std::ptr::from_ref(word).cast::<i8>();
+        // SAFETY: a prefetch has no architectural effect, and the address is
+        // inside a live allocation.
+        unsafe {
+            use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            _mm_prefetch::<_MM_HINT_T0>(address);
+        }
+    }
+    #[cfg(not(all(target_arch = "x86_64", not(loom))))]
+    let _ = word;
+}
+
 const FREE: u8 = 0;
 const LIVE: u8 = 1;
 
@@ -148,19 +165,9 @@ impl<M: Default> Arena<M> {
     /// will enter next.
     #[inline]
     pub fn prefetch(&self, id: TableId) {
-        #[cfg(all(target_arch = "x86_64", not(loom)))]
         if let Some(chunk) = self.chunks[id.0 as usize / CHUNK_TABLES].get() {
-            let first = &chunk.entries[(id.0 as usize % CHUNK_TABLES) * TABLE_ENTRIES];
-            let address = std::ptr::from_ref(first).cast::<i8>();
-            // SAFETY: a prefetch has no architectural effect, and the address
-            // is inside a live allocation.
-            unsafe {
-                use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-                _mm_prefetch::<_MM_HINT_T0>(address);
-            }
+            prefetch(&chunk.entries[(id.0 as usize % CHUNK_TABLES) * TABLE_ENTRIES]);
         }
-        #[cfg(not(all(target_arch = "x86_64", not(loom))))]
-        let _ = id;
     }
 
     /// Tables handed out and not yet taken back.

@@ -104,6 +104,10 @@ counters! {
     MmuLockContended = "mmu_lock_contended",
     /// Nanoseconds spent waiting for mmu_lock.
     MmuLockWaitNs = "mmu_lock_wait_ns",
+    /// LRU lock acquisitions by faults that had to wait.
+    LruLockContended = "lru_lock_contended",
+    /// Nanoseconds that faults spent waiting for the LRU lock.
+    LruLockWaitNs = "lru_lock_wait_ns",
     /// Memslots yielded by HVA walks.
     MemslotsVisited = "memslots_visited",
     /// clear_flush_young notifier calls, one a subscriber asked.
@@ -116,6 +120,8 @@ counters! {
     NotifierTestYoungFast = "notifier_test_young_fast",
     /// test_young notifier calls without fast_only, one a subscriber asked.
     NotifierTestYoungSlow = "notifier_test_young_slow",
+    /// clear_young notifier calls for all pages of a PTE table together.
+    NotifierClearYoungBatch = "notifier_clear_young_batch",
     /// Subscribers left alone because they are not fast.
     NotifierSkipped = "notifier_skipped",
     /// Notifier answers that said young.

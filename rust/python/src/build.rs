@@ -2,6 +2,7 @@
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
+use youngbit_core::trace::Counter;
 
 /// What this module is and how it was built: version, profile, optimisation
 /// level, debug assertions, compiler, target.
@@ -15,4 +16,13 @@ pub fn build_info(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
     info.set_item("rustc", env!("YOUNGBIT_RUSTC"))?;
     info.set_item("target", env!("YOUNGBIT_TARGET"))?;
     Ok(info)
+}
+
+/// What each counter counts, by its key in results.
+#[pyfunction]
+pub fn counter_help() -> Vec<(&'static str, &'static str)> {
+    Counter::ALL
+        .iter()
+        .map(|counter| (counter.key(), counter.help().trim()))
+        .collect()
 }

@@ -192,6 +192,17 @@ impl Host {
         Ok(())
     }
 
+    /// Whether the aging walk asks once a PTE table.
+    #[getter]
+    fn aging_batched(&self) -> bool {
+        self.core.lru_gen.batched()
+    }
+
+    /// Let the aging walk ask once a PTE table, or once a page.
+    fn set_aging_batched(&self, batched: bool) {
+        self.core.lru_gen.set_batched(batched);
+    }
+
     /// The generations of a memory cgroup on a node, oldest first: number, age
     /// in ms, anonymous and file pages.
     fn generations(&self, memcg: u16, node: usize) -> PyResult<Vec<(u64, u64, u64, u64)>> {

@@ -1,6 +1,7 @@
 //! `youngbit._core`: the extension module. It converts values, calls the core,
 //! and maps errors; whatever needs no Python lives in the core.
 
+mod bench;
 mod build;
 mod damon;
 mod error;
@@ -12,6 +13,7 @@ mod notifier;
 mod policy;
 mod scenario;
 mod stream;
+mod stress;
 mod traces;
 mod vm;
 
@@ -21,7 +23,9 @@ use pyo3::prelude::*;
 #[pymodule(gil_used = true)]
 mod _core {
     #[pymodule_export]
-    use super::build::build_info;
+    use super::bench::{bench_run, bench_suites};
+    #[pymodule_export]
+    use super::build::{build_info, counter_help};
     #[pymodule_export]
     use super::damon::{Damon, scan_young};
     #[pymodule_export]
@@ -29,7 +33,7 @@ mod _core {
     #[pymodule_export]
     use super::lru::{
         check, fail_swap_writes, format_lru_gen, memcg_read, memcg_write, optimal, parse_lru_gen,
-        proc_read, proc_write, stream_accesses, swap,
+        proc_read, proc_write, reuse_distances, stream_accesses, swap,
     };
     #[pymodule_export]
     use super::mm::{Mm, Registration};
@@ -37,6 +41,8 @@ mod _core {
     use super::policy::{LruView, set_policy};
     #[pymodule_export]
     use super::scenario::{Scenario, parse_scenario, recording_scenario, replay_recording};
+    #[pymodule_export]
+    use super::stress::{next_seed, stress_round};
     #[pymodule_export]
     use super::traces::{TraceReader, format_csv};
     #[pymodule_export]

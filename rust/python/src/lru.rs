@@ -5,11 +5,12 @@ use crate::error::to_python;
 use crate::host::Host;
 use crate::native::{counters, detached, run};
 use crate::stream::{Description, streams};
-use numpy::{PyArray1, PyReadonlyArray1};
+use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1};
 use pyo3::exceptions::{PyAssertionError, PyOSError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use youngbit_core::access::oracle::{self, When};
+use youngbit_core::access::reuse;
 use youngbit_core::lru_gen::{self, histogram};
 use youngbit_core::mm::{conserve, memcg_files};
 use youngbit_core::{Errno, Error};
@@ -231,6 +232,18 @@ pub fn optimal(
     let ticks = py.detach(|| oracle::optimal(pages, capacity, every, window, when));
     let rows = ticks.iter().map(|t| (t.evicted, t.hot, t.refaults));
     Ok(rows.collect())
+}
+
+/// For each access how many different other pages were used since its page's
+/// last use; -1 for a first use.
+#[pyfunction]
+pub fn reuse_distances<'py>(
+    py: Python<'py>,
+    pages: PyReadonlyArray1<'py, u32>,
+) -> PyResult<Bound<'py, PyArray1<i64>>> {
+    let pages = pages.as_slice()?;
+    let found = py.detach(|| reuse::distances(pages));
+    Ok(found.into_pyarray(py))
 }
 
 /// Slots of the swap device, and how many of them are free.

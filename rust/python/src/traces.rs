@@ -7,7 +7,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use std::fs::File;
 use std::io::{BufReader, Read, stdin};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use youngbit_core::access::trace_text::{
     self, LackeyOptions, PageTrace, ReadError, TextFormat, TextTrace,
 };
@@ -29,10 +29,10 @@ pub struct TraceReader {
     text: Mutex<TextTrace<Input>>,
 }
 
-fn io_error(error: &std::io::Error, path: &PathBuf) -> PyErr {
+fn io_error(error: &std::io::Error, path: &Path) -> PyErr {
     let what = error.to_string();
     match error.raw_os_error() {
-        Some(errno) => PyOSError::new_err((errno, what, path.clone())),
+        Some(errno) => PyOSError::new_err((errno, what, path.to_path_buf())),
         None => PyOSError::new_err(what),
     }
 }

@@ -18,6 +18,8 @@ use youngbit_core::kvm::vm::{self, MmuKind, VmConfig};
 use youngbit_core::lru_gen;
 use youngbit_core::lru_gen::reclaim::with_kswapd;
 use youngbit_core::mm::{Kind, PAGE_SIZE, VmFlags, page_idle};
+use youngbit_core::sync::thread::cpu_time;
+use youngbit_core::trace::Counter;
 use youngbit_core::{Cpu, Error, Host, Result};
 
 /// A virtual machine. When the last reference goes, it is destroyed and its
@@ -159,7 +161,14 @@ fn seconds(stats: &RunStats) -> Vec<f64> {
 }
 
 type RunResult<'py> = (f64, Vec<f64>, Bound<'py, PyDict>);
-type RunWhileAgingResult<'py> = (f64, Vec<f64>, Vec<f64>, Bound<'py, PyDict>);
+type RunWhileAgingResult<'py> = (
+    f64,
+    Vec<f64>,
+    Bound<'py, PyDict>,
+    Vec<(f64, u64)>,
+    Option<(f64, f64)>,
+    Bound<'py, PyDict>,
+);
 
 #[pymethods]
 impl Vm {
@@ -229,8 +238,9 @@ impl Vm {
     }
 
     /// Run each vCPU on its stream in a thread of its own, and age in a loop
-    /// until all are done; returns seconds, seconds of each vCPU, seconds of
-    /// each pass, counters.
+    /// until all are done; returns seconds, seconds of each vCPU, counters; of
+    /// each pass the seconds and the pages it asked about; processor seconds of
+    /// all vCPUs and of the aging, where the system says; counters of the aging.
     // Python's keywords name them; see the stub.
     #[allow(clippy::too_many_arguments)]
     fn run_while_aging<'py>(
@@ -244,7 +254,7 @@ impl Vm {
         force_scan: bool,
     ) -> PyResult<RunWhileAgingResult<'py>> {
         let given = descriptions(&given)?;
-        let ((elapsed, stats, passes), mut counted) = run(py, &self.host, |cpu| {
+        let ((elapsed, stats, passes, processor), aged) = run(py, &self.host, |cpu| {
             let mut accesses = streams(&given, self.nr_pages, overlap)?;
             let memcg = crate::host::Host::memcg_of(&self.host, memcg)?;
             let mut passes = Vec::new();
@@ -252,24 +262,44 @@ impl Vm {
             // Threads take time to start. Passes over a guest that does not
             // run yet are not counted: there would be thousands.
             let before = self.core.mm.memcg.usage();
-            let options = RunOptions::default();
+            let options = RunOptions {
+                lru_batching: true,
+                ..RunOptions::default()
+            };
             let meanwhile = |cpu: &Cpu| {
                 let pass = lru_gen::age(cpu, &memcg, node, can_swap, force_scan)?;
                 if !passes.is_empty() || self.core.mm.memcg.usage() != before {
-                    passes.push(pass.elapsed.as_secs_f64());
+                    let asked = pass.counters.get(Counter::NotifierClearYoungFast)
+                        + pass.counters.get(Counter::NotifierClearYoungSlow);
+                    passes.push((pass.elapsed.as_secs_f64(), asked));
                 }
                 Ok(())
             };
+            let processor = cpu_time();
             let stats = with_kswapd(&self.host, &cpu.seed(), || {
                 self.core.run_with(cpu, &mut accesses, &options, meanwhile)
             })??;
-            Ok((start.elapsed().as_secs_f64(), stats, passes))
+            let elapsed = start.elapsed().as_secs_f64();
+            let processor = processor.zip(cpu_time()).map(|(before, after)| {
+                let aging = after.0 - before.0;
+                let all = after.1 - before.1;
+                let seconds = |ns| Duration::from_nanos(ns).as_secs_f64();
+                (seconds(all.saturating_sub(aging)), seconds(aging))
+            });
+            Ok((elapsed, stats, passes, processor))
         })?;
+        let mut counted = aged.clone();
         for vcpu in &stats.vcpus {
             counted.merge(&vcpu.counters);
         }
-        let counted = counters(py, &counted)?;
-        Ok((elapsed, seconds(&stats), passes, counted))
+        Ok((
+            elapsed,
+            seconds(&stats),
+            counters(py, &counted)?,
+            passes,
+            processor,
+            counters(py, &aged)?,
+        ))
     }
 
     /// Put every vCPU of a nested VM into its guest's guest, or back.

@@ -5,6 +5,7 @@
 //! than modelling it.
 
 pub mod oracle;
+pub mod reuse;
 pub mod stream;
 pub mod trace_text;
 

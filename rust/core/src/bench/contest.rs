@@ -1,7 +1,7 @@
 //! Contestants, interleaved repetitions, and the rows they give.
 
-use super::{Options, Progress, Suite};
-use crate::error::Result;
+use super::{Finished, Options, Progress, Suite};
+use crate::error::{Error, Result};
 use crate::sync::thread::{self, Affinity};
 use crate::trace::CounterValues;
 use serde::Serialize;
@@ -179,6 +179,28 @@ pub struct Row {
     pub seed: u64,
 }
 
+impl Row {
+    /// The row as one line of JSON.
+    ///
+    /// # Errors
+    /// `EINVAL` for a figure that JSON has no number for: NaN, infinity.
+    pub fn to_json(&self) -> Result<String> {
+        let figures = [self.median, self.min, self.max];
+        let ratios = self.ratios.iter().flat_map(|r| [r.median, r.min, r.max]);
+        let mut all = figures
+            .into_iter()
+            .chain(ratios)
+            .chain(self.samples.iter().copied());
+        if let Some(odd) = all.find(|figure| !figure.is_finite()) {
+            return Err(Error::invalid(format!(
+                "{}, {}, {}: {odd} is no number",
+                self.case, self.contestant, self.metric.name
+            )));
+        }
+        serde_json::to_string(self).map_err(|error| Error::invalid(error.to_string()))
+    }
+}
+
 /// A case: what is set up, and by how many threads it is worked on.
 pub(super) struct Case {
     pub name: String,
@@ -194,11 +216,11 @@ pub(super) struct Stage<'p> {
     suite: Suite,
     pub options: Options,
     progress: Progress<'p>,
+    finished: Finished<'p>,
     cores: usize,
     /// Where the threads of a run may work.
     pub affinity: Affinity,
     pinned: bool,
-    rows: Vec<Row>,
 }
 
 impl<'p> Stage<'p> {
@@ -206,21 +228,18 @@ impl<'p> Stage<'p> {
         suite: Suite,
         options: &Options,
         progress: Progress<'p>,
+        finished: Finished<'p>,
         affinity: Affinity,
     ) -> Self {
         Stage {
             suite,
             options: options.clone(),
             progress,
+            finished,
             cores: thread::available_parallelism().map_or(1, usize::from),
             pinned: affinity.pin(0),
             affinity,
-            rows: Vec::new(),
         }
-    }
-
-    pub fn into_rows(self) -> Vec<Row> {
-        self.rows
     }
 
     /// Say what comes, and see whether to go on.
@@ -283,7 +302,7 @@ impl<'p> Stage<'p> {
                 let counters = mine.last().map_or_else(Vec::new, |sample| {
                     sample.counters.iter().filter(|&(_, n)| n != 0).collect()
                 });
-                self.rows.push(Row {
+                (self.finished)(Row {
                     suite: self.suite.name(),
                     case: case.name.clone(),
                     parameters: case.parameters.clone(),
@@ -299,7 +318,7 @@ impl<'p> Stage<'p> {
                     oversubscribed: case.threads > self.cores,
                     pinned: self.pinned && case.threads <= self.cores,
                     seed: self.options.seed,
-                });
+                })?;
             }
         }
         Ok(())
@@ -329,10 +348,16 @@ mod tests {
     fn repetitions_are_interleaved_and_ratios_are_of_neighbours() {
         let order = std::cell::RefCell::new(String::new());
         let mut progress = |_: &str| Ok(());
+        let mut rows = Vec::new();
+        let mut finished = |row| {
+            rows.push(row);
+            Ok(())
+        };
         let mut stage = Stage::new(
             Suite::Spte,
             &Options::default(),
             &mut progress,
+            &mut finished,
             Affinity::current(),
         );
         let case = Case {
@@ -359,7 +384,6 @@ mod tests {
         ];
         stage.contest(&case, contestants).expect("runs");
         assert_eq!(*order.borrow(), "abababab");
-        let rows = stage.into_rows();
         assert_eq!(rows[1].samples, [30.0, 40.0, 200.0]);
         assert_eq!(
             (rows[1].min, rows[1].median, rows[1].max),
@@ -369,6 +393,12 @@ mod tests {
         assert_eq!((ratio.min, ratio.median, ratio.max), (2.0, 3.0, 5.0));
         assert_eq!((ratio.to.as_str(), ratio.bound), ("limit", Some(2.5)));
         assert!(rows[0].ratios.is_empty());
+        let json: serde_json::Value =
+            serde_json::from_str(&rows[1].to_json().expect("finite")).expect("JSON");
+        assert_eq!(json["ratios"][0]["median"], 3.0);
+        rows[1].samples[1] = f64::NAN;
+        let odd = rows[1].to_json().expect_err("NaN is no JSON");
+        assert_eq!(odd.errno(), crate::error::Errno::EINVAL);
         assert_eq!(spread(&[4.0, 1.0, 2.0, 3.0]), Some((1.0, 2.5, 4.0)));
         assert_eq!(spread(&[]), None);
     }

@@ -137,29 +137,56 @@ impl Options {
 /// Is told before each repetition what comes, and may stop the run.
 pub type Progress<'a> = &'a mut dyn FnMut(&str) -> Result<()>;
 
+/// Is given each row as soon as its contest is over, and may stop the run.
+/// Whoever stops a run keeps what it was given.
+pub type Finished<'a> = &'a mut dyn FnMut(Row) -> Result<()>;
+
 /// Run a suite. It pins the calling thread for the time being.
 ///
 /// # Errors
-/// `EOPNOTSUPP` in a build with assertions, whose times mean nothing; what
-/// `progress` returns; `ENOMEM`; `EIO` when a verification failed, with what it
-/// found.
+/// As those of [`run_each`].
 pub fn run(suite: Suite, options: &Options, progress: Progress<'_>) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    run_each(suite, options, progress, &mut |row| {
+        rows.push(row);
+        Ok(())
+    })?;
+    Ok(rows)
+}
+
+/// [`run`], row by row.
+///
+/// # Errors
+/// `EOPNOTSUPP` in a build with assertions, whose times mean nothing; what
+/// `progress` or `finished` returns; `ENOMEM`; `EIO` when a verification
+/// failed, with what it found.
+pub fn run_each(
+    suite: Suite,
+    options: &Options,
+    progress: Progress<'_>,
+    finished: Finished<'_>,
+) -> Result<()> {
     if cfg!(debug_assertions) {
         return Err(Error::new(
             Errno::EOPNOTSUPP,
             "this is a debug build, whose times mean nothing: build with --release",
         ));
     }
-    run_any_build(suite, options, progress)
+    run_any_build(suite, options, progress, finished)
 }
 
-/// [`run`] where the times do not matter.
-fn run_any_build(suite: Suite, options: &Options, progress: Progress<'_>) -> Result<Vec<Row>> {
+/// [`run_each`] where the times do not matter.
+fn run_any_build(
+    suite: Suite,
+    options: &Options,
+    progress: Progress<'_>,
+    finished: Finished<'_>,
+) -> Result<()> {
     if options.repetitions == Some(0) {
         return Err(Error::invalid("0 repetitions: expected at least 1"));
     }
     let affinity = thread::Affinity::current();
-    let mut stage = Stage::new(suite, options, progress, affinity.clone());
+    let mut stage = Stage::new(suite, options, progress, finished, affinity.clone());
     let result = match suite {
         Suite::Spte => spte::run(&mut stage),
         Suite::Walk => walk::run(&mut stage),
@@ -168,8 +195,7 @@ fn run_any_build(suite: Suite, options: &Options, progress: Progress<'_>) -> Res
         Suite::Reclaim => reclaim::run(&mut stage),
     };
     affinity.apply();
-    result?;
-    Ok(stage.into_rows())
+    result
 }
 
 /// What a verification found.
@@ -200,8 +226,13 @@ mod tests {
         for &suite in Suite::ALL {
             assert_eq!(Suite::by_name(suite.name()), Some(suite));
             let mut steps = 0;
-            let rows = run_any_build(suite, &options, &mut |_| {
+            let mut rows: Vec<Row> = Vec::new();
+            let mut count = |_: &str| {
                 steps += 1;
+                Ok(())
+            };
+            run_any_build(suite, &options, &mut count, &mut |row| {
+                rows.push(row);
                 Ok(())
             })
             .expect("runs");
@@ -223,20 +254,46 @@ mod tests {
     }
 
     #[test]
-    fn progress_can_stop_a_run() {
+    fn progress_can_stop_a_run_and_whole_rows_are_kept() {
         let options = Options {
             scale: Scale::Smallest,
             ..Options::default()
         };
-        let mut left = 2;
-        let result = run_any_build(Suite::Spte, &options, &mut |_| {
-            left -= 1;
-            if left == 0 {
-                return Err(Error::new(Errno::EINTR, "asked to stop"));
-            }
-            Ok(())
+        let mut contests = 0;
+        let seen = std::cell::RefCell::new(Vec::new());
+        let result = run_any_build(
+            Suite::Spte,
+            &options,
+            &mut |_| {
+                contests += usize::from(!seen.borrow().is_empty());
+                if contests == 2 {
+                    return Err(Error::new(Errno::EINTR, "asked to stop"));
+                }
+                Ok(())
+            },
+            &mut |row| {
+                seen.borrow_mut().push(row);
+                Ok(())
+            },
+        );
+        assert_eq!(result.expect_err("stopped").errno(), Errno::EINTR);
+        let rows = seen.into_inner();
+        assert!(rows.len() > 1, "{rows:?}");
+        assert!(rows.iter().all(|row| row.case == rows[0].case));
+    }
+
+    #[test]
+    fn whoever_takes_the_rows_can_stop_a_run() {
+        let options = Options {
+            scale: Scale::Smallest,
+            ..Options::default()
+        };
+        let mut rows = 0;
+        let result = run_any_build(Suite::Spte, &options, &mut |_| Ok(()), &mut |_| {
+            rows += 1;
+            Err(Error::new(Errno::EINTR, "enough"))
         });
         assert_eq!(result.expect_err("stopped").errno(), Errno::EINTR);
-        assert_eq!(left, 0);
+        assert_eq!(rows, 1);
     }
 }

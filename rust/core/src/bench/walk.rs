@@ -93,6 +93,16 @@ fn tdp(stage: &mut Stage<'_>) -> Result<()> {
                 }
                 Ok(Sample::per_item(ns, pages, CounterValues::default()))
             })];
+            let ahead = "flat scan, ahead";
+            if !young {
+                contestants.push(Contestant::new(ahead, || {
+                    let (ns, found) = worked(|| black_box(black_box(&flat).scan_ahead()));
+                    if found != 0 {
+                        return Err(wrong(format!("{ahead} found {found} young of {pages}")));
+                    }
+                    Ok(Sample::per_item(ns, pages, CounterValues::default()))
+                }));
+            }
             for (protocol, guest) in &guests {
                 let contestant = Contestant::new(label(protocol), move || {
                     if young {
@@ -101,7 +111,7 @@ fn tdp(stage: &mut Stage<'_>) -> Result<()> {
                     age_range(guest, young, pages)
                 });
                 contestants.push(if protocol.name == "v7" {
-                    contestant.against(limit).at_most(bound)
+                    contestant.against(limit).at_most(bound).against(ahead)
                 } else {
                     contestant.against("v7, range")
                 });
@@ -363,10 +373,94 @@ impl Chains {
 /// Nanoseconds for each chain.
 const NS_PER_CHAIN: Metric = Metric::time("ns_per_chain", "ns");
 
+const LENGTHS: [usize; 6] = [1, 2, 14, 15, 64, 512];
+
+/// What a chain costs, fitted: so much, and so much for each SPTE.
+const FIXED: Metric = Metric::time("fitted_ns_per_chain", "ns");
+const PER_SPTE: Metric = Metric::time("fitted_ns_per_spte", "ns");
+/// How far the worst length is from the fit, of what it was fitted to.
+const DEVIATION: Metric = Metric::time("greatest_deviation_from_fit", "1");
+
+/// The line `fixed + length * each` through times of chains, least squares of
+/// the time for each SPTE, and the greatest relative deviation from it.
+fn fit(times: &[(f64, f64)]) -> (f64, f64, f64) {
+    let n = times.len() as f64;
+    // For each SPTE the line is `each + fixed * (1 / length)`.
+    let points = || {
+        times
+            .iter()
+            .map(|&(length, ns)| (1.0 / length, ns / length))
+    };
+    let mean = |value: fn((f64, f64)) -> f64| points().map(value).sum::<f64>() / n;
+    let (x, y) = (mean(|p| p.0), mean(|p| p.1));
+    let covariance: f64 = points().map(|p| (p.0 - x) * (p.1 - y)).sum();
+    let variance: f64 = points().map(|p| (p.0 - x).powi(2)).sum();
+    let fixed = covariance / variance;
+    let each = y - fixed * x;
+    let off = |&(length, ns): &(f64, f64)| (ns / (fixed + each * length) - 1.0).abs();
+    let worst = times.iter().map(off).fold(0.0, f64::max);
+    (fixed, each, worst)
+}
+
+/// Chains of every length in turn, few enough to stay in the processor's own
+/// cache, so that what is seen is what walking them takes.
+fn chain_cost(stage: &mut Stage<'_>) -> Result<()> {
+    let options = stage.options.clone();
+    let sptes = options.pick(1 << 10, 1 << 13, 1 << 13, 1 << 13);
+    let mut all = Vec::new();
+    for length in LENGTHS {
+        all.push((length, Chains::new(length, sptes)?));
+    }
+    for young in [true, false] {
+        let contestant = {
+            Contestant::new("every length in turn", || {
+                let mut times = Vec::new();
+                let mut total = 0;
+                let mut items = 0;
+                for (length, chains) in &all {
+                    // The quickest of a few: an interrupt is no part of it.
+                    let mut best = u64::MAX;
+                    for _ in 0..9 {
+                        chains.fill(young);
+                        let (ns, found) = worked(|| black_box(black_box(chains).age(true)));
+                        if found != chains.len() as u64 * u64::from(young) {
+                            return Err(wrong(format!("chains of {length}: {found} young")));
+                        }
+                        best = best.min(ns);
+                    }
+                    total += best;
+                    items += chains.len() as u64;
+                    times.push((*length as f64, best as f64 / chains.heads.len() as f64));
+                }
+                let (fixed, each, worst) = fit(&times);
+                Ok(Sample::per_item(total, items, CounterValues::default())
+                    .with(FIXED, fixed)
+                    .with(PER_SPTE, each)
+                    .with(DEVIATION, worst))
+            })
+        };
+        let share = if young { 100 } else { 0 };
+        let case = Case {
+            name: format!("rmap chains in cache, {share}% young"),
+            parameters: vec![
+                ("chain_lengths", format!("{LENGTHS:?}")),
+                ("sptes", sptes.to_string()),
+                ("young_percent", share.to_string()),
+            ],
+            threads: 1,
+            repetitions: options.repetitions(9),
+            warm_up: 1,
+        };
+        stage.contest(&case, vec![contestant])?;
+    }
+    Ok(())
+}
+
 fn chains(stage: &mut Stage<'_>) -> Result<()> {
+    chain_cost(stage)?;
     let options = stage.options.clone();
     let sptes = options.pick(1 << 10, 1 << 18, 1 << 20, 1 << 20);
-    for length in [1, 2, 14, 15, 64, 512] {
+    for length in LENGTHS {
         let chains = Chains::new(length, sptes)?;
         let items = chains.len() as u64;
         let flat = Flat::new(chains.len(), SpteFormat::NPT);
@@ -496,4 +590,18 @@ fn memslots(stage: &mut Stage<'_>) -> Result<()> {
         stage.contest(&case, contestants)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fit;
+
+    #[test]
+    fn the_fit_of_a_line_is_that_line() {
+        let line = |length: f64| (length, 7.0 + 3.0 * length);
+        let (fixed, each, worst) = fit(&[1.0, 2.0, 14.0, 512.0].map(line));
+        assert!((fixed - 7.0).abs() < 1e-9 && (each - 3.0).abs() < 1e-9 && worst < 1e-9);
+        let (_, _, worst) = fit(&[line(1.0), line(2.0), line(14.0), (512.0, 9000.0)]);
+        assert!(worst > 0.1, "{worst}");
+    }
 }

@@ -241,6 +241,8 @@ pub struct Memslots {
     generation: u64,
     /// By first guest frame; they do not overlap.
     by_gfn: Vec<Arc<Memslot>>,
+    /// For each of `by_gfn` the update that put it there.
+    since: Vec<u64>,
     /// By first host address; they may overlap. With the running maximum of
     /// ends this is an interval tree laid out flat.
     by_hva: Vec<HvaNode>,
@@ -269,23 +271,36 @@ impl Memslots {
     /// The slot that contains a guest frame (`gfn_to_memslot()`).
     #[inline]
     pub fn by_gfn(&self, gfn: u64) -> Option<&Arc<Memslot>> {
+        self.place_of(gfn).map(|at| &self.by_gfn[at])
+    }
+
+    /// The slot that contains a guest frame, and which update of this address
+    /// space put it there: no two slots, and no two copies of one, have that
+    /// in common.
+    #[inline]
+    pub fn by_gfn_since(&self, gfn: u64) -> Option<(&Arc<Memslot>, u64)> {
+        let at = self.place_of(gfn)?;
+        Some((&self.by_gfn[at], self.since[at]))
+    }
+
+    #[inline]
+    fn place_of(&self, gfn: u64) -> Option<usize> {
         // Relaxed: a hint, checked below.
         let hint = self.last_used.load(Ordering::Relaxed);
         if let Some(slot) = self.by_gfn.get(hint)
             && slot.contains(gfn)
         {
-            return Some(slot);
+            return Some(hint);
         }
         let at = self
             .by_gfn
             .partition_point(|slot| slot.base_gfn <= gfn)
             .checked_sub(1)?;
-        let slot = &self.by_gfn[at];
-        if !slot.contains(gfn) {
+        if !self.by_gfn[at].contains(gfn) {
             return None;
         }
         self.last_used.store(at, Ordering::Relaxed);
-        Some(slot)
+        Some(at)
     }
 
     /// Slots that overlap host addresses `[start, end)`, by start
@@ -306,12 +321,16 @@ impl Memslots {
     /// Put `slot` in the place of the one with its number, or add it.
     fn replace(&mut self, id: u32, slot: Option<&Arc<Memslot>>) {
         self.generation += 1;
-        self.by_gfn.retain(|other| other.id != id);
+        if let Some(at) = self.by_gfn.iter().position(|other| other.id == id) {
+            self.by_gfn.remove(at);
+            self.since.remove(at);
+        }
         if let Some(slot) = slot {
             let at = self
                 .by_gfn
                 .partition_point(|other| other.base_gfn < slot.base_gfn);
             self.by_gfn.insert(at, Arc::clone(slot));
+            self.since.insert(at, self.generation);
         }
         self.last_used.store(0, Ordering::Relaxed);
         self.by_id.clear();

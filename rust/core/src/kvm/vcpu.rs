@@ -31,7 +31,6 @@ use crate::sync::spin::Backoff;
 use crate::sync::thread;
 use crate::table::TableId;
 use crate::trace::{Counter, CounterValues};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 const OUTSIDE_GUEST_MODE: u32 = 0;
@@ -133,6 +132,9 @@ pub struct RunOptions<'a> {
     pub stop: Option<&'a AtomicBool>,
     /// A byte to leave in every page that is written.
     pub store: Option<u8>,
+    /// Threads of a live run batch new folios ([`Cpu::set_lru_batching`]).
+    /// Otherwise whoever looks at the lists meanwhile finds every folio there.
+    pub lru_batching: bool,
 }
 
 impl Default for RunOptions<'_> {
@@ -141,6 +143,7 @@ impl Default for RunOptions<'_> {
             quantum: 1024,
             stop: None,
             store: None,
+            lru_batching: false,
         }
     }
 }
@@ -248,7 +251,6 @@ impl Vm {
         accesses: &[Access],
         store: Option<u8>,
     ) -> (u64, Result<()>) {
-        let host = Arc::clone(cpu.host());
         let mut hits = 0;
         let mut done = 0;
         let result = (|| {
@@ -284,7 +286,8 @@ impl Vm {
                 };
                 if let (true, Some(byte)) = (write, store) {
                     // Relaxed: the content of one page, handed on by flushes.
-                    host.memory.content(pfn).store(byte, Ordering::Relaxed);
+                    let content = cpu.host().memory.content(pfn);
+                    content.store(byte, Ordering::Relaxed);
                 }
                 done += 1;
             }
@@ -344,6 +347,22 @@ impl Vm {
         let mut tlb = take(vcpu)?;
         self.run_quantum(cpu, vcpu, &mut tlb, &[Access::new(page, write)], store)
             .1
+    }
+
+    /// Several accesses of one vCPU, in one stay in the guest if nothing ends
+    /// it. Returns how many were made before an error.
+    #[cfg(not(loom))]
+    pub(crate) fn access_batch(
+        &self,
+        cpu: &Cpu,
+        vcpu: u32,
+        accesses: &[Access],
+        store: Option<u8>,
+    ) -> (u64, Result<()>) {
+        match self.vcpu(vcpu).and_then(|vcpu| Ok((vcpu, take(vcpu)?))) {
+            Ok((vcpu, mut tlb)) => self.run_quantum(cpu, vcpu, &mut tlb, accesses, store),
+            Err(error) => (0, Err(error)),
+        }
     }
 
     /// Run vCPU n on stream n, for each stream, in the calling thread and in
@@ -448,6 +467,7 @@ impl Vm {
                         // Said also when this thread unwinds.
                         let _leaves = Leaves { running, done };
                         let cpu = seed.cpu();
+                        cpu.set_lru_batching(options.lru_batching);
                         let mut run = VcpuRun::new(vcpu);
                         let result = self.run_one(&cpu, vcpu, stream, options, failed, &mut run);
                         if result.is_err() {

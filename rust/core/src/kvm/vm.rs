@@ -15,7 +15,7 @@ use super::vcpu::{GuestLoop, Vcpu};
 use crate::cpu::Cpu;
 use crate::error::{Errno, Error, Result};
 use crate::mm::memory::{PAGE_SHIFT, PAGE_SIZE};
-use crate::mm::{Mm, MmuNotifier, Subscription};
+use crate::mm::{Mm, MmuNotifier, PageMask, Subscription};
 use crate::mutant::{self, Mutant};
 use crate::sync::CachePadded;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -390,7 +390,8 @@ impl Vm {
     /// # Errors
     /// `EINVAL` for an empty range, a walk with neither handler nor `on_lock`,
     /// and a lockless walk with `on_lock`: programming errors.
-    #[inline]
+    // Always inlined: an aging walk gets here once a page.
+    #[inline(always)]
     pub fn handle_hva_range<H, L>(&self, cpu: &Cpu, range: HvaRange<H, L>) -> Result<HvaResult>
     where
         H: FnMut(&GfnRange<'_>) -> bool,
@@ -729,6 +730,32 @@ impl Vm {
         young
     }
 
+    /// Age single pages of a range in both MMUs: those of `wanted`, in which
+    /// the first of the range is page `first`.
+    fn age_gfns(
+        &self,
+        cpu: &Cpu,
+        range: &GfnRange<'_>,
+        wanted: &PageMask,
+        first: usize,
+        young: &mut PageMask,
+    ) {
+        if let (Some(tdp), None) = (&self.tdp, self.shadow_in_use()) {
+            return tdp.age_gfns(self, cpu, range, wanted, first, young);
+        }
+        for gfn in range.start..range.end {
+            let n = first + (gfn - range.start) as usize;
+            let page = GfnRange {
+                start: gfn,
+                end: gfn + 1,
+                ..*range
+            };
+            if wanted.has(n) && self.age_gfn(cpu, &page) {
+                young.set(n);
+            }
+        }
+    }
+
     /// Whether a range is young in either MMU (`kvm_test_age_gfn()`).
     fn test_age_gfn(&self, cpu: &Cpu, range: &GfnRange<'_>) -> bool {
         if let Some(tdp) = &self.tdp
@@ -749,6 +776,27 @@ impl Vm {
         flush_on_ret: bool,
         handler: impl FnMut(&GfnRange<'_>) -> bool,
     ) -> bool {
+        let lockless = self.protocol().young_lockless;
+        self.walk_young_as(
+            cpu,
+            (start, end),
+            fast_only,
+            flush_on_ret,
+            lockless,
+            handler,
+        )
+    }
+
+    #[inline(always)]
+    fn walk_young_as(
+        &self,
+        cpu: &Cpu,
+        (start, end): (u64, u64),
+        fast_only: bool,
+        flush_on_ret: bool,
+        lockless: bool,
+        handler: impl FnMut(&GfnRange<'_>) -> bool,
+    ) -> bool {
         let walked = self.handle_hva_range(
             cpu,
             HvaRange {
@@ -758,7 +806,7 @@ impl Vm {
                 on_lock: NO_LOCK,
                 flush_on_ret,
                 may_block: false,
-                lockless: self.protocol().young_lockless,
+                lockless,
                 fast_only,
             },
         );
@@ -772,6 +820,33 @@ impl Vm {
     }
 }
 
+/// Two copies of one walk, so that the one without a lock, which an aging pass
+/// makes once a page, is not built around one.
+impl Vm {
+    #[inline(never)]
+    fn clear_young_lockless(&self, cpu: &Cpu, start: u64, end: u64, fast_only: bool) -> bool {
+        cpu.trace(Event::KvmAgeHva, &[start, end, u64::from(fast_only)]);
+        self.walk_young_as(cpu, (start, end), fast_only, false, true, |range| {
+            self.age_gfn(cpu, range)
+        })
+    }
+
+    #[inline(never)]
+    fn clear_young_locked(&self, cpu: &Cpu, start: u64, end: u64, fast_only: bool) -> bool {
+        cpu.trace(Event::KvmAgeHva, &[start, end, u64::from(fast_only)]);
+        self.walk_young_as(cpu, (start, end), fast_only, false, false, |range| {
+            self.age_gfn_outlined(cpu, range)
+        })
+    }
+
+    /// The exchange that lets go of `mmu_lock` waits for every store before it:
+    /// a frame of its own has fewer than one large frame, which spills.
+    #[inline(never)]
+    fn age_gfn_outlined(&self, cpu: &Cpu, range: &GfnRange<'_>) -> bool {
+        self.age_gfn(cpu, range)
+    }
+}
+
 impl MmuNotifier for Vm {
     fn clear_flush_young(&self, cpu: &Cpu, start: u64, end: u64) -> bool {
         cpu.trace(Event::KvmAgeHva, &[start, end, 0]);
@@ -782,12 +857,38 @@ impl MmuNotifier for Vm {
 
     #[inline]
     fn clear_young(&self, cpu: &Cpu, start: u64, end: u64, fast_only: bool) -> bool {
-        cpu.trace(Event::KvmAgeHva, &[start, end, u64::from(fast_only)]);
         // No flush, even where the architecture needs one to see the next
         // access: a stale "old" is tolerated.
-        self.walk_young(cpu, (start, end), fast_only, false, |range| {
-            self.age_gfn(cpu, range)
-        })
+        if self.protocol().young_lockless {
+            self.clear_young_lockless(cpu, start, end, fast_only)
+        } else {
+            self.clear_young_locked(cpu, start, end, fast_only)
+        }
+    }
+
+    fn clear_young_each(
+        &self,
+        cpu: &Cpu,
+        start: u64,
+        wanted: &PageMask,
+        fast_only: bool,
+    ) -> PageMask {
+        let mut young = PageMask::EMPTY;
+        let Some((first, last)) = wanted.span() else {
+            return young;
+        };
+        let at = |n: usize| start + n as u64 * PAGE_SIZE;
+        cpu.trace(
+            Event::KvmAgeHva,
+            &[at(first), at(last), u64::from(fast_only)],
+        );
+        self.walk_young(cpu, (at(first), at(last)), fast_only, false, |range| {
+            let hva = range.slot.gfn_to_hva(range.start);
+            let first = ((hva - start) >> PAGE_SHIFT) as usize;
+            self.age_gfns(cpu, range, wanted, first, &mut young);
+            false
+        });
+        young
     }
 
     fn test_young(&self, cpu: &Cpu, address: u64, fast_only: bool) -> bool {

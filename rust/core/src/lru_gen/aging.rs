@@ -24,6 +24,9 @@ pub struct PassStats {
     pub advanced: bool,
     /// How long it took.
     pub elapsed: Duration,
+    /// How much of that was walking page tables; the rest made the generation,
+    /// and folded the oldest one into the next where that was in the way.
+    pub walking: Duration,
     /// What was counted in the pass.
     pub counters: CounterValues,
 }
@@ -50,11 +53,13 @@ pub fn age(
     let before = cpu.counters.snapshot();
     let start = Instant::now();
     let seq = lruvec.max_seq();
-    let advanced = run_aging(cpu, memcg, lruvec, seq, can_swap, force_scan)?;
+    let mut walking = Duration::ZERO;
+    let advanced = aging(cpu, memcg, lruvec, seq, can_swap, force_scan, &mut walking)?;
     Ok(PassStats {
         seq,
         advanced,
         elapsed: start.elapsed(),
+        walking,
         counters: cpu.counters.snapshot().since(&before),
     })
 }
@@ -72,6 +77,20 @@ pub fn run_aging(
     seq: u64,
     can_swap: bool,
     force_scan: bool,
+) -> Result<bool> {
+    let mut walking = Duration::ZERO;
+    aging(cpu, memcg, lruvec, seq, can_swap, force_scan, &mut walking)
+}
+
+/// [`run_aging`], which adds the time for which it walks page tables.
+fn aging(
+    cpu: &Cpu,
+    memcg: &Memcg,
+    lruvec: &LruVec,
+    seq: u64,
+    can_swap: bool,
+    force_scan: bool,
+    walking: &mut Duration,
 ) -> Result<bool> {
     let max_seq = lruvec.max_seq();
     if seq < max_seq {
@@ -92,7 +111,7 @@ pub fn run_aging(
             ),
         ));
     }
-    let advanced = try_to_inc_max_seq(cpu, memcg, lruvec, seq, can_swap, force_scan);
+    let advanced = iterate_and_inc(cpu, memcg, lruvec, seq, can_swap, force_scan, walking);
     cpu.check_error()?;
     Ok(advanced)
 }
@@ -107,12 +126,28 @@ pub(crate) fn try_to_inc_max_seq(
     can_swap: bool,
     force_scan: bool,
 ) -> bool {
+    let mut walking = Duration::ZERO;
+    iterate_and_inc(cpu, memcg, lruvec, seq, can_swap, force_scan, &mut walking)
+}
+
+fn iterate_and_inc(
+    cpu: &Cpu,
+    memcg: &Memcg,
+    lruvec: &LruVec,
+    seq: u64,
+    can_swap: bool,
+    force_scan: bool,
+    walking: &mut Duration,
+) -> bool {
     // Acquire: pairs with the release where an iteration ends.
     if seq <= lruvec.mm_state.seq.load(Ordering::Acquire) {
         return false;
     }
     let mine = if cpu.host().lru_gen.walks_mmu() {
-        iterate(cpu, memcg, lruvec, seq, can_swap, force_scan)
+        let start = Instant::now();
+        let last = iterate(cpu, memcg, lruvec, seq, can_swap, force_scan);
+        *walking += start.elapsed();
+        last
     } else {
         memcg.mm_list.skip(lruvec, seq)
     };
@@ -185,6 +220,7 @@ fn inc_max_seq(cpu: &Cpu, lruvec: &LruVec, seq: u64, can_swap: bool) -> bool {
         });
         if !emptied {
             // A batch was moved: let others have the lock, then go on.
+            lruvec.lru_lock.pass_on(lists);
             continue;
         }
         // vmstat: the second youngest becomes inactive. The slot of the new
@@ -217,16 +253,12 @@ fn inc_min_seq(
     if ty == FILE || can_swap {
         let oldest = gen_from_seq(lruvec.min_seq(ty));
         let next = gen_from_seq(lruvec.min_seq(ty) + 1);
-        let mut folios = 0;
         let mut pages = 0;
-        while folios < MAX_LRU_BATCH
-            && let Some(pfn) = lists.last(oldest, ty)
-        {
+        let folios = lists.move_from_tail(memory, oldest, ty, MAX_LRU_BATCH, |pfn| {
             let (moved, generation) = inc_gen_word(memory, pfn, oldest, false);
             pages += moved.map_or(0, |word| word.nr_pages() as i64);
-            lists.move_tail(memory, generation, ty, pfn);
-            folios += 1;
-        }
+            generation
+        });
         // Once for all of them: nobody sees the sizes in between.
         lruvec.add_pages(lists, oldest, ty, -pages);
         lruvec.add_pages(lists, next, ty, pages);

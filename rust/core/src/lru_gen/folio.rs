@@ -3,12 +3,12 @@
 //! `folio_update_gen()`, `folio_inc_gen()` of `mm/vmscan.c`).
 
 use super::lruvec::{ANON, Lists, LruVec, MAX_NR_GENS, MIN_NR_GENS, gen_from_seq, type_of};
-use crate::cpu::Cpu;
+use crate::cpu::{Cpu, KeptForLru};
 use crate::mm::folio::{
     ACTIVE, DIRTY, FolioWord, GEN_MASK, LRU, Pfn, RECLAIM, REFERENCED, REFS_MASK, SWAPCACHE,
     UNEVICTABLE, WORKINGSET, WRITEBACK, Word,
 };
-use crate::mm::{Memcg, PhysMem};
+use crate::mm::{Memcg, PhysMem, release_if_unused};
 use crate::mutant::{self, Mutant};
 use crate::trace::Counter;
 
@@ -168,16 +168,41 @@ pub(super) fn inc_gen_word(
 /// instead and `None` is returned.
 #[inline]
 pub fn update_gen(cpu: &Cpu, memory: &PhysMem, pfn: Pfn, generation: usize) -> Option<usize> {
-    let mut tries = 0;
-    let (old, _) = memory.word(pfn).modify(|word| {
-        tries += 1;
+    let seen = memory.word(pfn).get();
+    update_gen_from(cpu, memory, pfn, seen, generation)
+}
+
+/// [`update_gen`] that tries a value of the word that was read before first: a
+/// load that follows an atomic operation waits for it, and a walk makes one
+/// after another.
+#[inline]
+pub(super) fn update_gen_from(
+    cpu: &Cpu,
+    memory: &PhysMem,
+    pfn: Pfn,
+    seen: Word,
+    generation: usize,
+) -> Option<usize> {
+    let promoted = |word: Word| {
         let isolated = word.0 & GEN_MASK == 0 && !mutant::active(Mutant::PromoteIsolated);
-        let new = if isolated {
+        if isolated {
             Word(word.0 | REFERENCED)
         } else {
             Word(word.0 & !(REFS_MASK | REFS_FLAGS)).with_generation(Some(generation))
-        };
+        }
+    };
+    let word = memory.word(pfn);
+    // An old value may decide what to try, but not that nothing need be done.
+    let seen = if promoted(seen) == seen {
+        word.get()
+    } else {
+        seen
+    };
+    let mut tries = 0;
+    let (old, _) = word.modify_from(seen, |word| {
+        tries += 1;
         // Nothing to write when the folio is there already, unreferenced.
+        let new = promoted(word);
         (new != word).then_some(new)
     });
     if tries > 1 {
@@ -186,17 +211,52 @@ pub fn update_gen(cpu: &Cpu, memory: &PhysMem, pfn: Pfn, generation: usize) -> O
     old.generation()
 }
 
-/// Put a new folio on its list (`folio_add_lru()`, without the per-CPU batch).
+/// Put a new folio on its list, or keep it with others for later if the thread
+/// batches them (`folio_add_lru()`).
 pub(crate) fn add_folio(cpu: &Cpu, pfn: Pfn) {
+    match cpu.keep_for_lru(pfn) {
+        KeptForLru::No => add_folios(cpu, &[pfn]),
+        KeptForLru::Yes => {}
+        KeptForLru::Full => lru_add_drain(cpu),
+    }
+}
+
+/// Put the folios that this thread keeps on their lists (`lru_add_drain()`).
+pub(crate) fn lru_add_drain(cpu: &Cpu) {
+    let kept = cpu.take_kept_for_lru();
+    if kept.is_empty() {
+        return;
+    }
+    add_folios(cpu, &kept);
+    for pfn in kept {
+        // Unmapped while it waited: whoever did that left it to this thread,
+        // since the folio was on no list.
+        if cpu.host().memory.mapcount(pfn) == 0 {
+            release_if_unused(cpu, pfn);
+        }
+    }
+}
+
+/// Put folios on their lists, under one lock hold where they share a lruvec
+/// (`folio_batch_move_lru()`).
+fn add_folios(cpu: &Cpu, folios: &[Pfn]) {
     let memory = &cpu.host().memory;
-    let word = memory.word(pfn).get();
-    let memcg = memcg_of(cpu, word);
-    let lruvec = &memcg.lruvecs[word.node()];
-    let mut lists = lruvec.lru_lock.lock();
-    // Set under the lock: whoever then clears the flag, and so owns the folio,
-    // finds it on the list once it gets the lock.
-    memory.word(pfn).set(LRU);
-    lruvec.add_folio(&mut lists, memory, pfn, false);
+    let lruvec_of = |pfn: Pfn| {
+        let word = memory.word(pfn).get();
+        &memcg_of(cpu, word).lruvecs[word.node()]
+    };
+    let mut rest = folios.iter().copied().peekable();
+    while let Some(&first) = rest.peek() {
+        let lruvec = lruvec_of(first);
+        let (mut lists, wait) = lruvec.lru_lock.lock_timed();
+        cpu.waited_for_lru_lock(wait);
+        while let Some(pfn) = rest.next_if(|&pfn| std::ptr::eq(lruvec_of(pfn), lruvec)) {
+            // Set under the lock: whoever then clears the flag, and so owns
+            // the folio, finds it on the list once it gets the lock.
+            memory.word(pfn).set(LRU);
+            lruvec.add_folio(&mut lists, memory, pfn, false);
+        }
+    }
 }
 
 /// Take a folio whose LRU flag this thread has cleared off its list

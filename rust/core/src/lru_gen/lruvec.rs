@@ -14,8 +14,9 @@ use super::filter::BloomFilter;
 use crate::mm::folio::{Pfn, Word};
 use crate::mm::memory::{MAX_FRAMES, PhysMem};
 use crate::mutant::{self, Mutant};
+use crate::sync::CachePadded;
 use crate::sync::atomic::{AtomicU64, Ordering};
-use crate::sync::lock::Mutex;
+use crate::sync::lock::PatientMutex;
 
 /// Generations that eviction leaves alone: the two youngest.
 pub const MIN_NR_GENS: usize = 2;
@@ -105,7 +106,7 @@ impl Lists {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn insert_between(&mut self, memory: &PhysMem, pfn: Pfn, headward: u32, tailward: u32) {
         self.set(memory, pfn.0, HEADWARD, headward);
         self.set(memory, pfn.0, TAILWARD, tailward);
@@ -150,6 +151,36 @@ impl Lists {
     pub fn move_tail(&mut self, memory: &PhysMem, generation: usize, ty: usize, pfn: Pfn) {
         self.remove(memory, pfn);
         self.add_tail(memory, generation, ty, pfn);
+    }
+
+    /// Move folios, at most `most` and from a list's tail on, each to the tail
+    /// of the generation that `to` says, which is another one; returns how
+    /// many. As [`move_tail`](Self::move_tail) of each, but the list that they
+    /// leave is mended once.
+    #[inline]
+    pub fn move_from_tail(
+        &mut self,
+        memory: &PhysMem,
+        generation: usize,
+        ty: usize,
+        most: usize,
+        mut to: impl FnMut(Pfn) -> usize,
+    ) -> usize {
+        let mut at = self.ends[generation * NR_TYPES + ty][HEADWARD];
+        let mut moved = 0;
+        while moved < most && at < MAX_FRAMES {
+            let pfn = Pfn(at);
+            let next = memory.link(pfn, HEADWARD).load(Ordering::Relaxed);
+            let target = to(pfn);
+            debug_assert_ne!(target, generation);
+            self.add_tail(memory, target, ty, pfn);
+            at = next;
+            moved += 1;
+        }
+        let end = Self::end(generation, ty);
+        self.ends[generation * NR_TYPES + ty][HEADWARD] = at;
+        self.set(memory, at, TAILWARD, end);
+        moved
     }
 
     /// The folio at a list's tail, which eviction takes first
@@ -233,12 +264,16 @@ pub struct LruVec {
     pub memcg: u16,
     /// The node.
     pub node: usize,
-    /// The LRU lock, and what it guards. A sleeping lock where the kernel has a
-    /// queued spinlock: aging holds it for thousands of folios and every fault
-    /// takes it, and a fair lock would be handed on at the pace of the
-    /// scheduler as soon as there are more threads than processors (measured:
-    /// two vCPUs beside an ager on two busy processors, 20 s instead of 0.2 s).
-    pub lru_lock: Mutex<Lists>,
+    /// The LRU lock, and what it guards. Where the kernel has a queued
+    /// spinlock, one that sleeps after a while: aging holds it for thousands
+    /// of folios, and a lock that is handed on in order goes at the pace of
+    /// the scheduler as soon as there are more threads than processors
+    /// (measured: two vCPUs beside an ager on two busy processors, 20 s
+    /// instead of 0.2 s).
+    ///
+    /// Padded, as the sums below are: faults write them, and the aging walk
+    /// reads what is beside them once a page.
+    pub lru_lock: CachePadded<PatientMutex<Lists>>,
     /// The youngest generation.
     max_seq: AtomicU64,
     /// The oldest generation of each type.
@@ -246,9 +281,9 @@ pub struct LruVec {
     /// Birth of each generation, nanoseconds on the host's clock.
     timestamps: [AtomicU64; MAX_NR_GENS],
     /// Pages of each generation and type, signed: eventually consistent.
-    nr_pages: [[AtomicU64; NR_TYPES]; MAX_NR_GENS],
+    nr_pages: CachePadded<[[AtomicU64; NR_TYPES]; MAX_NR_GENS]>,
     /// Pages of each type, inactive and active, as vmstat counts them: signed.
-    lru_size: [[AtomicU64; 2]; NR_TYPES],
+    lru_size: CachePadded<[[AtomicU64; 2]; NR_TYPES]>,
     /// Moving average of refaulted pages.
     pub avg_refaulted: PerTier,
     /// Moving average of evicted plus protected pages.
@@ -276,12 +311,16 @@ impl LruVec {
         LruVec {
             memcg,
             node,
-            lru_lock: Mutex::new(Lists::new()),
+            lru_lock: CachePadded::new(PatientMutex::new(Lists::new())),
             max_seq: AtomicU64::new(MIN_NR_GENS as u64 + 1),
             min_seq: [AtomicU64::new(0), AtomicU64::new(0)],
             timestamps: std::array::from_fn(|_| AtomicU64::new(now_ns)),
-            nr_pages: std::array::from_fn(|_| std::array::from_fn(|_| AtomicU64::new(0))),
-            lru_size: std::array::from_fn(|_| std::array::from_fn(|_| AtomicU64::new(0))),
+            nr_pages: CachePadded::new(std::array::from_fn(|_| {
+                std::array::from_fn(|_| AtomicU64::new(0))
+            })),
+            lru_size: CachePadded::new(std::array::from_fn(|_| {
+                std::array::from_fn(|_| AtomicU64::new(0))
+            })),
             avg_refaulted: per_tier(),
             avg_total: per_tier(),
             protected: history(),

@@ -20,7 +20,7 @@ pub mod workingset;
 
 pub use aging::{PassStats, age, run_aging};
 pub use folio::mark_accessed;
-pub(crate) use folio::{add_folio, del_folio};
+pub(crate) use folio::{add_folio, del_folio, lru_add_drain};
 pub use lruvec::LruVec;
 pub use mm_list::MmList;
 pub use pages::page_generations;

@@ -552,6 +552,7 @@ impl Drop for StopKswapd<'_> {
 /// for it, until the others can go too.
 fn begin_direct_reclaim(cpu: &Cpu) {
     cpu.count(Counter::DirectReclaim);
+    super::lru_add_drain(cpu);
     if cpu
         .counters
         .get(Counter::DirectReclaim)

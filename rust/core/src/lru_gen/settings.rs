@@ -2,7 +2,7 @@
 //! `/sys/kernel/mm/lru_gen`, and which kernel it stands for.
 
 use super::policy::PolicySlot;
-use crate::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 
 /// Capability bits of `/sys/kernel/mm/lru_gen/enabled`.
 pub mod caps {
@@ -36,6 +36,8 @@ pub enum Asking {
 pub(crate) struct WalkRules {
     /// Whether to call `clear_young`, and with `fast_only` or without.
     pub ask: Option<bool>,
+    /// Ask once a PTE table instead of once a page.
+    pub batched: bool,
     /// Whether the young bit of a non-leaf entry narrows the walk.
     pub nonleaf: bool,
     /// Only where nobody forces a scan and no secondary MMU is there.
@@ -47,6 +49,7 @@ pub struct Settings {
     caps: AtomicU32,
     supported: AtomicU32,
     asking: AtomicU8,
+    batched: AtomicBool,
     min_ttl_ms: AtomicU32,
     swappiness: AtomicU32,
     /// What decides which pages reclaim takes, and when it ages.
@@ -59,6 +62,7 @@ impl Default for Settings {
             caps: AtomicU32::new(caps::ALL),
             supported: AtomicU32::new(caps::ALL),
             asking: AtomicU8::new(Asking::FastOnly as u8),
+            batched: AtomicBool::new(false),
             min_ttl_ms: AtomicU32::new(0),
             swappiness: AtomicU32::new(60),
             policy: PolicySlot::default(),
@@ -107,6 +111,19 @@ impl Settings {
         self.set_caps(self.caps());
     }
 
+    /// Whether the aging walk asks secondary MMUs once a PTE table.
+    pub fn batched(&self) -> bool {
+        self.batched.load(Ordering::Relaxed)
+    }
+
+    /// Let the aging walk ask secondary MMUs once a PTE table, about all its
+    /// pages together, instead of once a page. Beyond the series, and off
+    /// unless it is switched on. The pages that are asked about and what
+    /// becomes of them stay the same as long as nobody else works on them.
+    pub fn set_batched(&self, batched: bool) {
+        self.batched.store(batched, Ordering::Relaxed);
+    }
+
     /// Milliseconds for which the working set is protected (`min_ttl_ms`).
     pub fn min_ttl_ms(&self) -> u32 {
         self.min_ttl_ms.load(Ordering::Relaxed)
@@ -143,6 +160,7 @@ impl Settings {
                 Asking::Accurate => Some(false),
                 Asking::FastOnly => secondary.then_some(true),
             },
+            batched: self.batched(),
             // A guest's access leaves the primary non-leaf bits alone, which
             // would hide its pages from a walk that asks for them.
             nonleaf: self.has(caps::NONLEAF_YOUNG) && !secondary,

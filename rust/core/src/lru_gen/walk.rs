@@ -8,9 +8,10 @@
 //! counts are kept in the walk and applied a batch at a time.
 
 use super::filter::pmd_item;
-use super::folio::update_gen;
+use super::folio::update_gen_from;
 use super::lruvec::{
-    FILE, LruVec, MAX_LRU_BATCH, MAX_NR_GENS, MmStat, NR_MM_STATS, NR_TYPES, gen_from_seq, type_of,
+    ANON as ANON_TYPE, FILE, LruVec, MAX_LRU_BATCH, MAX_NR_GENS, MmStat, NR_MM_STATS, NR_TYPES,
+    gen_from_seq, type_of,
 };
 use super::settings::WalkRules;
 use crate::cpu::Cpu;
@@ -19,9 +20,9 @@ use crate::mm::pagetable::{
     ACCESSED, DIRTY, LEVELS, PMD, PTE, PUD, Pte, SPECIAL, TASK_SIZE, level_index, level_size,
 };
 use crate::mm::vma::Vmas;
-use crate::mm::{Kind, Mm, PAGE_SIZE, Vma, Word};
+use crate::mm::{Kind, Mm, PAGE_SIZE, PageMask, Vma, Word};
 use crate::sync::atomic::{AtomicU64, Ordering};
-use crate::table::TableId;
+use crate::table::{TABLE_ENTRIES, TableId};
 use crate::trace::Counter;
 use std::sync::Arc;
 
@@ -40,6 +41,18 @@ impl Batch {
         self.batched += 1;
         self.nr_pages[old][type_of(word)] -= pages;
         self.nr_pages[new][type_of(word)] += pages;
+    }
+
+    /// Note the moves of base pages from one PTE table.
+    fn note_all(&mut self, moves: Moves, new: usize) {
+        for (ty, lanes) in [(ANON_TYPE, moves.anon), (FILE, moves.file)] {
+            for old in 0..MAX_NR_GENS {
+                let pages = lanes >> (LANE_BITS * old as u32) & LANE_MASK;
+                self.batched += pages as usize;
+                self.nr_pages[old][ty] -= pages as i64;
+                self.nr_pages[new][ty] += pages as i64;
+            }
+        }
     }
 
     /// Folios noted since the last application.
@@ -67,6 +80,29 @@ impl Batch {
                 }
             }
         }
+    }
+}
+
+const LANE_BITS: u32 = u64::BITS / MAX_NR_GENS as u32;
+const LANE_MASK: u64 = (1 << LANE_BITS) - 1;
+const _: () = assert!((TABLE_ENTRIES as u64) < LANE_MASK);
+
+/// Base pages of one PTE table that moved, by the generation that they left, a
+/// lane of a word each: they stay in registers, because an atomic operation
+/// waits for every store before it, and each page has one or two.
+#[derive(Clone, Copy, Default)]
+struct Moves {
+    anon: u64,
+    file: u64,
+}
+
+impl Moves {
+    #[inline(always)]
+    fn note(&mut self, word: Word, old: usize) {
+        let one = 1 << (LANE_BITS * old as u32);
+        let anon = type_of(word) == ANON_TYPE;
+        self.anon += if anon { one } else { 0 };
+        self.file += if anon { 0 } else { one };
     }
 }
 
@@ -293,7 +329,10 @@ impl<'a> MmWalk<'a> {
                 mm.notifiers.clear_young(cpu, at.start, end, fast_only)
             });
         if primary || secondary {
-            self.promote(cpu, pmd, pfn, word, new_gen);
+            let mut moves = Moves::default();
+            self.promote(cpu, pmd, pfn, word, new_gen, &mut moves);
+            self.stat(MmStat::LeafYoung, 1);
+            self.batch.note_all(moves, new_gen);
         } else {
             self.stat(MmStat::LeafOld, 1);
         }
@@ -301,7 +340,7 @@ impl<'a> MmWalk<'a> {
 
     /// The folio that a present leaf maps, if it belongs to this lruvec and
     /// this walk (`get_pfn_folio()`).
-    #[inline]
+    #[inline(always)]
     fn folio_behind(&self, cpu: &Cpu, pte: Pte) -> Option<(Pfn, Word)> {
         let memory = &cpu.host().memory;
         let mut pfn = pte.pfn();
@@ -318,19 +357,30 @@ impl<'a> MmWalk<'a> {
 
     /// A page was young: hand its dirty bit to the folio and move that to the
     /// youngest generation.
-    #[inline]
-    fn promote(&mut self, cpu: &Cpu, pte: Pte, pfn: Pfn, word: Word, new_gen: usize) {
-        self.stat(MmStat::LeafYoung, 1);
+    #[inline(always)]
+    fn promote(
+        &mut self,
+        cpu: &Cpu,
+        pte: Pte,
+        pfn: Pfn,
+        mut word: Word,
+        new_gen: usize,
+        moves: &mut Moves,
+    ) {
         let memory = &cpu.host().memory;
         // An anonymous page outside the swap cache is dirty by nature.
         let backed = word.has(SWAPCACHE) || !word.has(ANON | SWAPBACKED);
         if backed && pte.has(DIRTY) && !word.has(FOLIO_DIRTY) {
-            memory.word(pfn).set(FOLIO_DIRTY);
+            word = Word(memory.word(pfn).set(FOLIO_DIRTY).0 | FOLIO_DIRTY);
         }
-        if let Some(old_gen) = update_gen(cpu, memory, pfn, new_gen)
+        if let Some(old_gen) = update_gen_from(cpu, memory, pfn, word, new_gen)
             && old_gen != new_gen
         {
-            self.batch.note(word, old_gen, new_gen);
+            if word.order() == 0 {
+                moves.note(word, old_gen);
+            } else {
+                self.batch.note(word, old_gen, new_gen);
+            }
         }
     }
 
@@ -373,8 +423,14 @@ impl<'a> MmWalk<'a> {
     ) -> u64 {
         let has_notifiers = mm.notifiers.has_notifiers();
         let ask = self.rules.ask.filter(|_| has_notifiers);
+        if self.rules.batched
+            && let Some(fast_only) = ask
+        {
+            return self.walk_ptes_batched(cpu, mm, entries, start, new_gen, fast_only);
+        }
         let mut old = 0;
         let mut young = 0;
+        let mut moves = Moves::default();
         for (entry, n) in entries.iter().zip(0..) {
             // Acquire: pairs with the release that published the folio.
             let pte = Pte(entry.load(Ordering::Acquire));
@@ -403,13 +459,93 @@ impl<'a> MmWalk<'a> {
             }
             if primary || secondary {
                 young += 1;
-                self.promote(cpu, pte, pfn, word, new_gen);
+                self.promote(cpu, pte, pfn, word, new_gen, &mut moves);
             } else {
                 old += 1;
             }
         }
+        self.batch.note_all(moves, new_gen);
+        self.stat(MmStat::LeafYoung, young);
         self.stat(MmStat::LeafOld, old);
         young
+    }
+}
+
+impl MmWalk<'_> {
+    /// [`walk_ptes`](Self::walk_ptes) that asks once, about all pages that it
+    /// asks about.
+    fn walk_ptes_batched(
+        &mut self,
+        cpu: &Cpu,
+        mm: &Mm,
+        entries: &[AtomicU64],
+        start: u64,
+        new_gen: usize,
+        fast_only: bool,
+    ) -> u64 {
+        let mut wanted = PageMask::EMPTY;
+        let mut primary = PageMask::EMPTY;
+        let masks = wanted.words_mut().iter_mut().zip(primary.words_mut());
+        for (entries, (wanted, primary)) in entries.chunks(u64::BITS as usize).zip(masks) {
+            for (entry, n) in entries.iter().zip(0..) {
+                // Acquire: pairs with the release that published the folio.
+                let pte = Pte(entry.load(Ordering::Acquire));
+                let ours =
+                    pte.is_present() && !pte.has(SPECIAL) && self.folio_behind(cpu, pte).is_some();
+                *wanted |= u64::from(ours) << n;
+                *primary |= u64::from(ours && pte.is_young()) << n;
+            }
+        }
+        if wanted.is_empty() {
+            return 0;
+        }
+        let secondary = mm
+            .notifiers
+            .clear_young_each(cpu, start, &wanted, fast_only);
+        let mut young = 0;
+        let mut moves = Moves::default();
+        let pages = primary | secondary;
+        let mut pages = pages.iter();
+        let mut next = pages.next().map(|n| self.read_ahead(cpu, entries, n));
+        while let Some((n, pte, folio)) = next {
+            // The next one is read before this one is written: a load behind an
+            // atomic operation waits for it.
+            next = pages.next().map(|n| self.read_ahead(cpu, entries, n));
+            if primary.has(n) {
+                // Relaxed: the bit carries nothing but itself.
+                entries[n].fetch_and(!ACCESSED, Ordering::Relaxed);
+            }
+            let Some((pfn, word)) = folio else {
+                continue;
+            };
+            young += 1;
+            self.promote(cpu, pte, pfn, word, new_gen, &mut moves);
+            if word.order() != 0
+                && let Some((n, ..)) = next
+            {
+                // Perhaps another page of the folio that was just moved.
+                next = Some(self.read_ahead(cpu, entries, n));
+            }
+        }
+        self.batch.note_all(moves, new_gen);
+        self.stat(MmStat::LeafYoung, young);
+        self.stat(MmStat::LeafOld, wanted.count() - young);
+        young
+    }
+
+    /// A page whose folio is about to be moved.
+    #[inline(always)]
+    fn read_ahead(
+        &self,
+        cpu: &Cpu,
+        entries: &[AtomicU64],
+        n: usize,
+    ) -> (usize, Pte, Option<(Pfn, Word)>) {
+        // The table's lock is held: only its accessed and dirty bits may differ
+        // from what was read before. The folio's owner may have changed since:
+        // then it is not ours to move.
+        let pte = Pte(entries[n].load(Ordering::Acquire));
+        (n, pte, self.folio_behind(cpu, pte))
     }
 }
 

@@ -195,7 +195,11 @@ pub trait FolioWord {
     fn clear(&self, flags: u64) -> Word;
     /// Replace the word by `change(word)` until it succeeds; `None` from
     /// `change` leaves it. Returns the value before, and whether it changed.
-    fn modify(&self, change: impl FnMut(Word) -> Option<Word>) -> (Word, bool);
+    fn modify(&self, change: impl FnMut(Word) -> Option<Word>) -> (Word, bool) {
+        self.modify_from(self.get(), change)
+    }
+    /// [`modify`](Self::modify) that tries a value read before first.
+    fn modify_from(&self, seen: Word, change: impl FnMut(Word) -> Option<Word>) -> (Word, bool);
 }
 
 impl FolioWord for AtomicU64 {
@@ -219,8 +223,12 @@ impl FolioWord for AtomicU64 {
     }
 
     #[inline]
-    fn modify(&self, mut change: impl FnMut(Word) -> Option<Word>) -> (Word, bool) {
-        let mut seen = self.load(Ordering::Relaxed);
+    fn modify_from(
+        &self,
+        seen: Word,
+        mut change: impl FnMut(Word) -> Option<Word>,
+    ) -> (Word, bool) {
+        let mut seen = seen.0;
         loop {
             let Some(new) = change(Word(seen)) else {
                 return (Word(seen), false);

@@ -2,6 +2,7 @@
 
 use crate::cpu::Cpu;
 use crate::lru_gen::{LruVec, MmList};
+use crate::sync::CachePadded;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::trace::{Counter, CounterTotals};
 
@@ -14,7 +15,8 @@ pub struct Memcg {
     pub id: u16,
     /// Its path below the cgroup mount point.
     pub name: String,
-    usage: AtomicU64,
+    /// On a line of its own: every fault of every vCPU writes it.
+    usage: CachePadded<AtomicU64>,
     /// `memory.max`, in pages.
     pub max: AtomicU64,
     /// `memory.high`, in pages.
@@ -24,7 +26,7 @@ pub struct Memcg {
     /// The processes in it, for aging.
     pub mm_list: MmList,
     /// What happened in it, for `memory.stat`: faults, reclaim, refaults.
-    pub stat: CounterTotals,
+    pub stat: CachePadded<CounterTotals>,
 }
 
 impl Memcg {
@@ -32,12 +34,12 @@ impl Memcg {
         Memcg {
             id,
             name,
-            usage: AtomicU64::new(0),
+            usage: CachePadded::new(AtomicU64::new(0)),
             max: AtomicU64::new(UNLIMITED),
             high: AtomicU64::new(UNLIMITED),
             mm_list: MmList::new(lruvecs.len()),
             lruvecs,
-            stat: CounterTotals::default(),
+            stat: CachePadded::default(),
         }
     }
 

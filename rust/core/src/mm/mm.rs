@@ -16,6 +16,7 @@ use crate::cpu::Cpu;
 use crate::error::{Errno, Error, Result};
 use crate::host::Host;
 use crate::lru_gen;
+use crate::sync::CachePadded;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::lock::RwSem;
 use crate::table::{Arena, TABLE_ENTRIES, TableId};
@@ -31,8 +32,10 @@ pub struct Mm {
     pub id: u32,
     /// The memory cgroup that its faults are charged to.
     pub memcg: Arc<Memcg>,
-    /// Guards the VMAs; walkers hold it for read, and only try.
-    pub mmap_lock: RwSem<Vmas>,
+    /// Guards the VMAs; walkers hold it for read, and only try. On a line of
+    /// its own: each fault writes it, and what is beside it is read by the
+    /// aging walk once a page.
+    pub mmap_lock: CachePadded<RwSem<Vmas>>,
     /// Who else maps this memory.
     pub notifiers: NotifierList,
     /// The page-table pages.
@@ -73,7 +76,7 @@ impl Mm {
         Mm {
             id,
             memcg,
-            mmap_lock: RwSem::new(Vmas::default()),
+            mmap_lock: CachePadded::new(RwSem::new(Vmas::default())),
             notifiers,
             tables,
             pgd,
@@ -741,7 +744,11 @@ impl Mm {
     /// with `write`, only through a writable mapping.
     pub fn gup_fast(&self, cpu: &Cpu, address: u64, write: bool) -> Option<UserPage> {
         let _rcu = cpu.rcu.lock();
-        let (at, _) = self.lookup(address);
+        let (at, seen) = self.lookup(address);
+        // Not there: nothing to hold on to, and no need to wait for a walker.
+        if !seen.is_leaf(at.level) {
+            return None;
+        }
         // The lock stands for the reference that the kernel takes and checks:
         // the folio cannot be freed while its entry is seen present under it.
         let _ptl = self.tables.meta(at.table).ptl.lock();

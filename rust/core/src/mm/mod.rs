@@ -14,6 +14,7 @@
 //! | [`pagetable`] | primary page tables | `arch/x86/include/asm/pgtable.h` |
 //! | [`mm`](struct@Mm) | an address space: map, fault, touch, unmap | `mm/memory.c`, `mm/gup.c`, `mm/mmap.c` |
 //! | [`notifier`] | MMU notifiers | `mm/mmu_notifier.c` |
+//! | [`mask`] | a set of pages that one PTE table maps | |
 //! | [`page_idle`] | idle page tracking | `mm/page_idle.c` |
 //! | [`young`] | accessed bits, page by page | `include/linux/mmu_notifier.h` |
 //! | [`damon`] | a sampler of regions | `mm/damon/` |
@@ -23,6 +24,7 @@ pub mod conserve;
 pub mod damon;
 pub mod filemap;
 pub mod folio;
+pub mod mask;
 pub mod memcg;
 pub mod memcg_files;
 pub mod memory;
@@ -38,6 +40,7 @@ pub mod young;
 
 pub use address_space::{AddressSpace, Kind};
 pub use folio::{FolioWord, Pfn, Word};
+pub use mask::PageMask;
 pub use memcg::Memcg;
 pub use memory::{PAGE_SHIFT, PAGE_SIZE, PhysMem};
 pub(crate) use mm::release_if_unused;

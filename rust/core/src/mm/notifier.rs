@@ -4,7 +4,7 @@
 //! sleepable RCU domain, so callbacks may block, and unregistering waits for
 //! every call that is under way.
 
-use super::Mm;
+use super::{Mm, PAGE_SIZE, PageMask};
 use crate::cpu::Cpu;
 use crate::error::{Errno, Error, Result};
 use crate::mutant::{self, Mutant};
@@ -51,6 +51,26 @@ pub trait MmuNotifier: Send + Sync {
     /// Were pages of the range accessed? Clear that; a stale TLB is tolerated.
     /// With `fast_only`, answer only what needs no blocking.
     fn clear_young(&self, cpu: &Cpu, start: u64, end: u64, fast_only: bool) -> bool;
+    /// [`clear_young`](Self::clear_young) of single pages, all at once: which
+    /// pages of `wanted` were accessed? Page 0 of the mask is at `start`.
+    /// Beyond the series, whose aging asks a page at a time; a subscriber that
+    /// has nothing better is asked so.
+    fn clear_young_each(
+        &self,
+        cpu: &Cpu,
+        start: u64,
+        wanted: &PageMask,
+        fast_only: bool,
+    ) -> PageMask {
+        let mut young = PageMask::EMPTY;
+        for n in wanted.iter() {
+            let at = start + n as u64 * PAGE_SIZE;
+            if self.clear_young(cpu, at, at + PAGE_SIZE, fast_only) {
+                young.set(n);
+            }
+        }
+        young
+    }
     /// Was the page accessed? Nothing is changed.
     fn test_young(&self, cpu: &Cpu, address: u64, fast_only: bool) -> bool;
     /// The range is about to be unmapped: drop it, and map nothing of it until
@@ -239,6 +259,30 @@ impl NotifierList {
             false,
             |n| n.clear_young(cpu, start, end, fast_only),
         )
+    }
+
+    /// Ask all, or with `fast_only` all fast ones, about each page of `wanted`,
+    /// page 0 of which is at `start`, and OR the answers. One call a subscriber.
+    pub fn clear_young_each(
+        &self,
+        cpu: &Cpu,
+        start: u64,
+        wanted: &PageMask,
+        fast_only: bool,
+    ) -> PageMask {
+        let mut young = PageMask::EMPTY;
+        let guard = cpu.srcu.lock();
+        for subscription in self.snapshot.load(&guard) {
+            if fast_only && !subscription.has_fast_aging() {
+                cpu.count(Counter::NotifierSkipped);
+            } else if subscription.ops.clear_young {
+                cpu.count(Counter::NotifierClearYoungBatch);
+                let notifier = &subscription.notifier;
+                young |= notifier.clear_young_each(cpu, start, wanted, fast_only);
+            }
+        }
+        cpu.count_n(Counter::NotifierYoung, young.count());
+        young
     }
 
     /// Ask until one says young (`mmu_notifier_test_young()`).

@@ -168,6 +168,85 @@ mod model {
 #[cfg(loom)]
 pub use model::*;
 
+/// A sleeping lock whose waiters spin for some tens of microseconds first, and
+/// whose holder can pass it on between two holds.
+///
+/// For a lock that the kernel spins for and that is held for thousands of
+/// steps. Sleeping at once costs the waiter more than the hold that it waits
+/// for; spinning in a queue costs everyone a time slice when the next in line
+/// does not run; and a holder that drops the lock only to take it again is
+/// faster than any waiter unless it steps aside.
+#[derive(Default)]
+pub struct PatientMutex<T> {
+    lock: Mutex<T>,
+    waiters: AtomicU32,
+}
+
+impl<T> PatientMutex<T> {
+    /// Rounds of [`Backoff::wait`] before a waiter sleeps, most of which give
+    /// the processor away if another thread can use it.
+    const ROUNDS: u32 = 1000;
+
+    /// An unlocked lock.
+    pub fn new(value: T) -> Self {
+        PatientMutex {
+            lock: Mutex::new(value),
+            waiters: AtomicU32::new(0),
+        }
+    }
+
+    /// Take it.
+    #[inline]
+    pub fn lock(&self) -> MutexGuard<'_, T> {
+        self.lock_timed().0
+    }
+
+    /// Take it, and say what waiting cost.
+    #[inline]
+    pub fn lock_timed(&self) -> (MutexGuard<'_, T>, Wait) {
+        if cfg!(loom) {
+            return (self.lock.lock(), Wait::ZERO);
+        }
+        match self.lock.try_lock() {
+            Some(guard) => (guard, Wait::ZERO),
+            None => self.lock_slow(),
+        }
+    }
+
+    #[cold]
+    fn lock_slow(&self) -> (MutexGuard<'_, T>, Wait) {
+        let start = Instant::now();
+        // Relaxed, here and below: a hint to the holder.
+        self.waiters.fetch_add(1, Ordering::Relaxed);
+        let backoff = Backoff::new();
+        let spun = (0..Self::ROUNDS).find_map(|_| {
+            backoff.wait();
+            self.lock.try_lock()
+        });
+        let guard = spun.unwrap_or_else(|| self.lock.lock());
+        self.waiters.fetch_sub(1, Ordering::Relaxed);
+        (guard, start.elapsed())
+    }
+
+    /// Drop the lock and, if anyone waits for it, let one have it before the
+    /// caller takes it again.
+    pub fn pass_on(&self, held: MutexGuard<'_, T>) {
+        let waiting = self.waiters.load(Ordering::Relaxed);
+        if cfg!(loom) || waiting == 0 {
+            return drop(held);
+        }
+        #[cfg(not(loom))]
+        MutexGuard::unlock_fair(held);
+        let backoff = Backoff::new();
+        for _ in 0..Self::ROUNDS {
+            if self.waiters.load(Ordering::Relaxed) != waiting {
+                return;
+            }
+            backoff.wait();
+        }
+    }
+}
+
 const WRITER: u32 = 0xff;
 const WRITER_WAITING: u32 = 0x100;
 const READER: u32 = 0x200;

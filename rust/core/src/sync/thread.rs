@@ -1,7 +1,9 @@
 //! Threads: one per vCPU and one per ager, started for a run and joined before it returns.
 
 #[cfg(not(loom))]
-pub use std::thread::{Scope, ScopedJoinHandle, available_parallelism, scope};
+pub use std::thread::{
+    JoinHandle, Scope, ScopedJoinHandle, available_parallelism, scope, sleep, spawn,
+};
 
 // Under loom a model starts its threads itself, with `spawn`; whole runs, which
 // use `scope`, are no part of models.

@@ -1,6 +1,7 @@
 //! The secondary MMU: sections 1, 2, 3 and 5 of the series, statement by
 //! statement, then with threads, then against an oracle.
 
+mod batched;
 mod machine;
 mod memslots;
 mod notifiers;

@@ -335,7 +335,7 @@ fn a_fault_retries_while_its_page_is_being_invalidated_or_was_since() {
     let fault = find().expect("nothing in the way");
     let stale = || {
         let _shared = m.cpu.read_lock(&m.vm.mmu_lock);
-        m.vm.is_fault_stale(&fault, &m.cpu.rcu.lock())
+        m.vm.live_fault(&fault, &m.cpu.rcu.lock()).is_none()
     };
     assert!(!stale());
     let told = m.mm.notifiers.invalidate(&m.cpu, m.hva_of(3), m.hva_of(4));
@@ -356,7 +356,7 @@ fn a_fault_retries_when_its_slot_changed() {
             .expect("free");
     let stale = || {
         let _shared = m.cpu.read_lock(&m.vm.mmu_lock);
-        m.vm.is_fault_stale(&fault, &m.cpu.rcu.lock())
+        m.vm.live_fault(&fault, &m.cpu.rcu.lock()).is_none()
     };
     m.slot(0, 1, 0, 1000, 8, m.hva);
     assert!(!stale(), "another slot is no matter");

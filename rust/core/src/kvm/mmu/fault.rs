@@ -10,7 +10,7 @@ use crate::lru_gen;
 use crate::mm::{Pfn, PhysMem};
 use crate::mutant::{self, Mutant};
 use crate::sync::rcu::Guard;
-use std::sync::Arc;
+use std::ops::Deref;
 
 /// A fault whose host frame is known (`struct kvm_page_fault`).
 #[derive(Clone, Debug)]
@@ -19,8 +19,13 @@ pub struct PageFault {
     pub gfn: u64,
     /// Whether the access was a write.
     pub write: bool,
-    /// The slot, as it was when the frame was looked up.
-    pub slot: Arc<Memslot>,
+    /// The address space.
+    pub as_id: usize,
+    /// Which update put the slot there that the frame was looked up in
+    /// ([`Memslots::by_gfn_since`](crate::kvm::memslot::Memslots::by_gfn_since)).
+    /// Not a reference to the slot: counting references would make every fault
+    /// write to a cache line that all vCPUs and the ager read.
+    pub slot_since: u64,
     /// The host frame of `gfn`.
     pub pfn: Pfn,
     /// Whether the host maps it writable.
@@ -29,6 +34,25 @@ pub struct PageFault {
     pub level: u32,
     /// `mmu_invalidate_seq` when the lookup began.
     pub mmu_seq: u64,
+}
+
+/// A fault that may be acted on: its slot is still the one it was looked up
+/// in, for as long as the RCU section lasts.
+#[derive(Clone, Copy)]
+pub struct LiveFault<'a> {
+    /// The fault.
+    pub fault: &'a PageFault,
+    /// The slot.
+    pub slot: &'a Memslot,
+}
+
+impl Deref for LiveFault<'_> {
+    type Target = PageFault;
+
+    #[inline]
+    fn deref(&self) -> &PageFault {
+        self.fault
+    }
 }
 
 impl Vm {
@@ -55,11 +79,11 @@ impl Vm {
         // Before the slot and the primary page tables are looked at: what
         // changes them afterwards moves the sequence.
         let mmu_seq = self.invalidate.sequence();
-        let slot = {
-            let guard = cpu.rcu.lock();
-            self.memslots.load(as_id, &guard).by_gfn(gfn).cloned()
-        };
-        let Some(slot) = slot else {
+        // What is needed of the slot is copied, and the section left before
+        // anything below may block.
+        let guard = cpu.rcu.lock();
+        let slots = self.memslots.load(as_id, &guard);
+        let Some((slot, slot_since)) = slots.by_gfn_since(gfn) else {
             return Err(Error::new(
                 Errno::EFAULT,
                 format!("guest access to gfn {gfn:#x}: no memslot of address space {as_id} has it"),
@@ -80,6 +104,16 @@ impl Vm {
         }
         let hva = slot.gfn_to_hva(gfn);
         let readonly = slot.is_readonly();
+        // The largest leaf that the slot admits around the frame.
+        let mut slot_level = if slot.logs_dirty() {
+            LEVEL_4K
+        } else {
+            LEVEL_1G.min(self.config.max_level)
+        };
+        while slot_level > LEVEL_4K && !slot.allows_level(gfn, slot_level) {
+            slot_level -= 1;
+        }
+        drop(guard);
         let fast = (!readonly)
             .then(|| self.mm.gup_fast(cpu, hva, true))
             .flatten();
@@ -97,40 +131,37 @@ impl Vm {
                 })
             }
         };
-        let mut level = if slot.logs_dirty() {
-            LEVEL_4K
-        } else {
-            page.level.min(LEVEL_1G).min(self.config.max_level)
-        };
-        while level > LEVEL_4K && !slot.allows_level(gfn, level) {
-            level -= 1;
-        }
         Ok(Some(PageFault {
             gfn,
             write,
             pfn: page.pfn,
             map_writable: page.writable && !readonly,
-            level,
+            level: page.level.min(slot_level),
             mmu_seq,
-            slot,
+            as_id,
+            slot_since,
         }))
     }
 
-    /// Whether a fault must be tried again: memory was invalidated since it
-    /// sampled the sequence, or its slot is no longer current. The caller
+    /// The fault with its slot, or `None` if it must be tried again: memory was
+    /// invalidated since it sampled the sequence, or its slot is no longer
+    /// current (`is_page_fault_stale()`). The caller
     /// holds `mmu_lock`, and `guard` from before this call until the SPTE is
     /// set: a slot update waits for that section before it acts on SPTEs. (KVM
     /// stays in its SRCU section for the whole fault; here the slot is
     /// compared instead, so that reclaim inside a fault holds up nobody.)
-    pub fn is_fault_stale(&self, fault: &PageFault, guard: &Guard<'_>) -> bool {
+    pub fn live_fault<'a>(
+        &'a self,
+        fault: &'a PageFault,
+        guard: &'a Guard<'_>,
+    ) -> Option<LiveFault<'a>> {
         let checked = !mutant::active(Mutant::NoSeqCheck);
         if self.is_dead() || checked && self.invalidate.retry(fault.mmu_seq, fault.gfn) {
-            return true;
+            return None;
         }
-        let slots = self.memslots.load(fault.slot.as_id, guard);
-        slots
-            .by_gfn(fault.gfn)
-            .is_none_or(|slot| !Arc::ptr_eq(slot, &fault.slot))
+        let slots = self.memslots.load(fault.as_id, guard);
+        let (slot, since) = slots.by_gfn_since(fault.gfn)?;
+        (since == fault.slot_since).then_some(LiveFault { fault, slot })
     }
 
     /// The fault is done with the frame (`kvm_release_pfn_clean()`). Called

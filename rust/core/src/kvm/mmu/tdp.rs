@@ -14,10 +14,10 @@
 //! A table that is unlinked is freed after every vCPU has flushed (so that no
 //! page walk is inside) and after an RCU grace period (so that no ager is).
 
-use super::fault::PageFault;
+use super::fault::LiveFault;
 use super::spte::{
-    self, LEVEL_2M, LEVEL_4K, Leaf, WRITABLE, gfn_index, is_frozen, is_last, is_present,
-    is_present_leaf, is_writable, pages_per, round_gfn,
+    self, LEVEL_2M, LEVEL_4K, Leaf, SpteFormat, WRITABLE, gfn_index, is_frozen, is_last,
+    is_present, is_present_leaf, is_writable, pages_per, round_gfn,
 };
 use super::{GuestMmu, Translation, Walk};
 use crate::cpu::Cpu;
@@ -26,7 +26,7 @@ use crate::kvm::memslot::{GfnRange, Memslot};
 use crate::kvm::protocol::TdpAging;
 use crate::kvm::vcpu::Vcpu;
 use crate::kvm::vm::Vm;
-use crate::mm::Pfn;
+use crate::mm::{PageMask, Pfn};
 use crate::mutant::{self, Mutant};
 use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use crate::sync::lock::SpinLock;
@@ -695,25 +695,37 @@ impl TdpMmu {
     /// Age the range (`kvm_tdp_mmu_age_gfn_range()`): whether anything was
     /// young. Locked and lockless differ in how an entry is written and in
     /// which roots are visited, by the VM's protocol.
-    #[inline]
+    // Always inlined: an aging walk of the primary gets here once a page.
+    #[inline(always)]
     pub fn age_gfn_range(&self, vm: &Vm, cpu: &Cpu, range: &GfnRange<'_>) -> bool {
+        let locked = vm.protocol().tdp_aging == TdpAging::Locked;
+        if range.end - range.start != 1 || (locked && range.lockless) {
+            return self.age_gfn_range_slow(vm, cpu, range);
+        }
+        let as_id = range.slot.as_id as u32;
+        let all_roots = vm.protocol().all_roots;
+        let guard = cpu.rcu.lock();
+        let mut young = false;
+        for &root in self.roots.load(&guard) {
+            let page = self.tables.meta(root);
+            if page.as_id() == as_id && (all_roots || !page.is_invalid()) {
+                let level = page.level();
+                young |= self.age_page(vm, cpu, (root, level), as_id, range.start, locked);
+            }
+        }
+        young
+    }
+
+    /// [`age_gfn_range`](Self::age_gfn_range) of more than one page, or where
+    /// it has to take `mmu_lock`.
+    #[inline(never)]
+    fn age_gfn_range_slow(&self, vm: &Vm, cpu: &Cpu, range: &GfnRange<'_>) -> bool {
         let locked = vm.protocol().tdp_aging == TdpAging::Locked;
         let _exclusive = (locked && range.lockless).then(|| cpu.write_lock(&vm.mmu_lock));
         let as_id = range.slot.as_id as u32;
+        let all_roots = vm.protocol().all_roots;
         let guard = cpu.rcu.lock();
         let mut young = false;
-        let all_roots = vm.protocol().all_roots;
-        // What an aging walk of the primary asks, once a page.
-        if range.end - range.start == 1 {
-            for &root in self.roots.load(&guard) {
-                let page = self.tables.meta(root);
-                if page.as_id() == as_id && (all_roots || !page.is_invalid()) {
-                    let level = page.level();
-                    young |= self.age_page(vm, cpu, (root, level), as_id, range.start, locked);
-                }
-            }
-            return young;
-        }
         for root in self.roots_of(&guard, as_id, all_roots) {
             self.for_each_run(cpu, root, range.start, range.end, |level, gfn, words| {
                 young |= Self::age_run(vm, cpu, as_id, level, gfn, words, locked);
@@ -723,8 +735,91 @@ impl TdpMmu {
         young
     }
 
-    /// Age what maps one page, by one walk from the root.
+    /// Age single pages of a range: those of `wanted`, in which the first of
+    /// the range is page `first`. A huge leaf is aged for the first of its pages
+    /// that is wanted, as it is where pages are aged one by one.
+    pub fn age_gfns(
+        &self,
+        vm: &Vm,
+        cpu: &Cpu,
+        range: &GfnRange<'_>,
+        wanted: &PageMask,
+        first: usize,
+        young: &mut PageMask,
+    ) {
+        let locked = vm.protocol().tdp_aging == TdpAging::Locked;
+        let _exclusive = (locked && range.lockless).then(|| cpu.write_lock(&vm.mmu_lock));
+        let as_id = range.slot.as_id as u32;
+        let page = |gfn: u64| first + (gfn - range.start) as usize;
+        let guard = cpu.rcu.lock();
+        for root in self.roots_of(&guard, as_id, vm.protocol().all_roots) {
+            self.for_each_run(cpu, root, range.start, range.end, |level, gfn, words| {
+                if level == LEVEL_4K {
+                    let at = (gfn, page(gfn));
+                    Self::age_run_pages(vm, cpu, as_id, at, words, locked, wanted, young);
+                    return true;
+                }
+                let end = range.end.min(gfn + pages_per(level));
+                let mut pages = page(range.start.max(gfn))..page(end);
+                if let Some(n) = pages.find(|&n| wanted.has(n))
+                    && Self::age_run(vm, cpu, as_id, level, gfn, words, locked)
+                {
+                    young.set(n);
+                }
+                true
+            });
+        }
+    }
+
+    /// Age the wanted entries of a run at the lowest level, whose first is GFN
+    /// and page `at`.
+    #[allow(clippy::too_many_arguments)]
     #[inline]
+    fn age_run_pages(
+        vm: &Vm,
+        cpu: &Cpu,
+        as_id: u32,
+        at: (u64, usize),
+        words: &[AtomicU64],
+        locked: bool,
+        wanted: &PageMask,
+        young: &mut PageMask,
+    ) {
+        let format = vm.format();
+        let (gfn, page) = at;
+        let traced = cpu.is_traced(Event::KvmTdpMmuSpteChanged);
+        let (lines, rest) = if locked || traced || !format.ad_bits {
+            (&[][..], words)
+        } else {
+            words.as_chunks::<LINE>()
+        };
+        let mut aged = 0;
+        for (line, page) in lines.iter().zip((page..).step_by(LINE)) {
+            let wanted = wanted.byte(page);
+            // A cache line is read before any of it is written, as in `age_run`.
+            let seen: [u64; LINE] = std::array::from_fn(|i| line[i].load(Ordering::Relaxed));
+            if wanted == 0 || seen.iter().fold(0, |all, seen| all | seen) & format.accessed == 0 {
+                continue;
+            }
+            let found = Self::age_line(format, line, &seen, wanted);
+            aged += u64::from(found.count_ones());
+            young.add_byte(page, found);
+        }
+        cpu.count_n(Counter::SpteLoads, (lines.len() * LINE) as u64);
+        cpu.count_n(Counter::SpteFetchAnd, aged);
+        cpu.count_n(Counter::SptesAged, aged);
+        let done = lines.len() * LINE;
+        for (word, n) in rest.iter().zip(done..) {
+            let run = std::slice::from_ref(word);
+            let gfn = gfn + n as u64;
+            if wanted.has(page + n) && Self::age_run(vm, cpu, as_id, LEVEL_4K, gfn, run, locked) {
+                young.set(page + n);
+            }
+        }
+    }
+
+    /// Age what maps one page, by one walk from the root.
+    #[inline(always)]
     fn age_page(
         &self,
         vm: &Vm,
@@ -740,18 +835,56 @@ impl TdpMmu {
         let (level, word) = self.lookup_from(root, level, gfn);
         // Relaxed: as in `SpteFormat::age`.
         let seen = word.load(Ordering::Relaxed);
-        if !vm.format().is_young_leaf(seen, level) {
+        let format = vm.format();
+        if !format.is_young_leaf(seen, level) {
             cpu.count(Counter::SpteLoads);
             if seen == POISON {
                 cpu.count(Counter::PoisonReads);
             }
             return false;
         }
-        let run = std::slice::from_ref(word);
-        Self::age_run(vm, cpu, as_id, level, round_gfn(gfn, level), run, locked)
+        cpu.count(Counter::SpteLoads);
+        if !spte::ad_enabled(seen) || locked || cpu.is_traced(Event::KvmTdpMmuSpteChanged) {
+            let at = (level, round_gfn(gfn, level));
+            if !Self::age_young_entry(vm, cpu, as_id, at, word, seen, locked) {
+                return true;
+            }
+        } else {
+            // Nobody asks what it found, so this is one instruction instead of
+            // a loop around an exchange.
+            format.age_young(word, seen);
+        }
+        cpu.count(Counter::SpteFetchAnd);
+        cpu.count(Counter::SptesAged);
+        true
     }
 
-    #[inline]
+    /// Age an entry of a level and GFN that was read as `seen`, which is young,
+    /// and do what follows from it. True if a `fetch_and` aged it, which the
+    /// caller counts.
+    #[inline(always)]
+    fn age_young_entry(
+        vm: &Vm,
+        cpu: &Cpu,
+        as_id: u32,
+        (level, gfn): (u32, u64),
+        word: &AtomicU64,
+        seen: u64,
+        locked: bool,
+    ) -> bool {
+        let format = vm.format();
+        let aged = if locked {
+            format.age_young_locked(word, seen)
+        } else {
+            format.age_young(word, seen)
+        };
+        let fetch_and = aged.write == spte::Write::FetchAnd;
+        if !fetch_and || cpu.is_traced(Event::KvmTdpMmuSpteChanged) {
+            Self::note_aged(vm, cpu, as_id, level, gfn, &aged);
+        }
+        fetch_and
+    }
+
     fn age_run(
         vm: &Vm,
         cpu: &Cpu,
@@ -773,7 +906,7 @@ impl TdpMmu {
         // Counted at the end: an atomic operation waits for the stores before it.
         let (mut young, mut fetch_and) = (0u64, 0u64);
         let traced = cpu.is_traced(Event::KvmTdpMmuSpteChanged);
-        let (lines, rest) = if locked || traced || !format.ad_bits {
+        let (lines, rest) = if locked || traced || !format.ad_bits || level != LEVEL_4K {
             (&[][..], words)
         } else {
             words.as_chunks::<LINE>()
@@ -786,15 +919,7 @@ impl TdpMmu {
             if seen.iter().fold(0, |all, seen| all | seen) & maybe_young == 0 {
                 continue;
             }
-            for i in 0..LINE {
-                if format.is_young_leaf(seen[i], level) {
-                    debug_assert!(spte::ad_enabled(seen[i]));
-                    // Nobody asks what it found, so this is one instruction
-                    // instead of a loop around an exchange.
-                    format.age_young(&line[i], seen[i]);
-                    fetch_and += 1;
-                }
-            }
+            fetch_and += Self::age_line(format, line, &seen, u8::MAX).count_ones() as u64;
         }
         young += fetch_and;
         let first = gfn + (lines.len() * LINE) as u64;
@@ -804,19 +929,41 @@ impl TdpMmu {
                 continue;
             }
             young += 1;
-            let aged = if locked {
-                format.age_young_locked(word, seen)
-            } else {
-                format.age_young(word, seen)
-            };
-            fetch_and += u64::from(aged.write == spte::Write::FetchAnd);
-            if traced || aged.write != spte::Write::FetchAnd {
-                Self::note_aged(vm, cpu, as_id, level, gfn, &aged);
-            }
+            let at = (level, gfn);
+            let aged = Self::age_young_entry(vm, cpu, as_id, at, word, seen, locked);
+            fetch_and += u64::from(aged);
         }
         cpu.count_n(Counter::SpteFetchAnd, fetch_and);
         cpu.count_n(Counter::SptesAged, fetch_and);
         young != 0
+    }
+
+    /// Age the entries of a cache line of the lowest level that are `wanted`,
+    /// were read as `seen`, and have A/D bits, as all of such a VM have; which
+    /// of them were young. That is worked out without a branch for each, which
+    /// no processor could predict.
+    #[inline(always)]
+    fn age_line(
+        format: &SpteFormat,
+        line: &[AtomicU64; LINE],
+        seen: &[u64; LINE],
+        wanted: u8,
+    ) -> u8 {
+        let young = spte::MMU_PRESENT | format.accessed;
+        let mut found = 0;
+        for (i, &seen) in seen.iter().enumerate() {
+            let is_young = seen & young == young;
+            debug_assert_eq!(is_young, format.is_young_leaf(seen, LEVEL_4K));
+            found |= u8::from(is_young) << i;
+        }
+        found &= wanted;
+        let mut rest = found;
+        while rest != 0 {
+            let i = rest.trailing_zeros() as usize % LINE;
+            rest &= rest - 1;
+            format.age_young(&line[i], seen[i]);
+        }
+        found
     }
 
     /// What follows when an SPTE was aged.
@@ -1075,7 +1222,7 @@ impl TdpMmu {
     ///
     /// # Errors
     /// `ENOMEM` when no table is to be had.
-    fn map(&self, vm: &Vm, cpu: &Cpu, root: TableId, fault: &PageFault) -> Result<Outcome> {
+    fn map(&self, vm: &Vm, cpu: &Cpu, root: TableId, fault: LiveFault<'_>) -> Result<Outcome> {
         let format = vm.format();
         let mut gather = Gather::default();
         let page = self.tables.meta(root);
@@ -1270,12 +1417,16 @@ impl TdpMmu {
         };
         let _shared = cpu.read_lock(&vm.mmu_lock);
         let guard = cpu.rcu.lock();
-        let outcome = if self.is_root_invalid(root) || vm.is_fault_stale(&fault, &guard) {
-            Outcome::Retry
-        } else {
-            let outcome = self.map(vm, cpu, root, &fault)?;
-            vm.release_pfn_clean(cpu, fault.pfn);
-            outcome
+        let live = (!self.is_root_invalid(root))
+            .then(|| vm.live_fault(&fault, &guard))
+            .flatten();
+        let outcome = match live {
+            None => Outcome::Retry,
+            Some(fault) => {
+                let outcome = self.map(vm, cpu, root, fault)?;
+                vm.release_pfn_clean(cpu, fault.pfn);
+                outcome
+            }
         };
         match outcome {
             Outcome::Fixed => {}

@@ -9,7 +9,7 @@ use crate::kvm::guest::{
     GuestPhys, GuestWalk,
 };
 use crate::kvm::memslot::Memslot;
-use crate::kvm::mmu::fault::PageFault;
+use crate::kvm::mmu::fault::LiveFault;
 use crate::kvm::mmu::rmap::{DescCache, RMAP_RECYCLE_THRESHOLD, SptePtr};
 use crate::kvm::mmu::spte::{
     self, LEVEL_4K, Leaf, WRITABLE, gfn_index, is_last, is_present, is_present_leaf, is_writable,
@@ -461,7 +461,7 @@ impl Shadow {
         cache: &mut DescCache,
         mut table: TableId,
         page: u64,
-        fault: &PageFault,
+        fault: LiveFault<'_>,
         writable: bool,
         max_level: u32,
     ) -> Result<Outcome> {
@@ -481,7 +481,7 @@ impl Shadow {
         }
         let base = round_gfn(gfn, goal);
         let target = Target {
-            slot: &fault.slot,
+            slot: fault.slot,
             gfn: base,
             pfn: Pfn(fault.pfn.0 - (gfn - base) as u32),
             level: goal,
@@ -503,7 +503,7 @@ impl Shadow {
         root: TableId,
         page: u64,
         walk: &GuestWalk,
-        fault: &PageFault,
+        fault: LiveFault<'_>,
     ) -> Result<Outcome> {
         // Each entry is looked at again once its table is write-protected: a
         // guest's store in between would otherwise go unnoticed.
@@ -758,16 +758,19 @@ impl Shadow {
         };
         let _lock = cpu.write_lock(&vm.mmu_lock);
         self.locked(vm, cpu, |ctx, state| {
-            if self.is_root_obsolete(vcpu) || vm.is_fault_stale(&fault, ctx.guard) {
+            if self.is_root_obsolete(vcpu) {
                 return Ok(Outcome::Retry);
             }
+            let Some(fault) = vm.live_fault(&fault, ctx.guard) else {
+                return Ok(Outcome::Retry);
+            };
             self.make_pages_available(ctx, state)?;
             let done = match walk {
                 None => {
                     let top = state.page(root).role.level;
-                    self.map_direct(ctx, state, &mut cache, root, page, &fault, true, top)
+                    self.map_direct(ctx, state, &mut cache, root, page, fault, true, top)
                 }
-                Some(walk) => self.fetch(ctx, state, &mut cache, root, page, walk, &fault),
+                Some(walk) => self.fetch(ctx, state, &mut cache, root, page, walk, fault),
             };
             self.commit(ctx, state, false);
             let outcome = match done {

@@ -218,9 +218,10 @@ impl Shadow {
                 // when write permission is taken; `mmu_lock` for read stands
                 // for it.
                 let _lock = cpu.read_lock(&vm.mmu_lock);
-                if vm.is_fault_stale(&fault, &cpu.rcu.lock()) {
+                let guard = cpu.rcu.lock();
+                let Some(fault) = vm.live_fault(&fault, &guard) else {
                     continue;
-                }
+                };
                 vm.release_pfn_clean(cpu, fault.pfn);
                 vm.set_pfn_dirty(cpu, fault.pfn);
                 fault.slot.mark_dirty(gfn);

@@ -1,0 +1,99 @@
+"""The working set over time: what estimators say, beside the truth."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from ..sizes import PAGE_SIZE
+from . import canvas
+
+if TYPE_CHECKING:
+    from ..experiments import ReplayResult
+
+__all__ = ["replay_working_set", "working_set_over_time"]
+
+MIB = 1 << 20
+
+
+def working_set_over_time(
+    time: npt.ArrayLike,
+    truth: npt.ArrayLike,
+    estimates: Mapping[str, npt.ArrayLike],
+    path: str | os.PathLike[str],
+    *,
+    unit: str = "guest accesses",
+    title: str = "Working set over time",
+) -> None:
+    """Draw pages touched in each interval, and what each estimator took for touched.
+
+    Below stands by how much each is wrong, in percent of the truth.
+
+    Args:
+        time: Where the intervals end; they begin at 0.
+        truth: Pages touched in each interval.
+        estimates: By name, pages that an estimator took for touched.
+        path: The file, PNG or SVG by its suffix; it appears whole or not at all.
+        unit: What time is counted in.
+        title: Above the picture.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+        ValueError: If the suffix is neither, or lengths differ.
+
+    """
+    canvas.format_of(path)
+    edges = np.concatenate(([0.0], np.asarray(time, dtype=np.float64)))
+    true = np.asarray(truth, dtype=np.float64)
+    found = {name: np.asarray(pages, dtype=np.float64) for name, pages in estimates.items()}
+    for name, pages in {"truth": true, **found}.items():
+        if pages.shape != (len(edges) - 1,):
+            raise ValueError(f"{name}: {pages.size} values for {len(edges) - 1} intervals")
+    figure = canvas.new(9, 6)
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    mib = PAGE_SIZE / MIB
+    upper.stairs(true * mib, edges, fill=True, color="#cccccc", label="truth")
+    for name, pages in found.items():
+        # The first colour for the first estimator in both parts.
+        [line] = upper.plot([], [], label=name)
+        upper.stairs(pages * mib, edges, baseline=None, color=line.get_color(), lw=1.5)
+        error = np.divide(
+            100.0 * (pages - true), true, out=np.full(len(true), np.nan), where=true > 0
+        )
+        lower.stairs(error, edges, baseline=None, color=line.get_color())
+    lower.axhline(0.0, color="black", lw=0.8)
+    upper.set_ylim(0, 1.2 * max((float(each.max(initial=0)) for each in (true, *found.values())),
+                                default=0) * mib or 1)  # fmt: skip
+    upper.set_title(title)
+    upper.set_ylabel("touched in the interval, MiB")
+    upper.legend(loc="upper left", ncols=3, fontsize="small")
+    lower.set_ylabel("error, % of truth")
+    lower.set_xlabel(unit)
+    canvas.save(figure, path)
+
+
+def replay_working_set(result: ReplayResult, path: str | os.PathLike[str]) -> None:
+    """Draw the working set of a replay: the estimate of aging beside the truth.
+
+    Args:
+        result: The replay.
+        path: The file, PNG or SVG by its suffix; it appears whole or not at all.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+        ValueError: If the suffix is neither.
+
+    """
+    canvas.format_of(path)
+    working_set_over_time(
+        [each.accesses for each in result.passes],
+        [each.true_pages for each in result.passes],
+        {"aging": [each.estimated_pages for each in result.passes]},
+        path,
+        title=f"Working set of {result.trace['source']}, aged every"
+        f" {result.parameters['every']:,} accesses",
+    )

@@ -1,0 +1,118 @@
+//! Torture, short: every MMU with every protocol. With the feature `mutants`,
+//! `YOUNGBIT_MUTANT` selects the variant that is tortured, `YOUNGBIT_ROUNDS`
+//! how many rounds it gets.
+#![cfg(not(loom))]
+
+use std::time::Duration;
+use youngbit_core::kvm::{MmuKind, Protocol};
+use youngbit_core::stress::{self, Options, Round};
+
+/// With the `mutants` feature: the variant that these tests run on.
+fn select_mutant() {
+    #[cfg(feature = "mutants")]
+    {
+        use youngbit_core::mutant::{Mutant, select};
+        let wanted = std::env::var("YOUNGBIT_MUTANT").unwrap_or_default();
+        select(Mutant::ALL.iter().copied().find(|m| m.name() == wanted));
+    }
+}
+
+fn asked(variable: &str, default: u64) -> u64 {
+    let asked = std::env::var(variable).ok();
+    asked.map_or(default, |n| n.parse().expect("a number"))
+}
+
+fn torture(mmu: MmuKind) {
+    select_mutant();
+    let accesses = asked("YOUNGBIT_ACCESSES", 30_000);
+    let mut seed = 1;
+    for _ in 0..asked("YOUNGBIT_ROUNDS", 2) {
+        for &protocol in &[Protocol::BASELINE, Protocol::V7, Protocol::V9] {
+            seed = stress::next_seed(seed);
+            let options = Options {
+                mmu,
+                protocol,
+                accesses,
+                seed,
+                ..Options::default()
+            };
+            let round = stress::round(&options, &mut |_| true).expect("a valid round");
+            assert_eq!(
+                round.failure, None,
+                "seed {seed}, {}: {:?}",
+                round.machine, round.deeds
+            );
+            assert!(round.accesses >= accesses && !round.interrupted);
+        }
+    }
+}
+
+#[test]
+fn tdp() {
+    torture(MmuKind::Tdp);
+}
+
+#[test]
+fn shadow() {
+    torture(MmuKind::Shadow);
+}
+
+#[test]
+fn nested() {
+    torture(MmuKind::Nested);
+}
+
+#[test]
+fn a_round_can_be_ended() {
+    let options = Options {
+        accesses: u64::MAX,
+        ..Options::default()
+    };
+    let mut polls = 0;
+    let round: Round = stress::round(&options, &mut |_| {
+        polls += 1;
+        polls < 5
+    })
+    .expect("a valid round");
+    assert_eq!(round.failure, None);
+    assert!(round.interrupted && round.wall_ns > 0);
+}
+
+#[test]
+fn impossible_rounds_are_refused() {
+    for options in [
+        Options {
+            vcpus: 0,
+            ..Options::default()
+        },
+        Options {
+            vcpus: stress::MAX_THREADS + 1,
+            ..Options::default()
+        },
+        Options {
+            agers: stress::MAX_AGERS + 1,
+            ..Options::default()
+        },
+        Options {
+            accesses: 0,
+            ..Options::default()
+        },
+    ] {
+        assert!(
+            stress::round(&options, &mut |_| true).is_err(),
+            "{options:?}"
+        );
+    }
+}
+
+#[test]
+fn a_stall_is_noticed() {
+    // Two vCPUs that cannot make an access within no time at all.
+    let options = Options {
+        patience: Duration::ZERO,
+        accesses: u64::MAX,
+        ..Options::default()
+    };
+    let round = stress::round(&options, &mut |_| true).expect("a valid round");
+    assert!(round.failure.is_some_and(|what| what.contains("stalled")));
+}
