@@ -288,7 +288,7 @@ impl Vm {
             });
             Ok((elapsed, stats, passes, processor))
         })?;
-        let mut counted = aged.clone();
+        let mut counted = aged;
         for vcpu in &stats.vcpus {
             counted.merge(&vcpu.counters);
         }
