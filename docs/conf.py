@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import pkgutil
 import re
 from pathlib import Path
+from typing import Any
 
 from sphinx.application import Sphinx
 
@@ -31,13 +33,17 @@ html_copy_source = False
 html_show_sourcelink = False
 
 nitpicky = True
-#: Names of other projects, whose documentation is not at hand offline.
+#: Other projects, whose documentation is not at hand offline: their names are
+#: shown and lead nowhere.
+OTHERS = {
+    "click", "collections", "concurrent", "contextlib", "dask", "distributed", "matplotlib", "np",
+    "npt", "numpy", "os", "pandas", "pathlib", "plotly", "polars", "pyarrow", "rich", "types",
+    "typing",
+}  # fmt: skip
 nitpick_ignore_regex = [
-    (r"py:.*", r"(np|npt|numpy|click|rich|matplotlib|collections|os|pathlib|types|typing)\..*"),
-    (r"py:.*", r"(Path|PathLike|Figure)"),
-    (r"py:class", r"youngbit\._core\..*"),
-    # Aliases written as text.
-    (r"py:class", r"(dict\[.*|Region)"),
+    # Aliases of types, written as text, and what they are made of.
+    (r"py:class", r"[^.]*"),
+    (r"py:(class|obj)", r"youngbit\.(_core\..*|.*\.AnExperiment)"),
 ]
 default_role = "any"
 
@@ -96,6 +102,11 @@ def _has_section(lines: list[str]) -> bool:
 _hidden: dict[str, list[str]] = {}
 
 
+def _of_others(app: object, env: object, node: Any, contnode: Any) -> Any:
+    """Leave names of other projects as they are."""
+    return contnode if node.get("reftarget", "").split(".")[0] in OTHERS else None
+
+
 def _escape(app: object, context: object, lines: list[str]) -> None:
     """A command's help is plain text, not reStructuredText."""
     lines[:] = [re.sub(r"([*`|])", r"\\\1", line) for line in lines]
@@ -107,8 +118,15 @@ def _write_api(*_: object) -> None:
     folder.mkdir(exist_ok=True)
     pages = {}
     for name in _modules():
-        importlib.import_module(name)
-        body = [f"# `{name}`", "", "```{eval-rst}", f".. automodule:: {name}", "```", ""]
+        module = importlib.import_module(name)
+        body = [f"# `{name}`", "", "```{eval-rst}", f".. automodule:: {name}", ""]
+        # What a package has from its private modules is documented as the package's.
+        for public in getattr(module, "__all__", ()):
+            found = getattr(module, public)
+            if "._" in getattr(found, "__module__", "") and not found.__module__.endswith("._core"):
+                kind = "class" if inspect.isclass(found) else "function"
+                body += [f".. auto{kind}:: {name}.{public}", ""]
+        body += ["```", ""]
         if name == "youngbit.defaults":
             # Most need no words but their names; all of them have a value.
             path = "../../../python/youngbit/defaults.py"
@@ -129,4 +147,5 @@ def setup(app: Sphinx) -> None:
     app.connect("builder-inited", _write_api)
     app.connect("autodoc-process-docstring", _hide_from_napoleon, priority=400)
     app.connect("autodoc-process-docstring", _show_again, priority=600)
+    app.connect("missing-reference", _of_others)
     app.connect("sphinx-click-process-description", _escape)

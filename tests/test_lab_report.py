@@ -21,7 +21,7 @@ from youngbit import defaults, lab
 from youngbit.lab_report import build
 from youngbit.report import Page
 
-EVIL = "</script><script>window.evil = 1</script><img src=x onerror='window.evil = 2'>"
+EVIL = "</script><script>window.ran = 1</script><img src=x onerror='window.ran = 2'>"
 
 SWEEP = """
 experiment = "aging"
@@ -141,16 +141,16 @@ def test_text_stays_text(tmp_path, browser: Browser):
     page.interactive(figure, name="evil", caption=EVIL)
     [path] = page.write(tmp_path / "evil.html")
     opened = browser.open(path)
-    assert browser.evaluate("typeof window.evil") == "undefined"
+    assert browser.evaluate("typeof window.ran") == "undefined"
     assert browser.evaluate("document.querySelectorAll('#evil .main-svg').length") > 0
     assert opened.requests == []
 
 
 def test_a_script_that_is_not_the_page_s_own_does_not_run(page, tmp_path, browser: Browser):
-    text = page.read_text().replace("</body>", "<script>window.evil = 1</script></body>")
+    text = page.read_text().replace("</body>", "<script>window.ran = 1</script></body>")
     (tmp_path / "changed.html").write_text(text)
     opened = browser.open(tmp_path / "changed.html")
-    assert browser.evaluate("typeof window.evil") == "undefined"
+    assert browser.evaluate("typeof window.ran") == "undefined"
     assert any("Content Security Policy" in error for error in opened.errors)
 
 

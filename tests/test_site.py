@@ -178,7 +178,8 @@ def public_names() -> list[str]:
         for name in getattr(loaded, "__all__", ()):
             found = getattr(loaded, name)
             if inspect.isclass(found) or inspect.isfunction(found):
-                names.append(f"{found.__module__}.{found.__qualname__}")
+                private = "._" in found.__module__
+                names.append(f"{module.name if private else found.__module__}.{found.__qualname__}")
             elif not inspect.ismodule(found) and _assigns(loaded, name):
                 names.append(f"{module.name}.{name}")
     return sorted(set(names))

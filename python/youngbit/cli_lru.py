@@ -25,7 +25,7 @@ from .cli import (
     _trace_file,
     _write_json,
 )
-from .experiments.reclaim import ReclaimResult
+from .experiments.reclaim import RUNS, ReclaimResult
 from .experiments.scenario import (
     Conformance,
     ConformanceResult,
@@ -196,6 +196,9 @@ def _print_conformance(result: ConformanceResult) -> None:
               default="proactive", show_default=True,
               help="proactive: an agent ages by + and evicts by - commands; reclaim: it writes"
               " memory.reclaim; max, high: the limit is memory.max or memory.high.")  # fmt: skip
+@click.option("--aged", is_flag=True,
+              help="An agent ages each interval whoever reclaims, as with proactive anyway."
+              )  # fmt: skip
 @click.option("--every", type=click.IntRange(1), default=None, metavar="N",
               help="Accesses between two agings; otherwise as many as touch a third of the"
               " footprint.")  # fmt: skip
@@ -205,6 +208,10 @@ def _print_conformance(result: ConformanceResult) -> None:
 @click.option("--window", type=click.IntRange(1), default=None, metavar="N",
               help="An evicted page is hot if it is used again within N accesses; otherwise"
               " within --every.")  # fmt: skip
+@click.option("--phases", type=click.IntRange(1, 64), default=defaults.RECLAIM_PHASES,
+              show_default=True, metavar="N",
+              help="Run everything N times, each time with the first round a share of a round"
+              " later, and add up.")  # fmt: skip
 @click.option("--mmu", type=click.Choice(defaults.MMUS), default=defaults.MMU, show_default=True,
               help="Which MMU maps guest memory.")  # fmt: skip
 @click.option("--tlb", "tlb_entries", type=click.IntRange(0, 1 << 20),
@@ -292,37 +299,38 @@ def _print_reclaim(result: ReclaimResult) -> None:
         f"{about['name']}: {about['accesses']:,} accesses to {about['pages']:,} pages,"
         f" {capacity:,} may stay ({format_size(capacity * PAGE_SIZE)});"
         f" pressure: {parameters['pressure']}, intervals of {parameters['every']:,},"
-        f" hot: used again within {parameters['window']:,}"
+        f" hot: used again within {parameters['window']:,};"
+        f" {len(result.phases)} phases, added up"
     )
-    table = _table("", "0x8 off", "0x8 on", "cut", "oracle", left=("",))
-    shown: list[tuple[str, Callable[[float], str]]] = [
-        ("evicted", lambda n: f"{n:,}"),
-        ("hot", lambda n: f"{n:,}"),
-        ("refaults", lambda n: f"{n:,}"),
-        ("swap_ins", lambda n: f"{n:,}"),
-        ("stall_seconds", lambda n: f"{n:.3f}"),
+    table = _table("", "0x8 off", "0x8 on", "cut", "from", "to", "exact LRU", "oracle", left=("",))
+    shown: list[tuple[str, str, Callable[[float], str]]] = [
+        ("evicted", "pages evicted", lambda n: f"{n:,}"),
+        ("hot", "  used soon after: hot", lambda n: f"{n:,}"),
+        ("recent", "  used just before", lambda n: f"{n:,}"),
+        ("refaults", "refaults", lambda n: f"{n:,}"),
+        ("swap_ins", "pages swapped in", lambda n: f"{n:,}"),
+        ("stall_seconds", "guest stall, s", lambda n: f"{n:.3f}"),
     ]
-    names = {
-        "evicted": "pages evicted",
-        "hot": "  of them hot",
-        "refaults": "refaults",
-        "swap_ins": "pages swapped in",
-        "stall_seconds": "guest stall, s",
-    }
-    for name, text in shown:
-        row = [text(run.total(name)) for run in (result.off, result.on, result.oracle)]
-        table.add_row(names[name], row[0], row[1], _percent(result.cut(name)), row[2])
-    for key, name in (
+    for name, title, text in shown:
+        off, on, lru, oracle = (text(result.total(run, name)) for run in RUNS)
+        each = [cut for cut in result.cuts(name) if cut is not None]
+        spread = (_percent(min(each)), _percent(max(each))) if each else ("", "")
+        table.add_row(title, off, on, _percent(result.cut(name)), *spread, lru, oracle)
+    for key, title in (
         ("pgscan", "pages scanned"),
         ("notifier_clear_young_slow", "accurate notifier calls"),
         ("notifier_clear_young_fast", "fast notifier calls"),
     ):
-        off, on = result.off.counters[key], result.on.counters[key]
-        table.add_row(name, f"{off:,}", f"{on:,}", _percent((off - on) / off if off else None), "")
+        before, after = result.counter("off", key), result.counter("on", key)
+        cut = _percent((before - after) / before if before else None)
+        table.add_row(title, f"{before:,}", f"{after:,}", cut, "", "", "", "")
     _print_table(table)
-    for run, name in ((result.off, "off"), (result.on, "on")):
-        if run.missed_rounds:
-            click.echo(f"0x8 {name}: {run.missed_rounds} rounds did not get down to the limit")
+    for cause in result.causes():
+        click.echo(cause)
+    for name in ("off", "on"):
+        missed = sum(getattr(phase, name).missed_rounds for phase in result.phases)
+        if missed:
+            click.echo(f"0x8 {name}: {missed} rounds did not get down to the limit")
 
 
 def _percent(share: float | None) -> str:

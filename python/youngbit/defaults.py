@@ -74,6 +74,11 @@ RECLAIM_TOUCHED: Final = 1 / 3
 RECLAIM_ROUND: Final = 4
 #: A recording too short for that many rounds is aged more often.
 RECLAIM_MIN_ROUNDS: Final = 6
+#: How often everything runs, each time with the first round that share of a
+#: round later.
+RECLAIM_PHASES: Final = 8
+#: Steps of an interval to which it is known when a guest that reclaims itself did.
+RECLAIM_STEPS: Final = 16
 #: Fewer pages than that are a batch or two, and reclaim is all overshoot.
 RECLAIM_LEAST_PAGES: Final = 256
 #: Memory and swap beyond the guest's, so that neither ends before the limit does.

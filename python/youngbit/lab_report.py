@@ -62,7 +62,7 @@ def build(results: Results) -> Page:
     """Return the page about results, of a run or of a sweep, finished or not.
 
     Args:
-        results: What `youngbit.load` returned.
+        results: What ``youngbit.load`` returned.
 
     Raises:
         ImportError: If plotly is not installed.

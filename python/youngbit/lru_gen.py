@@ -17,6 +17,7 @@ by a kernel or by `Host.debugfs`, into the same objects:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +28,16 @@ from .errors import FormatError, format_errors
 from .machine import Generation, GenerationDetail, Generations
 from .policy import Choice, Policy
 
-__all__ = ["Choice", "MemcgHistogram", "Policy", "format", "parse", "read"]
+__all__ = [
+    "Choice",
+    "MemcgHistogram",
+    "Policy",
+    "format",
+    "parse",
+    "parse_counters",
+    "read",
+    "read_counters",
+]
 
 _Lettered: TypeAlias = "tuple[int, str]"
 _Row: TypeAlias = (
@@ -133,3 +143,54 @@ def format(histograms: Iterable[MemcgHistogram]) -> str:  # noqa: A001
             for memcg in histograms
         ]
     )
+
+
+def parse_counters(text: str | bytes, *, source: str = "<text>") -> dict[str, int]:
+    r"""Read what a kernel's ``memory.stat`` or ``/proc/vmstat`` printed.
+
+    They have the names and meanings of `Memcg.stat` and `Host.vmstat`, so that a
+    real machine's can be held against the model's.
+
+    >>> parse_counters("anon 4096\nworkingset_refault_anon 7\n")
+    {'anon': 4096, 'workingset_refault_anon': 7}
+
+    Args:
+        text: The text.
+        source: What to call it in errors.
+
+    Raises:
+        FormatError: With line and column of the first thing that cannot be.
+
+    """
+    data = text.encode() if isinstance(text, str) else bytes(text)
+    counters: dict[str, int] = {}
+    for number, line in enumerate(data.split(b"\n"), start=1):
+        if not line and number == data.count(b"\n") + 1:
+            break
+        name, space, value = line.partition(b" ")
+        if not re.fullmatch(rb"[a-z][a-z0-9_]*", name):
+            raise FormatError(source, number, 1, f"expected a counter's name, found {_shown(name)}")
+        # Counters that the kernel prints as signed may be briefly below zero.
+        if not space or not re.fullmatch(rb"-?[0-9]{1,20}", value):
+            column = len(name) + 2
+            raise FormatError(source, number, column, f"expected a number, found {_shown(value)}")
+        if name.decode() in counters:
+            raise FormatError(source, number, 1, f"{name.decode()} is there twice")
+        counters[name.decode()] = int(value)
+    return counters
+
+
+def _shown(found: bytes) -> str:
+    text = found[:40].decode(errors="backslashreplace")
+    return f'"{text}"' if text else "the end of the line"
+
+
+def read_counters(path: str | Path) -> dict[str, int]:
+    """Read a file, saved or of this very machine, as `parse_counters` does.
+
+    Raises:
+        OSError: If it cannot be read.
+        FormatError: As `parse_counters`.
+
+    """
+    return parse_counters(Path(path).read_bytes(), source=str(path))

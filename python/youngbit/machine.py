@@ -505,6 +505,15 @@ class Host:
             raise ValueError(f"writes: {writes} is not below 2**32")
         _core.fail_swap_writes(self._native, writes)
 
+    def fail_file_writes(self, writes: int) -> None:
+        """Let the next so many pages written back to files fail with an input/output error.
+
+        They stay dirty; `Mm.fsync` tells.
+        """
+        if _address(writes, "writes") >= 1 << 32:
+            raise ValueError(f"writes: {writes} is not below 2**32")
+        _core.fail_file_writes(self._native, writes)
+
     def check(self) -> None:
         """Check that no page, list entry, mapping or swap slot is lost or twice there.
 
@@ -866,6 +875,55 @@ class Mm:
         """
         start = _address(start, "start")
         self._native.touch(start, start + parse_size(length, what="length"), write)
+
+    def read(self, start: int, length: Size) -> bytes:
+        """Read mapped pages of files or shared memory by file descriptor.
+
+        No page table and no accessed bit takes part: what is read is counted in
+        references, and those make tiers.
+
+        Returns:
+            What the pages hold: one byte a page.
+
+        Raises:
+            OSError: ``EBADF`` where no file is mapped, ``ENOMEM``.
+
+        """
+        start = _address(start, "start")
+        return self._native.read_pages(start, start + parse_size(length, what="length"))
+
+    def write(self, start: int, length: Size, byte: int = 0) -> None:
+        """Write mapped pages of files or shared memory by file descriptor.
+
+        The pages become dirty; writing is not counted as using them.
+
+        Args:
+            start: Where the first page is mapped.
+            length: How much to write; whole pages are.
+            byte: What the pages hold from now on.
+
+        Raises:
+            ValueError: For what is no byte.
+            OSError: ``EBADF`` where no file is mapped, ``ENOMEM``.
+
+        """
+        start = _address(start, "start")
+        if _address(byte, "byte") > 0xFF:
+            raise ValueError(f"byte: {byte} is not below 256")
+        self._native.write_pages(start, start + parse_size(length, what="length"), byte)
+
+    def fsync(self, address: int) -> int:
+        """Write back the dirty pages of the file that is mapped at an address.
+
+        Returns:
+            How many were written.
+
+        Raises:
+            OSError: ``EIO``, once, after writing back some page failed, whoever
+                tried; ``EBADF`` where no file is mapped.
+
+        """
+        return self._native.fsync(_address(address, "address"))
 
     def resident(self, start: int, length: Size) -> tuple[int, int]:
         """Return how many pages of a range are mapped, and how many are young.

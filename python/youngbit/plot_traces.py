@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import defaults
-from ._files import atomic_write
+from .plot import canvas
 from .traces._read import missing
 
 if TYPE_CHECKING:
@@ -18,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["ENDINGS", "heat_map", "miss_ratio_curves", "working_sets"]
 
 #: Endings of the pictures that can be written.
-ENDINGS = (".png", ".svg")
+ENDINGS = canvas.FORMATS
 
 _AGES = ("touched since the pass before", "1 generation older", "2 older", "3 older or more")
 _AGE_COLOURS = ("#fde725", "#35b779", "#31688e", "#440154")
@@ -26,29 +24,9 @@ _AGE_COLOURS = ("#fde725", "#35b779", "#31688e", "#440154")
 
 def _figure(width: float, height: float) -> Any:
     try:
-        # Never a window: the backend is chosen with the canvas.
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
+        return canvas.new(width, height)
     except ImportError:
         raise missing("a picture", "matplotlib", "plot") from None
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _save(figure: Any, path: str | os.PathLike[str]) -> None:
-    """Write a picture whole or not at all, the same bytes for the same picture."""
-    import matplotlib as mpl
-
-    ending = Path(path).suffix.lower()
-    if ending not in ENDINGS:
-        raise ValueError(f"{path}: a picture ends in {' or '.join(ENDINGS)}")
-    metadata = {"Date": None} if ending == ".svg" else {}
-    with (
-        mpl.rc_context({"svg.hashsalt": "youngbit", "svg.fonttype": "none"}),
-        atomic_write(path, "wb") as file,
-    ):
-        figure.savefig(file, format=ending[1:], dpi=defaults.PLOT_DPI, metadata=metadata)
 
 
 def heat_map(result: HeatMapResult, path: str | os.PathLike[str]) -> None:
@@ -113,7 +91,7 @@ def heat_map(result: HeatMapResult, path: str | os.PathLike[str]) -> None:
     unit = "instructions" if result.trace["window"] else "time of the trace"
     for axes in (left, right):
         axes.set_xlabel(unit)
-    _save(figure, path)
+    canvas.save(figure, path)
 
 
 def working_sets(result: EstimateResult, path: str | os.PathLike[str]) -> None:
@@ -138,7 +116,7 @@ def working_sets(result: EstimateResult, path: str | os.PathLike[str]) -> None:
     axes.set_ylabel(f"pages of 4 KiB in {result.parameters['every']:,} accesses")
     axes.set_title(f"Working set of {result.workload['name']}: truth and estimates")
     axes.legend(fontsize="small")
-    _save(figure, path)
+    canvas.save(figure, path)
 
 
 def miss_ratio_curves(result: PoliciesResult, path: str | os.PathLike[str]) -> None:
@@ -160,4 +138,4 @@ def miss_ratio_curves(result: PoliciesResult, path: str | os.PathLike[str]) -> N
     axes.set_ylabel("misses, share of accesses")
     axes.set_title(f"Miss ratio of {result.workload['name']}, {result.workload['pages']:,} pages")
     axes.legend(fontsize="small")
-    _save(figure, path)
+    canvas.save(figure, path)

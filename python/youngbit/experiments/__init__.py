@@ -8,7 +8,7 @@ from .contention import Contention, ContentionPoint, ContentionResult, Contentio
 from .estimate import ESTIMATORS, Estimate, EstimateResult, EstimatorResult
 from .heat_map import HeatMap, HeatMapResult
 from .policies import ALGORITHMS, PoliciesResult, PolicyRow, ReclaimPolicies
-from .reclaim import Reclaim, ReclaimResult, ReclaimRun, Workload
+from .reclaim import Phase, Reclaim, ReclaimResult, ReclaimRun, Workload
 from .replay import Replay, ReplayPass, ReplayResult
 from .scenario import Conformance, ConformanceResult, Scenario, ScenarioResult
 
@@ -33,6 +33,7 @@ __all__ = [
     "HeatMapResult",
     "PoliciesResult",
     "PolicyRow",
+    "Phase",
     "Reclaim",
     "ReclaimPolicies",
     "ReclaimResult",

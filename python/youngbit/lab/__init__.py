@@ -1,6 +1,6 @@
 """The laboratory: experiments as data, sweeps of them, and tables of results.
 
-An experiment is a frozen dataclass, written as TOML or in Python; `run` gives
+An experiment is a frozen dataclass, written as TOML or in Python; ``run`` gives
 one row and a table of passes. ``docs/experiments.md`` is the guide.
 """
 

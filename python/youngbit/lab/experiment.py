@@ -68,7 +68,7 @@ class Kind(Generic[AnExperiment]):
     #: The frozen dataclass.
     type: type[AnExperiment]
     #: Runs it; names of files start at the second argument. Takes the callbacks of
-    #: the experiment's own `run` by their names.
+    #: the experiment's own ``run`` by their names.
     measure: Callable[..., Measured]
 
 
@@ -149,7 +149,7 @@ def run(
     Args:
         experiment: One of the types of `KINDS`.
         base: Where relative names of files in it start; otherwise the working directory.
-        callbacks: As the experiment's own `run` has them.
+        callbacks: As the experiment's own ``run`` has them.
 
     Raises:
         TypeError: If it is no experiment.

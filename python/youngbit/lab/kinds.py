@@ -11,7 +11,7 @@ from ..experiments.access_tracking import AGE, AccessTracking, majority_generati
 from ..experiments.aging import Aging
 from ..experiments.estimate import COSTS, ESTIMATORS, Estimate
 from ..experiments.policies import ALGORITHMS, ReclaimPolicies
-from ..experiments.reclaim import Reclaim, ReclaimRun, Workload
+from ..experiments.reclaim import RUNS, Reclaim, ReclaimRun, Workload
 from ..experiments.replay import Replay
 from ..experiments.workloads import Guest, TraceFile, TraceWorkload, Zipf, accessed
 from ..machine import Generations
@@ -203,38 +203,43 @@ def _replay(experiment: ReplayDescription, base: Path | None, **callbacks: Any) 
     )
 
 
-_RECLAIMED = ("evicted", "hot", "refaults", "swap_ins")
+_RECLAIMED = ("evicted", "hot", "recent", "refaults", "swap_ins")
+#: The runs of reclaim that are of a kernel; the others know every access.
+_KERNELS = ("off", "on")
 
 
 def _reclaim(experiment: ReclaimDescription, base: Path | None, **callbacks: Any) -> Measured:
     result = experiment.run(_accessed(experiment, base), **callbacks)
-    runs: dict[str, ReclaimRun] = {"off": result.off, "on": result.on, "oracle": result.oracle}
     summary: dict[str, Scalar] = {
         "footprint_pages": int(result.workload["pages"]),
         "capacity_pages": int(result.parameters["capacity"]),
         "interval": int(result.parameters["every"]),
         "hot_window": int(result.parameters["window"]),
     }
-    for name, each in runs.items():
-        summary |= {f"{name}.{key}": int(each.total(key)) for key in _RECLAIMED}
-        summary[f"{name}.stall_seconds"] = float(each.total("stall_seconds"))
-        if name != "oracle":
-            summary[f"{name}.missed_rounds"] = each.missed_rounds
-            summary |= _counters(each.counters, f"{name}.")
-            summary[f"{name}.guest_seconds"] = each.guest_seconds
-        summary[f"{name}.command_seconds"] = each.command_seconds
+    for name in RUNS:
+        runs: list[ReclaimRun] = [getattr(phase, name) for phase in result.phases]
+        summary |= {f"{name}.{key}": int(result.total(name, key)) for key in _RECLAIMED}
+        summary[f"{name}.stall_seconds"] = result.total(name, "stall_seconds")
+        if name in _KERNELS:
+            summary[f"{name}.missed_rounds"] = sum(run.missed_rounds for run in runs)
+            counted = {key for run in runs for key in run.counters}
+            summary |= _counters({key: result.counter(name, key) for key in counted}, f"{name}.")
+            summary[f"{name}.guest_seconds"] = sum(run.guest_seconds for run in runs)
+        summary[f"{name}.command_seconds"] = sum(run.command_seconds for run in runs)
     summary |= {f"cut.{key}": result.cut(key) for key in ("hot", "refaults", "swap_ins")}
     rows = [
         {
             "number": number,
             "policy": name,
+            "first_round": phase.first,
             "accesses": tick.accesses,
             "resident_pages": tick.resident,
             **{key: getattr(tick, key) for key in _RECLAIMED},
             "stall_seconds": tick.stall_seconds,
         }
-        for name, each in runs.items()
-        for number, tick in enumerate(each.ticks)
+        for phase in result.phases
+        for name in RUNS
+        for number, tick in enumerate(getattr(phase, name).ticks)
     ]
     return Measured(summary, _columns(rows), result)
 
@@ -395,11 +400,13 @@ add_kind(
 _WHOSE = {
     "off": "of the run without secondary MMU walks",
     "on": "of the run with secondary MMU walks",
+    "lru": "of exact LRU, which knows every access",
     "oracle": "of the oracle, which knows the future",
 }
 _WHAT: dict[str, tuple[Type, str, str]] = {
     "evicted": ("int64", "pages", "Pages evicted"),
     "hot": ("int64", "pages", "Evicted pages that were used again within the window"),
+    "recent": ("int64", "pages", "Evicted pages that had been used within the window before"),
     "refaults": ("int64", "pages", "Pages that came back"),
     "swap_ins": ("int64", "pages", "Pages read from swap"),
     "stall_seconds": ("double", "modelled seconds", "Time that the guest waited for pages"),
@@ -420,7 +427,7 @@ add_kind(
         *[
             _column(f"{name}.missed_rounds", "int64", "count",
                     f"Rounds that did not get down to the limit, {_WHOSE[name]}.")
-            for name in ("off", "on")
+            for name in _KERNELS
         ],
         *[
             _column(f"cut.{key}", "double", "share", f"{_WHAT[key][2]}: by which share on is"
@@ -433,13 +440,15 @@ add_kind(
         ],
         *[
             _wall(f"{name}.guest_seconds", f"Wall time of the guest, {_WHOSE[name]}.")
-            for name in ("off", "on")
+            for name in _KERNELS
         ],
     ],
     passes=[
         _PASS_ESTIMATES[0],
         _column("policy", "string", "text",
-                "Which policy; of reclaim off, on or oracle: which of the three runs."),
+                "Which policy; of reclaim off, on, lru or oracle: which of its runs."),
+        _column("first_round", "int64", "accesses",
+                "Accesses before the first round: which of reclaim's phases."),
         _RESIDENT,
         *[
             _column(key, type_, unit, f"{what}.")

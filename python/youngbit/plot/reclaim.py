@@ -31,9 +31,10 @@ def reclaim_over_time(result: ReclaimResult, path: str | os.PathLike[str]) -> No
     figure = canvas.new(9, 8)
     hot, refaults, memory = figure.subplots(3, 1, sharex=True)
     runs = (
-        (result.off, "0x8 off", "#d95f02", "-"),
-        (result.on, "0x8 on", "#1b9e77", "-"),
-        (result.oracle, "oracle", "#666666", "--"),
+        (result.last.off, "0x8 off", "#d95f02", "-"),
+        (result.last.on, "0x8 on", "#1b9e77", "-"),
+        (result.last.lru, "exact LRU", "#7570b3", ":"),
+        (result.last.oracle, "oracle", "#666666", "--"),
     )
     for run, name, colour, line in runs:
         x = np.array([0, *(tick.accesses for tick in run.ticks)]) / 1000

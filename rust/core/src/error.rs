@@ -27,6 +27,8 @@ errnos! {
     EINTR = 4,
     /// An input or output failed.
     EIO = 5,
+    /// No file is there.
+    EBADF = 9,
     /// Try again.
     EAGAIN = 11,
     /// Out of frames, swap slots or address space.

@@ -349,6 +349,41 @@ fn a_failing_device_loses_nothing() {
 }
 
 #[test]
+fn a_failing_file_device_loses_nothing_and_is_told_once() {
+    let mut m = Machine::new(1 << 12, 64);
+    let cpu = m.cpu();
+    let at = m.map(Kind::File, 256);
+    m.fill(&cpu, at, 256, |n| n as u8 | 1);
+    let space = Arc::clone(&m.spaces[0]);
+    m.host.spaces.fail_writes(100);
+    let error = filemap::fsync(&cpu, &space).expect_err("a hundred failed");
+    assert_eq!(error.errno(), Errno::EIO);
+    assert!(error.to_string().contains("100 times"), "{error}");
+    // The others went; told once, and written when the device works again.
+    m.age(&cpu, 3);
+    let freed = m.evict(&cpu, 0, 256).expect("evicted");
+    assert_eq!(freed, 156, "the dirty ones stay");
+    assert_eq!(filemap::fsync(&cpu, &space).expect("works again"), 100);
+    m.age(&cpu, 3);
+    assert_eq!(m.evict(&cpu, 0, 256).expect("evicted"), 100);
+    for n in 0..256 {
+        assert_eq!(m.content(&cpu, at + n * PAGE_SIZE), n as u8 | 1);
+    }
+    // A limit that only writeback could keep: an error, and nothing is lost.
+    m.fill(&cpu, at, 256, |n| n as u8 ^ 0x55);
+    m.host.spaces.fail_writes(u32::MAX);
+    let refused = set_max(&cpu, &m.memcg, 64);
+    assert!(refused.is_err() || m.memcg.usage() > 64, "{refused:?}");
+    m.host.spaces.fail_writes(0);
+    for n in 0..256 {
+        assert_eq!(m.content(&cpu, at + n * PAGE_SIZE), n as u8 ^ 0x55);
+    }
+    drop(cpu);
+    m.check();
+    m.tear_down();
+}
+
+#[test]
 fn without_swap_only_file_pages_go() {
     let mut m = Machine::new(4096, 100);
     let cpu = m.cpu();

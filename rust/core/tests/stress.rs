@@ -116,3 +116,38 @@ fn a_stall_is_noticed() {
     let round = stress::round(&options, &mut |_| true).expect("a valid round");
     assert!(round.failure.is_some_and(|what| what.contains("stalled")));
 }
+
+/// The torture catches what is broken on purpose: this test, run again on each
+/// variant in a process of its own, must fail, and say what it found.
+#[cfg(feature = "mutants")]
+#[test]
+fn mutants_are_caught() {
+    if std::env::var("YOUNGBIT_MUTANT").is_ok_and(|name| !name.is_empty()) {
+        return;
+    }
+    for (mutant, machine, said) in [
+        ("no-unregister-wait", "tdp", "callbacks after unregistering"),
+        ("promote-isolated", "tdp", "node 0"),
+        ("double-increment", "tdp", "node 0"),
+        ("no-srcu-wait", "nested", ""),
+        ("no-seq-check", "nested", ""),
+    ] {
+        let me = std::env::current_exe().expect("this test");
+        let done = std::process::Command::new(me)
+            .args(["--exact", machine, "--nocapture"])
+            .env("YOUNGBIT_MUTANT", mutant)
+            .env("YOUNGBIT_ROUNDS", "200")
+            .env("YOUNGBIT_ACCESSES", "200000")
+            .env("RUST_BACKTRACE", "0")
+            .output()
+            .expect("it runs");
+        let text = String::from_utf8_lossy(&done.stderr).into_owned();
+        let line = text.lines().find(|line| line.contains("left: Some("));
+        let found = line.unwrap_or_else(|| panic!("{mutant} was not caught: {text}"));
+        assert!(
+            !done.status.success() && found.contains(said),
+            "{mutant}: {text}"
+        );
+        println!("CAUGHT | {mutant} | {machine} | {}", found.trim());
+    }
+}

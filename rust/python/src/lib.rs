@@ -32,8 +32,8 @@ mod _core {
     use super::host::Host;
     #[pymodule_export]
     use super::lru::{
-        check, fail_swap_writes, format_lru_gen, memcg_read, memcg_write, optimal, parse_lru_gen,
-        proc_read, proc_write, reuse_distances, stream_accesses, swap,
+        check, fail_file_writes, fail_swap_writes, format_lru_gen, memcg_read, memcg_write,
+        parse_lru_gen, proc_read, proc_write, reuse_distances, run_oracle, stream_accesses, swap,
     };
     #[pymodule_export]
     use super::mm::{Mm, Registration};

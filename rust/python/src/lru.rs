@@ -9,7 +9,7 @@ use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1};
 use pyo3::exceptions::{PyAssertionError, PyOSError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
-use youngbit_core::access::oracle::{self, When};
+use youngbit_core::access::oracle::{self, Choice, Ticks, When};
 use youngbit_core::access::reuse;
 use youngbit_core::lru_gen::{self, histogram};
 use youngbit_core::mm::{conserve, memcg_files};
@@ -213,24 +213,35 @@ pub fn stream_accesses<'py>(
     ))
 }
 
-/// What reclaim that knows the future would do: per tick pages evicted, hot
-/// ones among them, and refaults.
+/// What reclaim that knows the future, or the whole past, would do: per tick
+/// pages evicted, of them those used soon after and just before, and refaults.
 #[pyfunction]
-pub fn optimal(
+#[allow(clippy::too_many_arguments)]
+pub fn run_oracle(
     py: Python<'_>,
     pages: PyReadonlyArray1<'_, u32>,
     capacity: u64,
+    first: u64,
     every: u64,
     window: u64,
     limit: Option<u64>,
-) -> PyResult<Vec<(u64, u64, u64)>> {
+    least_recent: bool,
+) -> PyResult<Vec<(u64, u64, u64, u64)>> {
     let pages = pages.as_slice()?;
     let when = match limit {
         None => When::OnDemand,
         Some(limit) => When::EachTick { limit },
     };
-    let ticks = py.detach(|| oracle::optimal(pages, capacity, every, window, when));
-    let rows = ticks.iter().map(|t| (t.evicted, t.hot, t.refaults));
+    let choice = if least_recent {
+        Choice::LeastRecent
+    } else {
+        Choice::UsedLast
+    };
+    let ticks = Ticks { first, every };
+    let ticks = py.detach(|| oracle::replay(pages, capacity, ticks, window, when, choice));
+    let rows = ticks
+        .iter()
+        .map(|t| (t.evicted, t.hot, t.recent, t.refaults));
     Ok(rows.collect())
 }
 
@@ -256,6 +267,12 @@ pub fn swap(host: &Host) -> (u64, u64) {
 #[pyfunction]
 pub fn fail_swap_writes(host: &Host, writes: u32) {
     host.core.swap.fail_writes(writes);
+}
+
+/// Let the next writes to files fail.
+#[pyfunction]
+pub fn fail_file_writes(host: &Host, writes: u32) {
+    host.core.spaces.fail_writes(writes);
 }
 
 /// Check that nothing of a quiet host is lost or twice there.

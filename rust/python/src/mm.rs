@@ -5,11 +5,12 @@ use crate::notifier::PyNotifier;
 use numpy::PyArray1;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
+use pyo3::types::PyBytes;
 use std::sync::Arc;
 use youngbit_core::lru_gen;
 use youngbit_core::mm::pagetable::TASK_SIZE;
-use youngbit_core::mm::{self, Kind, PAGE_SIZE, Pte, VmFlags};
-use youngbit_core::{Errno, Error, Host};
+use youngbit_core::mm::{self, AddressSpace, Kind, PAGE_SIZE, Pte, VmFlags, filemap};
+use youngbit_core::{Cpu, Errno, Error, Host};
 
 /// A process.
 #[pyclass(frozen, module = "youngbit._core")]
@@ -36,6 +37,48 @@ pub fn kind(name: &str) -> PyResult<Kind> {
         other => Err(PyValueError::new_err(format!(
             "kind: {other:?} is none of 'anon', 'shmem', 'file'"
         ))),
+    }
+}
+
+impl Mm {
+    /// The file or shmem mapped at an address, the page of it that is there,
+    /// and where the mapping ends.
+    fn file_at(&self, address: u64) -> youngbit_core::Result<(Arc<AddressSpace>, u64, u64)> {
+        let vmas = self.core.mmap_lock.read();
+        let vma = vmas
+            .find(address)
+            .filter(|vma| vma.mapping.kind != Kind::Anon);
+        let vma = vma.ok_or_else(|| {
+            Error::new(
+                Errno::EBADF,
+                format!("no file or shared memory is mapped at {address:#x}"),
+            )
+        })?;
+        Ok((Arc::clone(&vma.mapping), vma.page_index(address), vma.end))
+    }
+
+    /// Call `act(space, index)` for every page of a range of files.
+    fn each_page(
+        &self,
+        cpu: &Cpu,
+        start: u64,
+        end: u64,
+        mut act: impl FnMut(&Arc<AddressSpace>, u64) -> youngbit_core::Result<()>,
+    ) -> youngbit_core::Result<()> {
+        checked_range(start, end)?;
+        let mut address = start & !(PAGE_SIZE - 1);
+        while address < end {
+            let (space, first, last) = self.file_at(address)?;
+            let pages = (last.min(end) - address).div_ceil(PAGE_SIZE);
+            for index in first..first + pages {
+                act(&space, index)?;
+                if cpu.poll() {
+                    return Ok(());
+                }
+            }
+            address += pages * PAGE_SIZE;
+        }
+        Ok(())
     }
 }
 
@@ -121,6 +164,43 @@ impl Mm {
             Ok(())
         })?;
         Ok(())
+    }
+
+    /// Read the file pages mapped in a range by descriptor; a byte a page.
+    fn read_pages<'py>(
+        &self,
+        py: Python<'py>,
+        start: u64,
+        end: u64,
+    ) -> PyResult<Bound<'py, PyBytes>> {
+        let (bytes, _) = run(py, &self.host, |cpu| {
+            let mut bytes = Vec::new();
+            self.each_page(cpu, start, end, |space, index| {
+                bytes.push(filemap::read(cpu, &self.core.memcg, space, index)?);
+                Ok(())
+            })?;
+            Ok(bytes)
+        })?;
+        Ok(PyBytes::new(py, &bytes))
+    }
+
+    /// Write the file pages mapped in a range by descriptor, each full of a
+    /// byte.
+    fn write_pages(&self, py: Python<'_>, start: u64, end: u64, byte: u8) -> PyResult<()> {
+        run(py, &self.host, |cpu| {
+            self.each_page(cpu, start, end, |space, index| {
+                filemap::write(cpu, &self.core.memcg, space, index, byte)
+            })
+        })?;
+        Ok(())
+    }
+
+    /// Write back the file mapped at an address; returns the pages written.
+    fn fsync(&self, py: Python<'_>, address: u64) -> PyResult<u64> {
+        let (written, _) = run(py, &self.host, |cpu| {
+            filemap::fsync(cpu, &self.file_at(address)?.0)
+        })?;
+        Ok(written)
     }
 
     /// Pages present in a range, and how many of them have the accessed bit

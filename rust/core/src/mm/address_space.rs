@@ -9,7 +9,7 @@
 use super::Mm;
 use super::folio::Pfn;
 use super::vma::Vma;
-use crate::sync::atomic::{AtomicU8, zeroed};
+use crate::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, zeroed};
 use crate::sync::lock::{Mutex, RwLockReadGuard, RwSem};
 use std::sync::{Arc, Weak};
 
@@ -68,6 +68,8 @@ pub struct AddressSpace {
     pages: Mutex<Vec<u64>>,
     /// Content of a file on its device, one byte a page.
     store: Box<[AtomicU8]>,
+    /// Pages whose writeback failed since somebody was told (`AS_EIO`).
+    failed: AtomicU64,
 }
 
 impl AddressSpace {
@@ -80,7 +82,19 @@ impl AddressSpace {
             i_mmap: RwSem::new(Vec::new()),
             pages: Mutex::new(vec![0; cached]),
             store: zeroed(stored),
+            failed: AtomicU64::new(0),
         }
+    }
+
+    /// Writeback of a page failed (`mapping_set_error()`).
+    pub(crate) fn set_error(&self) {
+        // Relaxed: a count that is read on its own.
+        self.failed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many failed since this was last asked (`filemap_check_errors()`).
+    pub(crate) fn take_errors(&self) -> u64 {
+        self.failed.swap(0, Ordering::Relaxed)
     }
 
     /// Pages of a file or of shmem.
@@ -152,6 +166,8 @@ impl AddressSpace {
 #[derive(Default)]
 pub struct AddressSpaces {
     list: RwSem<Vec<Entry>>,
+    /// How many writes to files fail from now on.
+    failing_writes: AtomicU32,
 }
 
 enum Entry {
@@ -179,6 +195,22 @@ impl Entry {
 }
 
 impl AddressSpaces {
+    /// Let the next `n` pages written back to files fail with an input/output
+    /// error.
+    pub fn fail_writes(&self, n: u32) {
+        self.failing_writes.store(n, Ordering::Relaxed);
+    }
+
+    /// Whether a write fails now.
+    pub(crate) fn write_fails(&self) -> bool {
+        // Read first: no write is to pay for a fault that nobody injects.
+        self.failing_writes.load(Ordering::Relaxed) != 0
+            && self
+                .failing_writes
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1))
+                .is_ok()
+    }
+
     /// A new one of `nr_pages` pages (0 for anonymous memory).
     pub fn create(&self, kind: Kind, nr_pages: u64) -> Arc<AddressSpace> {
         let mut list = self.list.write();

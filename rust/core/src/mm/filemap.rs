@@ -241,7 +241,8 @@ pub fn write(
 
 /// Write up to `limit` dirty pages of a file back to its device
 /// (`write_cache_pages()`). Each is write-protected first, so that a later
-/// write makes it dirty again. Returns how many were written.
+/// write makes it dirty again. Returns how many were written; a page that the
+/// device refuses stays dirty, and the file remembers the error for [`fsync`].
 pub fn writeback(cpu: &Cpu, space: &AddressSpace, limit: u64) -> u64 {
     if space.kind != Kind::File {
         return 0;
@@ -276,6 +277,13 @@ pub fn writeback(cpu: &Cpu, space: &AddressSpace, limit: u64) -> u64 {
         // entry or the folio dirty again.
         rmap::mkclean(cpu, &rmap, pfn);
         memory.word(pfn).clear(DIRTY);
+        if cpu.host().spaces.write_fails() {
+            // Dirty again, as after a failed write to swap: evicted clean, its
+            // content would be nowhere.
+            memory.word(pfn).set(DIRTY);
+            space.set_error();
+            continue;
+        }
         let byte = memory.content(pfn).load(Ordering::Relaxed);
         space.store(index).store(byte, Ordering::Relaxed);
         written += 1;
@@ -286,6 +294,26 @@ pub fn writeback(cpu: &Cpu, space: &AddressSpace, limit: u64) -> u64 {
     }
     cpu.count_n(Counter::FileWritten, written);
     written
+}
+
+/// Write every dirty page of a file back, and tell what failed since the last
+/// call (`vfs_fsync()`, `file_check_and_advance_wb_err()`). Returns how many
+/// were written.
+///
+/// # Errors
+/// `EIO`, once, after the writeback of some page failed, by whoever it was.
+pub fn fsync(cpu: &Cpu, space: &AddressSpace) -> Result<u64> {
+    let written = writeback(cpu, space, u64::MAX);
+    match space.take_errors() {
+        0 => Ok(written),
+        failed => Err(Error::new(
+            Errno::EIO,
+            format!(
+                "file {}: writing back failed {failed} times; those pages are dirty still",
+                space.id
+            ),
+        )),
+    }
 }
 
 /// Move clean pages that reclaim has met dirty to the end where it takes them

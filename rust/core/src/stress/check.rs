@@ -7,7 +7,7 @@ use crate::cpu::Cpu;
 use crate::kvm::mmu::ShadowMmu;
 use crate::kvm::mmu::spte;
 use crate::mm::pagetable::{self, SPECIAL};
-use crate::mm::{Kind, PAGE_SIZE, conserve};
+use crate::mm::{PAGE_SIZE, conserve};
 use crate::trace::Counter;
 
 type Outcome = Result<(), String>;
@@ -143,11 +143,8 @@ fn taken_apart(room: &Room, cpu: Cpu) -> Outcome {
     let host = &room.host;
     room.vm.destroy(&cpu).map_err(|error| error.to_string())?;
     host.exit_mm(&cpu, &room.mm);
-    for space in host.spaces.all() {
-        if space.kind != Kind::Anon {
-            return Err(format!("address space {} is left", space.id));
-        }
-    }
+    let removed = host.remove_space(&cpu, &room.file);
+    removed.map_err(|error| error.to_string())?;
     cpu.check_error().map_err(|error| error.to_string())?;
     // Its cached frames go back.
     drop(cpu);

@@ -12,7 +12,7 @@ use crate::kvm::mmu::ShadowMmu;
 use crate::kvm::mmu::shadow::ALL_ALIASES;
 use crate::lru_gen;
 use crate::lru_gen::reclaim::proactive_reclaim;
-use crate::mm::{MmuNotifier, PAGE_SIZE, VmFlags, page_idle};
+use crate::mm::{MmuNotifier, PAGE_SIZE, VmFlags, filemap, page_idle};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::thread;
 use rand::Rng;
@@ -441,6 +441,11 @@ pub fn harvest(
 // ---- reclaim ----
 
 fn reclaim(room: &Room, cpu: &Cpu, dice: &mut Dice) -> Outcome {
+    if dice.random_bool(0.5) {
+        // Then its pages are clean, and reclaim drops them without a look.
+        filemap::writeback(cpu, &room.file, dice.random_range(1..128));
+        room.did(Deed::Writeback);
+    }
     let pages = dice.random_range(8..128);
     match proactive_reclaim(cpu, &room.memcg, pages, Some(200)) {
         Ok(_) => {

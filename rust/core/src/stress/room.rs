@@ -68,7 +68,7 @@ impl Region {
 pub const KEPT: usize = 0;
 /// Huge pages of the host.
 pub const HUGE: usize = 1;
-/// Its slot moves, goes and comes back.
+/// A file that is written back; its slot moves, goes and comes back.
 pub const MOVING: usize = 2;
 /// Unmapped and mapped again by the process; never swapped out.
 pub const UNMAPPED: usize = 3;
@@ -108,6 +108,7 @@ deeds! {
     LoggingOff = "logging_switched_off",
     Harvest = "dirty_logs_harvested",
     Reclaim = "reclaims",
+    Writeback = "writebacks",
     GuestUnmap = "guest_ptes_unmapped",
     GuestMap = "guest_ptes_mapped",
     GuestTable = "guest_tables_dropped",
@@ -128,6 +129,8 @@ pub struct Room {
     pub copies: [Mutex<Copy>; 2],
     pub rcu: Exhibit,
     pub srcu: Exhibit,
+    /// The file behind the moving region.
+    pub file: Arc<crate::mm::AddressSpace>,
     /// Memory behind the unmapped region.
     pub space: Arc<crate::mm::AddressSpace>,
     stop: AtomicBool,
@@ -282,6 +285,7 @@ impl Room {
             },
         ];
         let space = host.create_space(Kind::Anon, 0);
+        let file = host.create_space(Kind::File, regions[MOVING].slot_pages());
         for (n, region) in regions.iter_mut().enumerate() {
             let flags = VmFlags {
                 locked: n == UNMAPPED,
@@ -291,6 +295,7 @@ impl Room {
             let pages = region.slot_pages();
             let space = match n {
                 UNMAPPED => Arc::clone(&space),
+                MOVING => Arc::clone(&file),
                 _ => host.create_space(Kind::Anon, 0),
             };
             region.hva = mm.mmap(None, pages * PAGE_SIZE, &space, 0, flags)?;
@@ -313,6 +318,7 @@ impl Room {
             rcu: Exhibit::new("rcu"),
             srcu: Exhibit::new("srcu"),
             space,
+            file,
             stop: AtomicBool::new(false),
             made: (0..options.vcpus)
                 .map(|_| CachePadded::new(AtomicU64::new(0)))
