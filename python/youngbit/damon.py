@@ -58,7 +58,7 @@ class Damon:
     ...     stats = vm.run(yb.access.sequential(write=True))
     ...     damon.check()
     >>> int(damon.aggregate().nr_accesses.min())
-    19
+    20
 
     Args:
         vm: The guest.

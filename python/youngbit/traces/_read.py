@@ -410,15 +410,17 @@ def _oracle(name: str, stack: ExitStack, block: int) -> Iterator[Block]:
     while True:
         try:
             data = read(block * ORACLE.itemsize)
+            # A decompressor may hand out less than it will have.
+            while lacking := -len(data) % ORACLE.itemsize:
+                rest = read(lacking)
+                if not rest:
+                    break
+                data += rest
         except broken as error:
             found = str(error).split("\n")[0]
             raise TraceError(name, f"event {at}", found, "a whole zstd stream") from None
         if not data:
             return
-        if len(data) % ORACLE.itemsize:
-            # A pipe or a decompressor may hand out less than it will have.
-            rest = read(ORACLE.itemsize - len(data) % ORACLE.itemsize)
-            data += rest
         records = len(data) // ORACLE.itemsize
         if len(data) % ORACLE.itemsize:
             raise TraceError(

@@ -112,7 +112,8 @@ def record(
             finally:
                 stopped = child.poll() is None and (max_instructions or interrupted or not events)
                 if stopped:
-                    child.terminate()
+                    # While it waits to write a line it heeds nothing less.
+                    child.kill()
             status = child.wait()
     finally:
         for end in (ours, theirs):
