@@ -34,7 +34,7 @@ $(DEPS):
 # What only checking, documenting and benchmarking need: a user who just runs
 # youngbit does not wait for it.
 $(TOOLS): $(DEPS)
-	$(PY) -m pip install --quiet --group dev --group bench --group docs
+	$(PY) -m pip install --quiet --group check --group bench --group docs
 	@touch $@
 
 build: $(DEPS)   ## build the extension module, optimised
