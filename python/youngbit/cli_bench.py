@@ -239,8 +239,6 @@ def _spinner() -> Iterator[Callable[[str], None]]:
         console=console,
         transient=True,
         auto_refresh=False,
-        # Or what is printed into a pipe would go to the terminal instead.
-        redirect_stdout=sys.stdout.isatty(),
     )
     with live as progress:
         task = progress.add_task("", total=None)
