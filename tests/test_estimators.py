@@ -321,7 +321,7 @@ def test_pictures_are_pictures_and_repeat(tmp_path, shipped, ending):
             assert "accesses" in text
         draw(result, path)
         assert path.read_bytes() == data
-    with pytest.raises(ValueError, match=r"ends in \.png or \.svg"):
+    with pytest.raises(ValueError, match=r"expected \.png or \.svg"):
         heat_map(HeatMap().run(trace), tmp_path / "a.gif")
     assert len(list(tmp_path.iterdir())) == 3
 

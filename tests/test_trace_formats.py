@@ -293,14 +293,14 @@ def flipped(data, at):
     return data[:at] + bytes([data[at] ^ 0xFF]) + data[at + 1 :]
 
 
-def cut_member(data):
-    """An archive whose columns are shorter than their headers say."""
+def member(data, change):
+    """An archive with one column that is not as long as its header says."""
     source = zipfile.ZipFile(io.BytesIO(data))
     sink = io.BytesIO()
     with zipfile.ZipFile(sink, "w") as archive:
         for name in source.namelist():
             content = source.read(name)
-            archive.writestr(name, content[:-3] if name == "page.npy" else content)
+            archive.writestr(name, change(content) if name == "page.npy" else content)
     return sink.getvalue()
 
 
@@ -339,7 +339,8 @@ BAD = {
         "a.parquet", arrow(**{key: value[:0] for key, value in columns().items()}),
         "end of file", "at least one event",
     ),
-    "npz-member-cut": ("a.npz", cut_member(npz()), "array page", "a whole array"),
+    "npz-member-cut": ("a.npz", member(npz(), lambda c: c[:-3]), "array page", "a whole array"),
+    "npz-member-long": ("a.npz", member(npz(), lambda c: c + b"more"), "array page", "3 elements"),
     "npz-crc": ("a.npz", flipped(npz(), 100), "array time", "a whole array"),
     "npz-vms": ("a.npz", npz(vms=np.array([5, 3])), "array vms", "rising"),
     "npz-vms-float": ("a.npz", npz(vms=np.array([0.5])), "array vms", "rising"),
