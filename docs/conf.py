@@ -43,8 +43,10 @@ OTHERS = {
 nitpick_ignore_regex = [
     # Aliases of types, written as text, and what they are made of.
     (r"py:class", r"[^.]*"),
-    (r"py:(class|obj)", r"youngbit\.(_core\..*|.*\.AnExperiment)"),
+    (r"py:(class|obj)", r"(youngbit\.(_core\..*|.*\.AnExperiment|.*\._\w+)|units\..*)"),
 ]
+# A name in an annotation that several classes have.
+suppress_warnings = ["ref.python"]
 default_role = "any"
 
 autodoc_default_options = {"members": True, "ignore-module-all": True, "show-inheritance": True}

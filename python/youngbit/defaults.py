@@ -48,7 +48,7 @@ VCPU_BYTES: Final = "1G"
 #: tables: memory that fits a TLB would seem to stay old, as with ``--tlb 1536``.
 ACCESS_TRACKING_TLB_ENTRIES: Final = 0
 LIVE: Final = True
-#: Runs of each protocol that count, with `--against`.
+#: Runs of each protocol that count, with ``--against``.
 CONTENTION_REPETITIONS: Final = 5
 
 # The command `replay`.

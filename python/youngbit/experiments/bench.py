@@ -50,7 +50,7 @@ def _cpuinfo() -> dict[str, str]:
 def machine() -> dict[str, Any]:
     """What figures depend on and no seed repeats; what cannot be read is None.
 
-    `processors` are those that this process may use.
+    ``processors`` are those that this process may use.
     """
     cpu = _cpuinfo()
     caches = {}
@@ -119,8 +119,8 @@ class BenchResult:
     started: str
     #: Wall time of all of it, set-up included.
     seconds: float = 0.0
-    #: Shares of the machine's processor time that others `used` meanwhile, and
-    #: that a hypervisor has `stolen`; None where the system does not say.
+    #: Shares of the machine's processor time that others ``used`` meanwhile, and
+    #: that a hypervisor has ``stolen``; None where the system does not say.
     others: dict[str, float] | None = None
     #: What became of each suite that was asked for.
     suites: dict[str, str] = field(default_factory=dict)
@@ -155,8 +155,8 @@ class BenchResult:
     def contention(self) -> list[dict[str, Any]]:
         """Ratios of the suite `contention`, by MMU, kind of case, and number of vCPUs.
 
-        `pass` is the time of a locked pass over that of a lockless one, `p99`
-        the same of a guest's faults; `guest_locked` and `guest_lockless` are
+        ``pass`` is the time of a locked pass over that of a lockless one, ``p99``
+        the same of a guest's faults; ``guest_locked`` and ``guest_lockless`` are
         the guest's wall time over that without aging. None for what was not
         measured.
         """
@@ -260,7 +260,7 @@ class Bench:
 
     Attributes:
         suites: Names of suites, run in the order of the core; none: all.
-        scale: How much, of `youngbit.defaults.BENCH_SCALES`.
+        scale: How much, of ``youngbit.defaults.BENCH_SCALES``.
         repetitions: Of each contestant; None: what the scale says.
         only: Only cases whose name contains this.
         seed: Of everything random.

@@ -56,7 +56,7 @@ def writing(
 
     Args:
         path: The file.
-        format: One of `WRITTEN`; otherwise the ending of the name says it.
+        format: One of ``WRITTEN``; otherwise the ending of the name says it.
         window: Within this much time a page appears once; 0 if that is not so.
         vms: The first page of each virtual machine, of a merged trace.
         interval: For damon: time in a snapshot.
