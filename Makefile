@@ -18,7 +18,7 @@ BUILD := $(VENV)/build-$(call hash,find rust -name '*.rs' | LC_ALL=C sort | xarg
 MODULE := python/youngbit/_core.abi3.so
 
 .DEFAULT_GOAL := help
-.PHONY: help run test docs protocols protocols-full soak wheel wheel-check bench bench-compare bench-peers lint fmt clean build
+.PHONY: help run test docs protocols protocols-full sanitize soak wheel wheel-check bench bench-compare bench-peers lint fmt clean build
 
 help:            ## show this
 	@sed -n 's/^\([a-z-]*\): *[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -60,6 +60,7 @@ lint: $(TOOLS)    ## formatting, clippy, ruff
 test: export PROPTEST_RNG_SEED := 20260727
 test: $(TOOLS) lint build ## all checks and tests
 	$(CARGO) test --locked -p youngbit-core
+	$(PY) tools/protocols.py --steps 0
 	$(PY) -m mypy
 	$(PY) -m mypy.stubtest youngbit._core
 	$(PY) -m pytest --hypothesis-seed=20260727
@@ -74,9 +75,19 @@ protocols: $(DEPS) ## check the lockless protocols, and that every mutant is cau
 protocols-full: $(DEPS) ## the same with more preemptions a run: long
 	$(PY) tools/protocols.py --full
 
-soak: $(TOOLS) build      ## long tests
+SANITIZE := RUSTC_BOOTSTRAP=1 $(CARGO) test --locked -p youngbit-core --target x86_64-unknown-linux-gnu
+SANITIZED := --test stress --test kvm
+
+sanitize:        ## the threaded tests under AddressSanitizer
+	RUSTFLAGS="-Zsanitizer=address -Cunsafe-allow-abi-mismatch=sanitizer" CARGO_TARGET_DIR=target/asan \
+		ASAN_OPTIONS=detect_leaks=0 $(SANITIZE) $(SANITIZED)
+
+soak: $(TOOLS) build      ## long tests, then an hour of torture; writes docs/soak.md
 	$(CARGO) test --locked --release -p youngbit-core -- --ignored
+	YOUNGBIT_SOAK=170 $(CARGO) test --locked --release -p youngbit-core --lib lockless_walks_while_tables_change
 	$(PY) -m pytest -m soak --timeout 7200
+	PROPTEST_CASES=2000 $(CARGO) test --locked --release -p youngbit-core
+	$(PY) tools/soak.py
 
 bench: $(TOOLS) build     ## time the core and the package
 	$(CARGO) bench --locked -p youngbit-benches

@@ -309,8 +309,13 @@ def main() -> int:
             wrong += not shown
             continue
         if mutant.latency:
-            quiet, loud = latencies(costs[0], ""), latencies(costs[0], name)
-            shown = loud["p99_ns"] >= max(3 * quiet["p99_ns"], 500_000)
+            # A machine that is busy with other things can hide a cost, and
+            # cannot make one again and again.
+            for _ in range(3):
+                quiet, loud = latencies(costs[0], ""), latencies(costs[0], name)
+                shown = loud["p99_ns"] >= max(3 * quiet["p99_ns"], 500_000)
+                if shown:
+                    break
             how = (
                 f"slowest hundredth of zaps: {loud['p99_ns'] / 1e3:,.0f} us "
                 f"for {quiet['p99_ns'] / 1e3:,.1f} us"
@@ -328,7 +333,7 @@ def main() -> int:
         how = f"{first.failure} ({first.at})" if not escaped else "**NOT CAUGHT**"
         rows.append(f"| `{name}` | {mutant.what} | `{first.check}`{others} | {how} |")
         traces.append(f"#### `{name}`: {first.failure}")
-        shown_steps = first.steps[-options.steps :]
+        shown_steps = first.steps[-options.steps :] if options.steps else []
         cut = ["..."] if len(first.steps) > len(shown_steps) else []
         traces.append("\n".join(["```", *cut, *shown_steps, "```"]))
 
