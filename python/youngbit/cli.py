@@ -442,14 +442,14 @@ def info(json_to: str | None) -> None:
     }
     if json_to != "-":
         debug = " with debug assertions" if build["debug_assertions"] else ""
-        click.echo(f"youngbit  {__version__}")
-        click.echo(f"build     {build['profile']}, opt-level {build['opt_level']}{debug},"
+        click.echo(f"youngbit       {__version__}")
+        click.echo(f"build          {build['profile']}, opt-level {build['opt_level']}{debug},"
                    f" {build['rustc']}, {build['target']}")  # fmt: skip
-        click.echo(f"python    {about['python']}")
-        click.echo(f"cpu       {about['cpu']['count']} x {about['cpu']['model']}")
+        click.echo(f"python         {about['python']}")
+        click.echo(f"cpu            {about['cpu']['count']} x {about['cpu']['model']}")
         for name, values in about["features"].items():
-            click.echo(f"{name:<10}{', '.join(values)}")
-        click.echo(f"default   {format_size(parse_size(defaults.VCPU_BYTES))} a vCPU,"
+            click.echo(f"{name.replace('_', ' '):<15}{', '.join(values)}")
+        click.echo(f"default        {format_size(parse_size(defaults.VCPU_BYTES))} a vCPU,"
                    f" seed {defaults.SEED:#x}")  # fmt: skip
     if json_to is not None:
         _write_json(about, json_to)

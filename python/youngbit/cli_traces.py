@@ -315,7 +315,7 @@ def stats(source: str, every: int, from_: str | None, window: int, json_to: str 
 def record(output: str, window: int, max_instructions: int, command: tuple[str, ...]) -> None:
     """Record which pages COMMAND touches, through valgrind.
 
-    Put -- before COMMAND. It runs about a hundred times slower than usual. Ctrl-C
+    Put -- before COMMAND. It runs some thousand times slower than usual. Ctrl-C
     ends it and keeps what was recorded.
     """
     _check_target(output)

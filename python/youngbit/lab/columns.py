@@ -11,7 +11,9 @@ from .._core import counter_help
 
 __all__ = ["COUNTERS", "Column", "Group", "Type", "column", "documented", "register"]
 
+#: What a column may be compared by.
 Group: TypeAlias = Literal["parameter", "result", "timing", "place"]
+#: The Arrow type of a column.
 Type: TypeAlias = Literal["int64", "double", "bool", "string"]
 
 #: Counters that are wall time.

@@ -31,6 +31,7 @@ __all__ = [
     "to_toml",
 ]
 
+#: What a cell of a table holds.
 Scalar: TypeAlias = "int | float | bool | str | None"
 
 

@@ -36,6 +36,7 @@ PASSES = "passes.parquet"
 #: Key of our metadata in Parquet files.
 KEY = b"youngbit"
 
+#: How a run ended.
 Outcome = tuple[int, dict[str, Any], dict[str, list[Any]]]
 
 _TYPES = {"int64": "int64", "double": "float64", "bool": "bool_", "string": "string"}

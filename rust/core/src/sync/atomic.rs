@@ -104,6 +104,26 @@ mod observed {
                 ) -> Result<$int, $int> {
                     self.compare_exchange(old, new, success, failure)
                 }
+                /// Change by a function, until no one else does meanwhile.
+                ///
+                /// # Errors
+                /// The value for which the function has none.
+                #[track_caller]
+                pub fn fetch_update(
+                    &self,
+                    success: Ordering,
+                    failure: Ordering,
+                    mut f: impl FnMut($int) -> Option<$int>,
+                ) -> Result<$int, $int> {
+                    let mut old = self.load(failure);
+                    while let Some(new) = f(old) {
+                        match self.compare_exchange(old, new, success, failure) {
+                            Ok(_) => return Ok(old),
+                            Err(now) => old = now,
+                        }
+                    }
+                    Err(old)
+                }
                 $(
                     /// Change in one step.
                     #[track_caller]
