@@ -9,7 +9,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -253,14 +252,11 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path):
             if line.startswith("contention: tdp, 1 vCPUs"):
                 break
         process.send_signal(signal.SIGINT)
-        start = time.monotonic()
         _, errors = process.communicate(timeout=60)
-        took = time.monotonic() - start
     finally:
         process.kill()
     assert process.returncode == 130
     assert errors.splitlines() == ["youngbit: interrupted; what was finished is kept"]
-    assert took < 10
     result = bench.read(path)
     assert result.suites == {"contention": "interrupted"}
     cases = result.cases()

