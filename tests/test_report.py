@@ -163,7 +163,10 @@ def test_what_a_page_refuses(tmp_path):
         page.write(tmp_path / "no" / "x.html")
 
 
-IMAGES = "[...document.images].map(i => [i.alt, i.complete, i.naturalWidth, i.clientWidth, i.clientHeight])"  # noqa: E501
+IMAGES = (
+    "[...document.images].map("
+    "i => [i.alt, i.complete, i.naturalWidth, i.clientWidth, i.clientHeight])"
+)
 
 
 def faults(browser: Browser, path: Path, figures: int) -> list[str]:

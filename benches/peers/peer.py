@@ -14,12 +14,12 @@ import struct
 import sys
 import time
 from importlib.metadata import version
+from pathlib import Path
 
 
 def ids(path: str) -> list[int]:
     """Identifiers of the requests."""
-    with open(path, "rb") as file:  # noqa: PTH123
-        return [record[1] for record in struct.iter_unpack("<IQIq", file.read())]
+    return [record[1] for record in struct.iter_unpack("<IQIq", Path(path).read_bytes())]
 
 
 def libcachesim(path: str, capacity: int):

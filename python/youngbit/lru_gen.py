@@ -135,7 +135,7 @@ def read(path: str | Path) -> list[MemcgHistogram]:
     return parse(Path(path).read_bytes(), source=str(path))
 
 
-def format(histograms: Iterable[MemcgHistogram]) -> str:  # noqa: A001
+def format(histograms: Iterable[MemcgHistogram]) -> str:
     """Return histograms as the kernel prints them."""
     return _core.format_lru_gen(
         [

@@ -562,7 +562,7 @@ class Host:
         protocol: str = defaults.PROTOCOL,
         aging_asks: str | None = None,
         ad: bool = True,
-        format: str | None = None,  # noqa: A002
+        format: str | None = None,
         levels: int = defaults.LEVELS,
         backing: str = defaults.BACKING,
         kind: Kind = "anon",
@@ -617,7 +617,7 @@ class Host:
         if direct is None:
             direct = mmu == "shadow" and not ad
         if format is None:
-            format = "npt" if mmu == "shadow" and not direct else defaults.FORMAT  # noqa: A001
+            format = "npt" if mmu == "shadow" and not direct else defaults.FORMAT
         _choice(format, defaults.FORMATS, "format")
         _choice(backing, tuple(defaults.BACKINGS), "backing")
         _choice(kind, defaults.KINDS, "kind")

@@ -10,7 +10,7 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
@@ -76,7 +76,9 @@ class _Slot:
         self.executor.shutdown(wait=False, cancel_futures=True)
 
 
-def local(tasks: Iterable[Task], jobs: int, timeout: float | None) -> Iterator[Outcome]:
+def local(
+    tasks: Iterable[Task], jobs: int, timeout: float | None
+) -> Generator[Outcome, None, None]:
     """Run tasks in so many processes; yield what becomes of each as it is done.
 
     A process that dies is one failed run, and another takes its place.
@@ -140,7 +142,7 @@ def _collect(slot: _Slot, running: dict[Future[Outcome], _Slot]) -> Iterator[Out
             running[slot.submit(task)] = slot
 
 
-def dask(tasks: Iterable[Task], address: str) -> Iterator[Outcome]:
+def dask(tasks: Iterable[Task], address: str) -> Generator[Outcome, None, None]:
     """Run tasks on a Dask cluster; yield what becomes of each as it is done.
 
     What a worker that dies was running is run elsewhere; where that happens again

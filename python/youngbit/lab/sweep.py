@@ -131,7 +131,7 @@ def run_sweep(
                 outcomes = pool.local(tasks(), jobs or os.cpu_count() or 1, sweep.timeout)
             else:
                 outcomes = pool.dask(tasks(), dask)
-            with closing(outcomes):  # type: ignore[type-var]
+            with closing(outcomes):
                 for outcome in outcomes:
                     finish(outcome)
         finally:

@@ -44,7 +44,7 @@ __all__ = [
 SHIPPED = "sort"
 
 
-def read(path: str | os.PathLike[str], format: str | None = None) -> Trace:  # noqa: A002
+def read(path: str | os.PathLike[str], format: str | None = None) -> Trace:
     """Read a trace of any format into memory.
 
     Args:

@@ -96,7 +96,7 @@ class Reader(Iterator[Block]):
     def __init__(
         self,
         source: str,
-        format: str,  # noqa: A002
+        format: str,
         blocks: Iterator[Block],
         window: int,
         vms: tuple[int, ...] = (),
@@ -125,7 +125,7 @@ class Reader(Iterator[Block]):
 @contextmanager
 def open_trace(
     path: str | os.PathLike[str],
-    format: str | None = None,  # noqa: A002
+    format: str | None = None,
     *,
     window: int = DEFAULT_WINDOW,
     max_instructions: int = 0,
@@ -160,7 +160,7 @@ def open_trace(
         if not 0 <= value < 1 << 63:
             raise ValueError(f"{what}: {value} is negative or not below 2**63")
     name = os.fspath(path)
-    format = format_of(name) if format is None else format  # noqa: A001
+    format = format_of(name) if format is None else format
     with ExitStack() as stack:
         if format in ("csv", "lackey", "perf"):
             kept = window if format == "lackey" else 0

@@ -43,7 +43,7 @@ class Writer(Protocol):
 @contextmanager
 def writing(
     path: str | os.PathLike[str],
-    format: str | None = None,  # noqa: A002
+    format: str | None = None,
     *,
     window: int = 0,
     vms: tuple[int, ...] = (),
@@ -69,7 +69,7 @@ def writing(
 
     """
     name = os.fspath(path)
-    format = format_of(name) if format is None else format  # noqa: A001
+    format = format_of(name) if format is None else format
     if format not in WRITTEN:
         raise ValueError(
             f"format: {format!r} of {name} is none that can be written: {', '.join(WRITTEN)}"
@@ -96,7 +96,7 @@ def writing(
 def write(
     trace: Trace,
     path: str | os.PathLike[str],
-    format: str | None = None,  # noqa: A002
+    format: str | None = None,
     *,
     interval: int = 0,
 ) -> None:
