@@ -293,10 +293,14 @@ impl Drop for Host {
     fn drop(&mut self) {
         // Subscriptions hold VMs and VMs hold their mm; the last owner of the
         // host cuts these circles. Nothing can run on it any more, so nobody
-        // is waited for.
+        // is inside a section, and all that waits for a grace period is freed.
         let reader = self.srcu.register();
         for mm in self.mms.get_mut().drain(..) {
             mm.forget_notifiers(&reader);
         }
+        drop(reader);
+        // What waits in one may own what defers in the other.
+        let left = self.srcu.drain() + self.rcu.drain() + self.srcu.drain();
+        debug_assert_eq!(left, 0, "callbacks that no grace period ends for");
     }
 }

@@ -335,7 +335,7 @@ impl Shadow {
 
     /// The shadow page tables, for vCPUs' walks.
     #[inline]
-    pub fn tables(&self) -> &Arena<ShadowMeta> {
+    pub fn tables(&self) -> &Arc<Arena<ShadowMeta>> {
         &self.tables
     }
 
