@@ -27,7 +27,7 @@ impl Machine {
     }
 
     fn with_flags(pages: u64, config: VmConfig, flags: VmFlags) -> (Machine, Cpu) {
-        select_mutant();
+        crate::mutant::select_named();
         let host = Host::new(&HostConfig {
             nodes: vec![pages * 2 + 8192],
             swap_pages: 1024,
@@ -111,17 +111,6 @@ impl Machine {
         assert_eq!(self.shadow().tables.live(), 0, "every table freed once");
         assert_eq!(self.shadow().descriptors().0, 0, "every descriptor too");
         assert_eq!(self.shadow().indirect_shadow_pages(), 0);
-    }
-}
-
-/// With the `mutants` feature, YOUNGBIT_MUTANT names the variant that these
-/// tests run on, to see which of them it breaks.
-fn select_mutant() {
-    #[cfg(feature = "mutants")]
-    {
-        use crate::mutant::{Mutant, select};
-        let wanted = std::env::var("YOUNGBIT_MUTANT").unwrap_or_default();
-        select(Mutant::ALL.iter().copied().find(|m| m.name() == wanted));
     }
 }
 
