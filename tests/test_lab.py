@@ -468,7 +468,7 @@ def test_the_core_install_is_enough_to_run(tmp_path):
         "for name in ('pyarrow', 'distributed', 'pandas', 'polars', 'dask', 'matplotlib'):\n"
         "    sys.modules[name] = None\n"
         f"sys.argv = ['youngbit', *{[*map(str, ['run', described])]!r}, *sys.argv[1:]]\n"
-        "from youngbit.cli import main\n"
+        "from youngbit.commands.main import main\n"
         "main()\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True,

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from youngbit import _core
-from youngbit.cli_stress import mmu_stress
+from youngbit.commands.stress import mmu_stress
 
 
 def run(*arguments):

@@ -16,7 +16,8 @@ from typing import Any
 from .. import access, defaults
 from .._core import build_info
 from .._resources import check_memory
-from ..machine import AgingRun, Counters, Generations, Host, LruGen, Mode, Vm
+from ..generations import Generations
+from ..machine import AgingRun, Counters, Host, LruGen, Mode, Vm
 from ..sizes import PAGE_SIZE, Pages, parse_size
 from ..units import AgingAsks, Backing, Bytes, Format, Mask, Mmu, Protocol
 

@@ -24,7 +24,8 @@ import numpy.typing as npt
 
 from .. import access, defaults
 from ..access import Recorded
-from ..machine import AgeStats, Generations, Host, Kind, LruGen, Mode, Vm
+from ..generations import Generations
+from ..machine import AgeStats, Host, Kind, LruGen, Mode, Vm
 from ..policy import Policy
 from ..sizes import PAGE_SIZE, Pages
 from ..units import (

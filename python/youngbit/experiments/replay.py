@@ -15,7 +15,8 @@ import numpy as np
 
 from .. import access, defaults
 from .._core import build_info
-from ..machine import AgeStats, Generations, Host
+from ..generations import Generations
+from ..machine import AgeStats, Host
 from ..sizes import Pages
 from ..traces import Trace
 from ..units import Accesses, Mask, Protocol

@@ -14,7 +14,7 @@ from ..experiments.policies import ALGORITHMS, ReclaimPolicies
 from ..experiments.reclaim import RUNS, Reclaim, ReclaimRun, Workload
 from ..experiments.replay import Replay
 from ..experiments.workloads import Guest, TraceFile, TraceWorkload, Zipf, accessed
-from ..machine import Generations
+from ..generations import Generations
 from ..sizes import parse_size
 from ..units import Bytes
 from .columns import COUNTERS, Column, Type

@@ -10,22 +10,24 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from . import lab
-from ._core import build_info
-from .cli import (
+from .. import lab
+from .._core import build_info
+from ..experiments.aging import AgingPass
+from ..lab import store
+from ..lab.columns import COUNTERS
+from .access_tracking import show_access_tracking
+from .estimate import show_estimate, show_policies
+from .reclaim import show_reclaim
+from .replay import show_replay
+from .shared import (
     EXIT_FAILED,
-    _check_target,
-    _json_option,
-    _progress,
-    _show_access_tracking,
-    _show_replay,
-    _write_json,
+    check_target,
+    json_option,
+    new_table,
+    print_table,
+    show_progress,
+    write_json,
 )
-from .cli_estimate import _show_estimate, _show_policies
-from .cli_lru import _print_table, _show_reclaim, _table
-from .experiments.aging import AgingPass
-from .lab import store
-from .lab.columns import COUNTERS
 
 __all__ = ["register"]
 
@@ -36,14 +38,14 @@ _SHOWN = 10
 @click.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False))
 @click.option("--results", metavar="DIR", help="Keep the result as tables in this directory.")
-@_json_option
+@json_option
 def run(file: str, results: str | None, json_to: str | None) -> None:
     """Run the experiment that FILE, a TOML file, describes.
 
     docs/experiments.md says what it may hold; any experiment's own command
     prints one to start from with --print-experiment.
     """
-    _check_target(json_to)
+    check_target(json_to)
     experiment = lab.read(file)
     kept = None
     if results is not None:
@@ -67,16 +69,16 @@ def run(file: str, results: str | None, json_to: str | None) -> None:
 def _show(experiment: lab.Experiment, json_to: str | None, base: Path) -> lab.Result:
     """Run, and print as the experiment's own command does."""
     if isinstance(experiment, lab.AccessTracking):
-        return _show_access_tracking(experiment, json_to)
+        return show_access_tracking(experiment, json_to)
     if isinstance(experiment, lab.ReplayDescription):
-        return _show_replay(experiment, json_to, base=base)
+        return show_replay(experiment, json_to, base=base)
     if isinstance(experiment, lab.ReclaimDescription):
-        return _show_reclaim(experiment, json_to, base=base)
+        return show_reclaim(experiment, json_to, base=base)
     if isinstance(experiment, lab.EstimateDescription):
-        return _show_estimate(experiment, json_to, base=base)
+        return show_estimate(experiment, json_to, base=base)
     if isinstance(experiment, lab.PoliciesDescription):
-        return _show_policies(experiment, json_to, base=base)
-    with _progress("run", None) as advance:
+        return show_policies(experiment, json_to, base=base)
+    with show_progress("run", None) as advance:
         callbacks: dict[str, Any] = {}
         if isinstance(experiment, lab.Aging):
 
@@ -88,7 +90,7 @@ def _show(experiment: lab.Experiment, json_to: str | None, base: Path) -> lab.Re
     if json_to != "-":
         _print_passes(found)
     if json_to is not None:
-        _write_json(_plain(found), json_to)
+        write_json(_plain(found), json_to)
     return found
 
 
@@ -106,10 +108,10 @@ def _plain(found: lab.Result) -> dict[str, Any]:
 
 def _print_passes(found: lab.Result) -> None:
     names = [name for name in found.passes if COUNTERS not in name]
-    table = _table(*names)
+    table = new_table(*names)
     for values in zip(*(found.passes[name] for name in names), strict=True):
         table.add_row(*map(_text, values))
-    _print_table(table)
+    print_table(table)
     row = found.row
     for name in ("precision", "recall", "working_set_pages", "working_set_error"):
         if name in row:
@@ -134,7 +136,7 @@ def _text(value: Any) -> str:
 @click.option("--dask", metavar="ADDRESS", help="Run on the Dask cluster with this scheduler.")
 @click.option("--retry-failed", is_flag=True, help="Run those again that failed.")
 @click.option("--dry-run", is_flag=True, help="List the runs, and run none.")
-@_json_option
+@json_option
 def sweep(
     file: str,
     results: str | None,
@@ -150,7 +152,7 @@ def sweep(
     on where it stopped when it is started again. Exits 0 if every run came to an
     end, 1 if some failed; those are rows with their error.
     """
-    _check_target(json_to)
+    check_target(json_to)
     plan = lab.Sweep.read(file)
     quiet = json_to == "-"
     if dry_run:
@@ -205,7 +207,7 @@ def sweep(
     if len(failures) > _SHOWN:
         click.echo(f"youngbit: and {len(failures) - _SHOWN} more that failed", err=True)
     if json_to is not None:
-        _write_json(
+        write_json(
             {
                 "schema": "youngbit/sweep-summary",
                 "schema_version": 1,
@@ -224,14 +226,14 @@ def sweep(
 
 
 def _list_runs(plan: lab.Sweep) -> None:
-    table = _table("run", *plan.keys, "error", left=("error",))
+    table = new_table("run", *plan.keys, "error", left=("error",))
     for point in plan.all():
         table.add_row(
             str(point.run),
             *(str(point.values.get(key, "")) for key in plan.keys),
             point.error or "",
         )
-    _print_table(table)
+    print_table(table)
 
 
 def register(group: click.Group) -> None:

@@ -1,16 +1,18 @@
-"""The command ``plot``: pictures of a trace, and of how well aging follows it."""
+"""The commands ``plot`` and ``heatmap``: pictures of a trace, and of how aging follows it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from . import access, defaults, traces
-from .cli import _check_picture, _progress
+from .. import access, defaults, traces
+from ..experiments.heat_map import HeatMap
+from ..plot_traces import heat_map
+from .shared import NumberType, check_picture, check_target, json_option, show_progress, write_json
 
 if TYPE_CHECKING:
-    from .experiments import ReplayResult
+    from ..experiments import ReplayResult
 
 __all__ = ["register"]
 
@@ -45,9 +47,9 @@ def plot(
     guest that is aged every so many accesses; "miss-ratios" and "reuse" are
     exact figures of the trace itself.
     """
-    _check_picture(output)
+    check_picture(output)
     recorded = traces.shipped() if trace is None else traces.read(trace, format_)
-    from . import plot as pictures
+    from .. import plot as pictures
 
     if kind in ("generations", "working-set"):
         result = _replay(recorded, every, tlb_entries)
@@ -57,7 +59,7 @@ def plot(
         }[kind]
         draw(result, output)
     else:
-        from . import reuse
+        from .. import reuse
 
         stream = access.trace(recorded)
         name = recorded.source
@@ -75,13 +77,59 @@ def plot(
 
 
 def _replay(recorded: traces.Trace, every: int, tlb_entries: int) -> ReplayResult:
-    from .experiments import Replay
+    from ..experiments import Replay
 
-    with _progress("plot", -(-len(recorded) // every)) as advance:
+    with show_progress("plot", -(-len(recorded) // every)) as advance:
         experiment = Replay(every=every, tlb_entries=tlb_entries)
         return experiment.run(recorded, passed=lambda each: advance(f"pass {each.number}"))
 
 
+@click.command()
+@click.argument(
+    "trace_file", metavar="[TRACE]", required=False, type=click.Path(exists=True, dir_okay=False)
+)
+@click.option("-o", "--output", default="heatmap.png", show_default=True, metavar="FILE",
+              help="The picture, PNG or SVG.")  # fmt: skip
+@click.option("--every", type=click.IntRange(1), default=None, metavar="N",
+              help="Accesses between two aging passes; otherwise 4000, or a sixteenth of fewer"
+              " than 64000.")  # fmt: skip
+@click.option("--tlb", "tlb_entries", type=click.IntRange(0, 1 << 20),
+              default=defaults.REPLAY_TLB_ENTRIES, show_default=True, metavar="ENTRIES",
+              help="Entries of the vCPU's TLB; 0 for none.")  # fmt: skip
+@click.option("--protocol", type=click.Choice(defaults.PROTOCOLS), default=defaults.PROTOCOL,
+              show_default=True, help="How the VM is aged.")  # fmt: skip
+@click.option("--capabilities", type=NumberType(), default=f"{defaults.CAPABILITIES:#x}",
+              show_default=True, metavar="MASK", help="Mask of lru_gen/enabled.")  # fmt: skip
+@click.option("--layout", type=click.Choice(defaults.LAYOUTS), default="address",
+              show_default=True, help="How pages become the guest's: by address without the gaps,"
+              " or by first touch.")  # fmt: skip
+@click.option("--format", "format_", type=click.Choice(traces.FORMATS), default=None,
+              help="Format of TRACE; otherwise by its ending.")  # fmt: skip
+@json_option
+def heatmap(
+    trace_file: str | None,
+    output: str,
+    format_: str | None,
+    json_to: str | None,
+    **options: Any,
+) -> None:
+    """Draw accesses over address and time, with the generation of each page beside them.
+
+    TRACE is a recorded program; without it the one that comes with the package
+    is drawn.
+    """
+    check_target(json_to)
+    check_picture(output)
+    recorded = traces.shipped() if trace_file is None else traces.read(trace_file, format_)
+    result = HeatMap(**options).run(recorded)
+    heat_map(result, output)
+    if json_to is not None:
+        write_json(result.to_dict(), json_to)
+    if json_to != "-":
+        click.echo(f"Wrote {output}")
+
+
 def register(group: click.Group) -> None:
-    """Add the command to the group."""
-    group.add_command(plot)
+    """Add the commands to the group."""
+    for command in (plot, heatmap):
+        group.add_command(command)

@@ -11,8 +11,8 @@ import click
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from . import _core, defaults
-from .cli import EXIT_FAILED, EXIT_INTERRUPTED, _check_target, _json_option, _Number, _write_json
+from .. import _core, defaults
+from .shared import EXIT_FAILED, EXIT_INTERRUPTED, NumberType, check_target, json_option, write_json
 
 __all__ = ["register"]
 
@@ -63,13 +63,13 @@ class _Seconds(_FloatType):
               help="So many rounds, however long they take.")  # fmt: skip
 @click.option("--accesses", type=click.IntRange(1), default=defaults.STRESS_ACCESSES,
               show_default=True, help="Accesses of each vCPU in a round.")  # fmt: skip
-@click.option("--seed", type=_Number(), default=defaults.SEED, show_default=True,
+@click.option("--seed", type=NumberType(), default=defaults.SEED, show_default=True,
               help="Seed of the first round; each next one's follows from it.")  # fmt: skip
 @click.option("--mmu", type=click.Choice(defaults.MMUS), default=defaults.MMU, show_default=True,
               help="Which MMU maps guest memory.")  # fmt: skip
 @click.option("--protocol", type=click.Choice(defaults.PROTOCOLS), default=defaults.PROTOCOL,
               show_default=True, help="How machines are aged.")  # fmt: skip
-@_json_option
+@json_option
 def mmu_stress(
     threads: int,
     agers: int,
@@ -89,7 +89,7 @@ def mmu_stress(
     the command that repeats the round; how threads interleave is not repeated,
     so it may have to be run more than once.
     """
-    _check_target(json_to)
+    check_target(json_to)
     console = Console(stderr=True)
     deeds: Counter[str] = Counter()
     counters: Counter[str] = Counter()
@@ -150,7 +150,7 @@ def mmu_stress(
     if json_to != "-":
         _print(result)
     if json_to is not None:
-        _write_json(result, json_to)
+        write_json(result, json_to)
     if failure is not None:
         click.echo(f"youngbit: {failure['what']}", err=True)
         click.echo(f"machine: {failure['machine']}", err=True)

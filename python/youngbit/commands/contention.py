@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import click
 
-from .cli import _progress, _seconds, _write_json
-from .experiments import AccessTracking, Contention, ContentionPoint
-from .experiments.contention import FIGURES
-from .sizes import format_size
+from ..experiments import AccessTracking, Contention, ContentionPoint
+from ..experiments.contention import FIGURES
+from ..sizes import format_size
+from .shared import format_seconds, show_progress, write_json
 
 __all__ = ["compare"]
 
@@ -33,7 +33,7 @@ def compare(
             f" {format_size(experiment.vcpu_bytes)} a vCPU: one run of each, then"
             f" {repetitions} of each in turn; medians"
         )
-    with _progress("access-tracking", len(vcpus) * 2 * (repetitions + 1)) as advance:
+    with show_progress("access-tracking", len(vcpus) * 2 * (repetitions + 1)) as advance:
         result = contention.run(
             running=lambda n, protocol, _: advance(f"{n} vCPUs, {protocol}"),
             measured=lambda point: None if quiet else _print(contention, point),
@@ -45,7 +45,7 @@ def compare(
             " time says what the work itself cost."
         )
     if json_to is not None:
-        _write_json(result.to_dict(), json_to)
+        write_json(result.to_dict(), json_to)
 
 
 def _print(contention: Contention, point: ContentionPoint) -> None:
@@ -58,8 +58,8 @@ def _print(contention: Contention, point: ContentionPoint) -> None:
         cpu = point.spread(protocol, "page_cpu_seconds")
         last = runs[-1]
         parts = [
-            f"vcpu wall time {_seconds(wall.median)}" if wall else "",
-            f"avg pass {_seconds(average.median)}" if average else "no passes",
+            f"vcpu wall time {format_seconds(wall.median)}" if wall else "",
+            f"avg pass {format_seconds(average.median)}" if average else "no passes",
             f"{page.median * 1e9:.0f} ns a page" if page else "",
             f"{cpu.median * 1e9:.0f} of processor time" if cpu else "",
         ]
@@ -68,8 +68,8 @@ def _print(contention: Contention, point: ContentionPoint) -> None:
             f"            last run: {last.passes} passes, {last.empty_passes} empty,"
             f" {last.asked:,} pages asked about; mmu_lock taken {last.aging_mmu_locks:,} times by"
             f" aging,\n            waited for {last.mmu_lock_waits:,} times by all,"
-            f" {_seconds(last.mmu_lock_wait_seconds)}; LRU lock"
-            f" {_seconds(last.lru_lock_wait_seconds)}"
+            f" {format_seconds(last.mmu_lock_wait_seconds)}; LRU lock"
+            f" {format_seconds(last.lru_lock_wait_seconds)}"
         )
     for figure, name in FIGURES.items():
         ratio = point.ratio(contention.protocol, contention.against, figure)
