@@ -151,7 +151,7 @@ fn every_machine_returns_its_memory() {
         ] {
             let config = VmConfig {
                 mmu,
-                shadow: shadow.clone(),
+                shadow,
                 format,
                 ..VmConfig::default()
             };
