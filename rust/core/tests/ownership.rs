@@ -110,11 +110,12 @@ fn live_and_die(config: VmConfig, end: End) -> Vec<Alive> {
     let passes = mm.register_notifier(&cpu, passing);
     mm.register_notifier(&cpu, staying);
     mm.unregister_notifier(&cpu, &passes).expect("subscribed");
-    // The last deeds of a thread lie in its own bag of what waits.
-    cpu.rcu.lock().defer({
-        let vm = Arc::clone(&vm);
-        move || drop(vm)
-    });
+    // What waits when the host goes is run by it, even what would otherwise
+    // keep alive the domain in which it waits.
+    for (reader, domain) in [(&cpu.rcu, &host.rcu), (&cpu.srcu, &host.srcu)] {
+        let owned = (Arc::clone(&vm), domain.clone());
+        reader.lock().defer(move || drop(owned));
+    }
     match end {
         End::InOrder => {
             vm.destroy(&cpu).expect("once");
