@@ -63,6 +63,21 @@ impl Machine {
         (machine, cpu)
     }
 
+    /// The same, with every vCPU in the guest that uses the shadow MMU.
+    fn guest(pages: u64, config: VmConfig) -> (Machine, Cpu) {
+        let (machine, cpu) = Self::new(pages, config);
+        machine.enter_l2(&cpu);
+        (machine, cpu)
+    }
+
+    fn enter_l2(&self, cpu: &Cpu) {
+        if self.vm.config.mmu == MmuKind::Nested {
+            for vcpu in 0..self.vm.config.vcpus {
+                self.vm.set_guest_mode(cpu, vcpu, true).expect("nested");
+            }
+        }
+    }
+
     fn shadow(&self) -> &Shadow {
         self.vm.shadow.as_deref().expect("has one")
     }
@@ -344,10 +359,7 @@ fn section_4_under_mmu_lock_a_non_present_spte_is_corruption_reported_once() {
 fn section_4_lockless_aging_clears_only_the_accessed_bit() {
     for config in [shadow(Protocol::V7), nested(Protocol::V7, true)] {
         let l2 = config.mmu == MmuKind::Nested;
-        let (m, cpu) = Machine::new(64, config);
-        if l2 {
-            m.vm.set_guest_mode(&cpu, 0, true).expect("nested");
-        }
+        let (m, cpu) = Machine::guest(64, config);
         for (gfn, write) in [(1, true), (2, false)] {
             m.touch(&cpu, gfn, write);
             let (ptr, before) = spte_of(&m, gfn, LEVEL_4K);
@@ -402,10 +414,7 @@ fn section_4_and_9_who_takes_mmu_lock() {
 fn section_4_without_ad_bits_fast_only_reports_young_and_leaves_it() {
     for config in [direct(Protocol::V7, false), nested(Protocol::V7, false)] {
         let l2 = config.mmu == MmuKind::Nested;
-        let (m, cpu) = Machine::new(64, config);
-        if l2 {
-            m.vm.set_guest_mode(&cpu, 0, true).expect("nested");
-        }
+        let (m, cpu) = Machine::guest(64, config);
         m.touch(&cpu, 7, true);
         let (ptr, before) = spte_of(&m, 7, LEVEL_4K);
         assert!(!spte::ad_enabled(before));
@@ -449,10 +458,7 @@ fn section_4_without_ad_bits_fast_only_reports_young_and_leaves_it() {
 fn section_9_v9_ages_without_ad_bits_and_without_the_lock() {
     for config in [direct(Protocol::V9, false), nested(Protocol::V9, false)] {
         let l2 = config.mmu == MmuKind::Nested;
-        let (m, cpu) = Machine::new(64, config);
-        if l2 {
-            m.vm.set_guest_mode(&cpu, 0, true).expect("nested");
-        }
+        let (m, cpu) = Machine::guest(64, config);
         m.touch(&cpu, 7, true);
         let locks = cpu.counters.get(Counter::MmuLockWrite);
         let exchanges = cpu.counters.get(Counter::SpteCas);
@@ -610,10 +616,7 @@ fn huge_guest_pages_are_shadowed_huge_or_by_direct_pages() {
 fn a_store_to_a_shadowed_table_traps_and_is_obeyed() {
     for config in [shadow(Protocol::V7), nested(Protocol::V7, true)] {
         let l2 = config.mmu == MmuKind::Nested;
-        let (m, cpu) = Machine::new(64, config);
-        if l2 {
-            m.vm.set_guest_mode(&cpu, 0, true).expect("nested");
-        }
+        let (m, cpu) = Machine::guest(64, config);
         m.touch(&cpu, 5, true);
         m.touch(&cpu, 6, true);
         // The guest's first link in its root trapped: the root was shadowed.
@@ -810,10 +813,7 @@ fn a_slot_with_shadowed_tables_in_it_goes() {
                 slot_zap_all,
                 ..config
             };
-            let (m, cpu) = Machine::new(64, config);
-            if l2 {
-                m.vm.set_guest_mode(&cpu, 0, true).expect("nested");
-            }
+            let (m, cpu) = Machine::guest(64, config);
             m.touch(&cpu, 5, true);
             // The guest moves its leaf table to frame 9 of ordinary memory.
             let guest = m.shadow().guest_cpu(&m.vm, &cpu, 0);
@@ -913,10 +913,7 @@ fn broken_guest_tables_fault_the_guest_and_leave_the_host_whole() {
 fn a_guest_table_that_points_at_itself() {
     for config in [shadow(Protocol::V7), nested(Protocol::V7, true)] {
         let l2 = config.mmu == MmuKind::Nested;
-        let (m, cpu) = Machine::new(64, config);
-        if l2 {
-            m.vm.set_guest_mode(&cpu, 0, true).expect("nested");
-        }
+        let (m, cpu) = Machine::guest(64, config);
         let root = m.kernel().root;
         let guest = m.shadow().guest_cpu(&m.vm, &cpu, 0);
         // The last entry of the root is the root: the tables show themselves
