@@ -40,7 +40,7 @@ fn spte(n: usize) -> SptePtr {
 const LENGTHS: &[usize] = &[0, 1, 2, 13, 14, 15, 16, 27, 28, 29, 30, 41, 42, 43, 44];
 
 #[test]
-fn spte_addresses_leave_both_tag_bits_free_and_are_never_zero() {
+fn section_4_spte_addresses_leave_both_tag_bits_free_and_are_never_zero() {
     for (table, index) in [(0, 0), (0, 511), (1, 0), (u32::MAX, 511)] {
         let ptr = SptePtr::new(TableId(table), index);
         assert_eq!(ptr.0 & (RMAP_MANY | RMAP_LOCKED), 0);
@@ -50,7 +50,7 @@ fn spte_addresses_leave_both_tag_bits_free_and_are_never_zero() {
 }
 
 #[test]
-fn one_word_says_none_one_or_many() {
+fn section_4_one_word_says_none_one_or_many() {
     let mut bench = Bench::new();
     let word = AtomicU64::new(0);
     let head = RmapHead(&word);
@@ -65,7 +65,7 @@ fn one_word_says_none_one_or_many() {
 }
 
 #[test]
-fn a_descriptor_holds_fourteen_in_128_bytes() {
+fn section_4_a_descriptor_holds_fourteen_in_128_bytes() {
     assert_eq!((PTE_LIST_EXT, DESC_BYTES), (14, 128));
     let mut bench = Bench::new();
     let word = AtomicU64::new(0);
@@ -86,7 +86,7 @@ fn a_descriptor_holds_fourteen_in_128_bytes() {
 }
 
 #[test]
-fn adding_and_removing_keep_only_the_head_partly_full() {
+fn section_4_adding_and_removing_keep_only_the_head_partly_full() {
     let mut bench = Bench::new();
     let mut rng = Xoshiro256PlusPlus::seed_from_u64(6);
     for round in 0..200 {
@@ -140,7 +140,7 @@ fn removing_what_is_not_there_is_corruption_and_changes_nothing() {
 }
 
 #[test]
-fn an_empty_head_is_not_locked_and_returns_zero() {
+fn section_4_an_empty_head_is_not_locked_and_returns_zero() {
     let counters = Counters::default();
     let word = AtomicU64::new(0);
     assert_eq!(RmapHead(&word).lock(&counters), 0);
@@ -149,7 +149,7 @@ fn an_empty_head_is_not_locked_and_returns_zero() {
 }
 
 #[test]
-fn the_lock_returns_the_value_without_its_bit() {
+fn section_4_the_lock_returns_the_value_without_its_bit() {
     let counters = Counters::default();
     for value in [spte(3).0, DescId(5).as_head()] {
         let word = AtomicU64::new(value);
@@ -164,7 +164,7 @@ fn the_lock_returns_the_value_without_its_bit() {
 }
 
 #[test]
-fn a_locked_head_is_spun_on_and_the_emptied_one_is_not_taken() {
+fn section_4_a_locked_head_is_spun_on_and_the_emptied_one_is_not_taken() {
     let word = AtomicU64::new(spte(1).0);
     let head = RmapHead(&word);
     let mine = Counters::default();
@@ -194,7 +194,33 @@ fn a_locked_head_is_spun_on_and_the_emptied_one_is_not_taken() {
 }
 
 #[test]
-fn the_bit_excludes_readers_from_each_other_too() {
+fn section_4_a_read_only_holder_walks_what_the_lock_returned_and_gives_it_back() {
+    for &len in LENGTHS {
+        let mut bench = Bench::new();
+        let word = AtomicU64::new(0);
+        let head = RmapHead(&word);
+        (0..len).for_each(|n| {
+            bench.add(head, spte(n));
+        });
+        let before = word.load(Ordering::Relaxed);
+        for stop_after in [1, len / 2 + 1, len + 1] {
+            let counters = Counters::default();
+            let mut met = 0;
+            bench.arena.for_each_lockless(&counters, head, |_| {
+                assert_eq!(word.load(Ordering::Relaxed), before | RMAP_LOCKED);
+                met += 1;
+                met < stop_after
+            });
+            assert_eq!(met, len.min(stop_after));
+            assert_eq!(word.load(Ordering::Relaxed), before, "given back");
+            // An empty head stays unlocked and is not walked.
+            assert_eq!(counters.get(Counter::RmapLocks), u64::from(len > 0));
+        }
+    }
+}
+
+#[test]
+fn section_4_the_bit_excludes_readers_from_each_other_too() {
     let mut bench = Bench::new();
     let word = AtomicU64::new(0);
     for n in 0..20 {
@@ -244,7 +270,7 @@ fn freeing_a_descriptor_twice_is_caught() {
 }
 
 #[test]
-fn a_walk_into_a_freed_descriptor_is_seen() {
+fn section_4_a_walk_into_a_freed_descriptor_is_seen() {
     let mut bench = Bench::new();
     let word = AtomicU64::new(0);
     for n in 0..3 {
@@ -259,7 +285,7 @@ fn a_walk_into_a_freed_descriptor_is_seen() {
 }
 
 #[test]
-fn heads_take_eight_bytes_a_page_and_level() {
+fn section_4_heads_take_eight_bytes_a_page_and_level() {
     let rmaps = SlotRmaps::new(512, 4096);
     assert_eq!(rmaps.bytes(), 8 * (4096 + 8 + 1));
     // A slot that begins inside a huge page shares that page's head.
@@ -268,7 +294,7 @@ fn heads_take_eight_bytes_a_page_and_level() {
 }
 
 #[test]
-fn a_range_yields_every_huge_page_it_meets_once() {
+fn section_4_a_range_yields_every_huge_page_it_meets_once() {
     let rmaps = SlotRmaps::new(0, 4096);
     let which = |level, start, end| -> Vec<usize> {
         let base = rmaps.heads[level as usize - 1].as_ptr() as usize;
