@@ -36,13 +36,20 @@ EXPERIMENTS = {
     "aging": small(),
     "estimate": lab.EstimateDescription(every=30_000),
     "policies": lab.PoliciesDescription(sizes=(0.25, 0.5), algorithms=("lru", "mglru", "belady")),
+    "heatmap": lab.HeatMapDescription(every=20_000, rows=50, columns=60),
 }
+#: Those that always run live.
+LIVE = {
+    "contention": lab.ContentionDescription(vcpu_bytes=2 << 20, repetitions=1, vcpu_counts=(1, 2)),
+    "mmu-stress": lab.Stress(rounds=1, accesses=2_000),
+}
+ALL = EXPERIMENTS | LIVE
 
 
 def test_there_is_one_of_every_kind():
-    assert EXPERIMENTS.keys() == lab.KINDS.keys()
+    assert ALL.keys() == lab.KINDS.keys()
     for name, kind in lab.KINDS.items():
-        assert type(EXPERIMENTS[name]) is kind.type
+        assert type(ALL[name]) is kind.type
 
 
 def run(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
@@ -98,7 +105,7 @@ def test_every_field_is_documented_and_none_is_the_default_of_what_may_be_none(n
 @pytest.mark.parametrize("name", lab.KINDS)
 def test_toml_reads_back_as_an_equal_experiment(name):
     default = lab.KINDS[name].type()
-    for experiment in (default, EXPERIMENTS[name], dataclasses.replace(default, seed=7)):
+    for experiment in (default, ALL[name], dataclasses.replace(default, seed=7)):
         assert lab.from_toml(lab.to_toml(experiment)) == experiment
 
 
@@ -152,13 +159,59 @@ def test_runs_repeat_and_every_column_is_documented(name):
     assert {"seconds"} <= first.row.keys() - first.found.keys()
     modelled = re.compile(r".*\.stall_seconds|schedule\.seconds")
     assert not [key for key in first.found if "seconds" in key and not modelled.fullmatch(key)]
-    # Types are those of the registry.
+    assert_types_of_the_registry(first, name)
+
+
+def assert_types_of_the_registry(result, name):
     types = {"int64": int, "double": float, "bool": bool, "string": str}
-    for key, value in first.row.items():
+    for key, value in result.row.items():
         column = lab.experiment.describe_column("runs", key, name)
         assert value is None or type(value) is types[column.type], (key, value)
         assert column.unit
         assert column.meaning.endswith("."), column
+
+
+@pytest.mark.parametrize("name", LIVE)
+def test_live_kinds_repeat_what_was_asked_and_whether_it_held(name):
+    first, second = (lab.run(LIVE[name]) for _ in range(2))
+    assert first.row.keys() == second.row.keys()
+    asked = lab.experiment.parameters(LIVE[name])
+    same = [
+        "experiment",
+        "status",
+        "passes",
+        *asked,
+        *(["verdict"] if "verdict" in first.row else []),
+    ]
+    assert {key: first.row[key] for key in same} == {key: second.row[key] for key in same}
+    assert first.row["status"] == "ok"
+    assert_types_of_the_registry(first, name)
+    for result in (first, second):
+        assert len(result.passes.get("number", [])) == result.row["passes"]
+
+
+def test_contention_has_a_row_of_each_run_that_counts():
+    found = lab.run(LIVE["contention"])
+    assert found.passes["vcpus"] == [1, 1, 2, 2]
+    assert found.passes["protocol"] == ["v7", "baseline"] * 2
+    assert all(seconds > 0 for seconds in found.passes["vcpu_wall_seconds"])
+    ratio = found.passes["vcpu_wall_seconds"][2] / found.passes["vcpu_wall_seconds"][3]
+    assert found.row["ratio.vcpu_wall_seconds"] == ratio
+    with pytest.raises(ValueError, match="the protocol is v7 already"):
+        lab.ContentionDescription(against="v7")
+    with pytest.raises(ValueError, match="compares what -p measures"):
+        lab.ContentionDescription(benchmark=False)
+
+
+def test_stress_has_a_column_of_each_deed():
+    found = lab.run(LIVE["mmu-stress"])
+    assert found.row["verdict"] == "pass"
+    assert found.row["done_rounds"] == 1
+    assert found.row["made_accesses"] >= 2_000
+    ran = _core.stress_round("tdp", "v7", 1, 0, 100, 1, 1.0, lambda _: None)
+    assert [f"deeds.{name}" for name in ran["deeds"]] == [
+        key for key in found.row if key.startswith("deeds.")
+    ]
 
 
 def test_columns_of_counters_are_those_of_the_core():
@@ -399,6 +452,47 @@ def test_swappiness_and_host_memory_are_the_hosts():
         ["estimate", "TRACE", "--every", "100", "--warm-up", "1", "--layout", "address"],
         ["estimate", "--workload", "zipf", "--memory", "8M", "--accesses", "20000"],
         ["policies", "--size", "0.5", "--algorithm", "lru", "--algorithm", "mglru"],
+        ["access-tracking", "-l", "-b", "4M", "--inline", "--mmu", "shadow", "--alias", "2"],
+        ["access-tracking", "-l", "-b", "4M", "--inline", "--no-ad", "-s", "2m", "-o"],
+        ["access-tracking", "-b", "4M", "--inline", "--mmu", "nested", "--l1-no-ad"],
+        [
+            "access-tracking",
+            "-b",
+            "4M",
+            "--inline",
+            "--format",
+            "npt",
+            "--tlb",
+            "64",
+            "--protocol",
+            "v9",
+            "--aging-asks",
+            "none",
+            "--capabilities",
+            "0xf",
+        ],
+        ["aging", "--memory", "4M", "--accesses", "6000", "--every", "1000", "--vms", "2"],
+        [
+            "aging",
+            "--memory",
+            "4M",
+            "--mmu",
+            "shadow",
+            "--protocol",
+            "baseline",
+            "--accesses",
+            "6000",
+            "--every",
+            "2000",
+            "--tlb",
+            "64",
+            "--capabilities",
+            "0x7",
+            "--seed",
+            "3",
+        ],
+        ["heatmap", "-o", "PLOT", "--every", "20000", "--layout", "touch"],
+        ["heatmap", "TRACE", "-o", "PLOT", "--tlb", "0"],
     ],
     ids=" ".join,
 )
@@ -406,7 +500,8 @@ def test_run_does_what_the_command_does(command, tmp_path):
     trace = tmp_path / "a trace.csv"
     rows = "".join(f"{i},{i * 7 % 50},{i % 2}\n" for i in range(300))
     trace.write_text("time,page,write\n" + rows)
-    command = [str(trace) if each == "TRACE" else each for each in command]
+    named = {"TRACE": trace, "PLOT": tmp_path / "it.svg"}
+    command = [str(named.get(each, each)) for each in command]
     own = json.loads(run(*command, "--json", "-").stdout)
     text = run(*command, "--print-experiment").stdout
     # The description is read from somewhere else, and names the same files.
@@ -415,6 +510,56 @@ def test_run_does_what_the_command_does(command, tmp_path):
     described.write_text(text)
     again = json.loads(run("run", described, "--json", "-").stdout)
     assert timeless(again) == timeless(own)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["access-tracking", "-l", "-p", "-b", "4M", "-v", "2"],
+        ["access-tracking", "-l", "-b", "4M", "-v", "2"],
+        ["access-tracking", "-l", "-p", "-b", "2M", "-v", "1,2", "--against", "baseline",
+         "--repeat", "1"],
+        ["access-tracking", "-l", "-p", "-b", "2M", "--protocol", "v9", "--against", "v7",
+         "--repeat", "1", "--mmu", "nested"],
+        ["mmu-stress", "--rounds", "1", "--accesses", "2000", "--mmu", "shadow", "--seed", "5"],
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_run_asks_for_what_a_live_command_does(command, tmp_path):
+    own = json.loads(run(*command, "--json", "-").stdout)
+    described = tmp_path / "described.toml"
+    described.write_text(run(*command, "--print-experiment").stdout)
+    again = json.loads(run("run", described, "--json", "-").stdout)
+    assert again.keys() == own.keys()
+    asked = ("schema", "parameters", "seed", "processors", "verdict", "failure", "mmu", "protocol",
+             "threads", "agers", "accesses_a_round", "rounds")  # fmt: skip
+    assert {key: own[key] for key in asked if key in own} == {
+        key: again[key] for key in asked if key in again
+    }
+    assert [point["vcpus"] for point in again.get("points", [])] == [
+        point["vcpus"] for point in own.get("points", [])
+    ]
+
+
+def test_every_kind_has_a_command_that_prints_it():
+    """The kinds, and the command that is a description of each."""
+    options = {"contention": ["access-tracking", "-l", "-p", "--against", "baseline"]}
+    for name, kind in lab.KINDS.items():
+        text = run(*options.get(name, [name]), "--print-experiment").stdout
+        assert type(lab.from_toml(text)) is kind.type
+
+
+def test_run_draws_what_the_command_draws(tmp_path):
+    pytest.importorskip("matplotlib")
+    command = ["replay", "--every", "20000"]
+    run(*command, "--plot", tmp_path / "own.svg")
+    (tmp_path / "it.toml").write_text(run(*command, "--print-experiment").stdout)
+    run("run", tmp_path / "it.toml", "--plot", tmp_path / "again.svg")
+    assert (tmp_path / "own.svg").read_bytes() == (tmp_path / "again.svg").read_bytes()
+    (tmp_path / "aging.toml").write_text(lab.to_toml(small()))
+    error = run("run", tmp_path / "aging.toml", "--plot", tmp_path / "no.svg", code=2).stderr
+    assert "there is no picture of this kind of experiment" in error
+    assert not (tmp_path / "no.svg").exists()
 
 
 def test_run_keeps_what_it_printed(tmp_path):

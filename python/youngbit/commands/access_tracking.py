@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,19 +11,17 @@ from .. import defaults, lab
 from ..experiments import AccessTracking, AccessTrackingResult
 from ..experiments.access_tracking import Step
 from . import contention
+from .described import Way, run_described
 from .shared import (
-    EXIT_FAILED,
     NumberType,
     SizeType,
-    check_target,
     format_seconds,
     json_option,
     print_option,
     show_progress,
-    write_json,
 )
 
-__all__ = ["register", "show_access_tracking"]
+__all__ = ["WAY", "register"]
 
 if TYPE_CHECKING:
     _TupleType = click.ParamType[tuple[int, ...]]
@@ -106,33 +105,32 @@ def access_tracking(
 
     Exits 0 when verified, 1 when a check failed, 2 for bad usage.
     """
-    check_target(json_to)
     live = (options["benchmark"] or defaults.LIVE) if live is None else live
-    try:
-        experiment = AccessTracking(
-            ad=not no_ad,
-            l1_ad=not l1_no_ad,
-            format=format_,
-            live=live,
+    options |= {"ad": not no_ad, "l1_ad": not l1_no_ad, "format": format_, "live": live}
+
+    def describe() -> lab.Experiment:
+        if against is None:
+            if len(vcpus) > 1:
+                raise ValueError("several numbers of vCPUs need --against")
+            return lab.AccessTracking(vcpus=vcpus[0], **options)
+        return lab.ContentionDescription(
             vcpus=vcpus[0],
+            vcpu_counts=vcpus if len(vcpus) > 1 else None,
+            against=against,
+            repetitions=repeat,
             **options,
         )
-        if against is not None:
-            contention.compare(experiment, against, vcpus, repeat, json_to)
-            return
-        if len(vcpus) > 1:
-            raise ValueError("several numbers of vCPUs need --against")
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
-    if print_experiment:
-        click.echo(lab.to_toml(experiment), nl=False)
-    elif show_access_tracking(experiment, json_to).row["verdict"] != "pass":
-        raise SystemExit(EXIT_FAILED)
+
+    run_described(
+        WAY if against is None else contention.WAY,
+        describe,
+        print_experiment=print_experiment,
+        json_to=json_to,
+    )
 
 
-def show_access_tracking(experiment: AccessTracking, json_to: str | None) -> lab.Result:
-    """Run it, print as the selftest does, and what failed on standard error."""
-    quiet = json_to == "-"
+def _run(experiment: AccessTracking, _base: Path | None, quiet: bool) -> lab.Result:
+    """Run it, and print each step as the selftest does."""
 
     def say(line: str = "") -> None:
         if not quiet:
@@ -159,26 +157,35 @@ def show_access_tracking(experiment: AccessTracking, json_to: str | None) -> lab
                 say(f"{step.name:<30}: {format_seconds(step.seconds)}")
 
         found = lab.run(experiment, started=started, stepped=stepped, warned=say)
-    result: AccessTrackingResult = found.detail
+    _tell(found.detail)
+    return found
 
-    if result.vcpu_wall_seconds is not None:
-        say(f"{'vcpu wall time':<30}: {format_seconds(result.vcpu_wall_seconds)}")
-        passes = result.aging_passes
-        if passes:
-            total = sum(passes)
-            say(
-                f"{'lru_gen avg pass duration':<30}: {format_seconds(total / len(passes))},"
-                f" (passes:{len(passes)}, total:{format_seconds(total)})"
-            )
-        else:
-            say(f"{'lru_gen avg pass duration':<30}: no passes")
-    if json_to is not None:
-        write_json(result.to_dict(), json_to)
+
+def _tell(result: AccessTrackingResult) -> None:
+    """Say on standard error what failed, whoever reads standard output."""
     if result.failure is not None:
         click.echo("==== Test Assertion Failure ====", err=True)
         click.echo(f"  check {result.failure.check} of 5: {result.failure.detail}", err=True)
         click.echo(f"  {result.failure.reason}", err=True)
-    return found
+
+
+def _text(found: lab.Result) -> None:
+    result: AccessTrackingResult = found.detail
+    if result.vcpu_wall_seconds is None:
+        return
+    click.echo(f"{'vcpu wall time':<30}: {format_seconds(result.vcpu_wall_seconds)}")
+    passes = result.aging_passes
+    if not passes:
+        click.echo(f"{'lru_gen avg pass duration':<30}: no passes")
+        return
+    total = sum(passes)
+    click.echo(
+        f"{'lru_gen avg pass duration':<30}: {format_seconds(total / len(passes))},"
+        f" (passes:{len(passes)}, total:{format_seconds(total)})"
+    )
+
+
+WAY = Way(_run, _text)
 
 
 def register(group: click.Group) -> None:

@@ -379,7 +379,7 @@ def _end(
     if json_to is not None:
         write_json(result.to_dict(), json_to)
     if report_to is not None:
-        from ..bench_report import build
+        from ..reports.bench import build
 
         for path in build(result).write(report_to, pngs=True):
             if json_to != "-":

@@ -11,23 +11,21 @@ import click
 from .. import defaults, lab, traces
 from ..experiments.estimate import COSTS, ESTIMATORS, EstimateResult
 from ..experiments.policies import ALGORITHMS, PoliciesResult
-from ..plot_traces import miss_ratio_curves, working_sets
+from ..plot import estimate_working_sets, policy_miss_ratios
 from ..sizes import PAGE_SIZE, format_size
+from .described import Way, run_described
 from .shared import (
     NumberType,
     SizeType,
-    check_picture,
-    check_target,
     json_option,
     named_trace,
     new_table,
     print_option,
     print_table,
     show_progress,
-    write_json,
 )
 
-__all__ = ["register", "show_estimate", "show_policies"]
+__all__ = ["ESTIMATE", "POLICIES", "register"]
 
 _TRACE = click.Path(exists=True, dir_okay=False)
 
@@ -108,48 +106,30 @@ def estimate(
     Each runs on the same accesses: those of TRACE, a recorded program, or of
     --workload. docs/estimators.md says what the columns mean.
     """
-    check_target(json_to)
-    check_picture(plot)
-    accessed = _workload(trace_file, workload, format_, accesses, layout, absolute=print_experiment)
-    try:
-        experiment = lab.EstimateDescription(
+    run_described(
+        ESTIMATE,
+        lambda: lab.EstimateDescription(
             estimators=estimators or tuple(ESTIMATORS),
             seed=seed,
             memory=memory,
-            workload=accessed,
+            workload=_workload(
+                trace_file, workload, format_, accesses, layout, absolute=print_experiment
+            ),
             **options,
-        )
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
-    if print_experiment:
-        click.echo(lab.to_toml(experiment), nl=False)
-        return
-    show_estimate(experiment, json_to, plot=plot)
+        ),
+        print_experiment=print_experiment,
+        json_to=json_to,
+        plot=plot,
+    )
 
 
-def show_estimate(
-    experiment: lab.EstimateDescription,
-    json_to: str | None,
-    *,
-    plot: str | None = None,
-    base: Path | None = None,
-) -> lab.Result:
-    """Run it and print what the command prints; names of files start at ``base``."""
+def _estimate(experiment: lab.EstimateDescription, base: Path | None, _quiet: bool) -> lab.Result:
     with show_progress("estimate", len(experiment.estimators)) as advance:
-        found = lab.run(experiment, base=base, finished=advance)
+        return lab.run(experiment, base=base, finished=advance)
+
+
+def _estimate_text(found: lab.Result) -> None:
     result: EstimateResult = found.detail
-    if json_to != "-":
-        _print_estimate(result)
-    if json_to is not None:
-        write_json(result.to_dict(), json_to)
-    if plot is not None:
-        working_sets(result, plot)
-        if json_to != "-":
-            click.echo(f"Wrote {plot}")
-    return found
-
-
-def _print_estimate(result: EstimateResult) -> None:
     parameters = result.parameters
     intervals = result.estimators[0].intervals
     true = sum(each.true_pages for each in intervals) / len(intervals)
@@ -205,49 +185,31 @@ def policies(
     --workload. Shown are misses as a share of accesses, for each size of memory;
     belady is the least that there can be.
     """
-    check_target(json_to)
-    check_picture(plot)
-    accessed = _workload(trace_file, workload, format_, accesses, layout, absolute=print_experiment)
-    try:
-        experiment = lab.PoliciesDescription(
+    run_described(
+        POLICIES,
+        lambda: lab.PoliciesDescription(
             sizes=sizes or None,
             algorithms=algorithms or None,
             tlb_entries=tlb_entries,
             seed=seed,
             memory=memory,
-            workload=accessed,
-        )
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
-    if print_experiment:
-        click.echo(lab.to_toml(experiment), nl=False)
-        return
-    show_policies(experiment, json_to, plot=plot)
+            workload=_workload(
+                trace_file, workload, format_, accesses, layout, absolute=print_experiment
+            ),
+        ),
+        print_experiment=print_experiment,
+        json_to=json_to,
+        plot=plot,
+    )
 
 
-def show_policies(
-    experiment: lab.PoliciesDescription,
-    json_to: str | None,
-    *,
-    plot: str | None = None,
-    base: Path | None = None,
-) -> lab.Result:
-    """Run it and print what the command prints; names of files start at ``base``."""
+def _policies(experiment: lab.PoliciesDescription, base: Path | None, _quiet: bool) -> lab.Result:
     with show_progress("policies", None) as advance:
-        found = lab.run(experiment, base=base, finished=advance)
+        return lab.run(experiment, base=base, finished=advance)
+
+
+def _policies_text(found: lab.Result) -> None:
     result: PoliciesResult = found.detail
-    if json_to != "-":
-        _print_policies(result)
-    if json_to is not None:
-        write_json(result.to_dict(), json_to)
-    if plot is not None:
-        miss_ratio_curves(result, plot)
-        if json_to != "-":
-            click.echo(f"Wrote {plot}")
-    return found
-
-
-def _print_policies(result: PoliciesResult) -> None:
     click.echo(f"{_about(result.workload)}; miss ratio by memory")
     shown = [f"{size:,} ({format_size(size * PAGE_SIZE)})" for size in result.sizes]
     table = new_table("pages", *shown, left=("pages",))
@@ -260,6 +222,10 @@ def _print_policies(result: PoliciesResult) -> None:
     for reason in sorted(set(result.left_out.values())):
         names = ", ".join(name for name, why in result.left_out.items() if why == reason)
         click.echo(f"Left out: {names}. {reason}")
+
+
+ESTIMATE = Way(_estimate, _estimate_text, draw=estimate_working_sets)
+POLICIES = Way(_policies, _policies_text, draw=policy_miss_ratios)
 
 
 def register(group: click.Group) -> None:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from .. import access, defaults, traces
-from ..experiments.heat_map import HeatMap
-from ..plot_traces import heat_map
-from .shared import NumberType, check_picture, check_target, json_option, show_progress, write_json
+from .. import access, defaults, lab, traces
+from ..plot import heat_map
+from .described import Way, run_described
+from .shared import NumberType, check_picture, json_option, named_trace, print_option, show_progress
 
 if TYPE_CHECKING:
     from ..experiments import ReplayResult
 
-__all__ = ["register"]
+__all__ = ["HEAT_MAP", "register"]
 
 #: What can be drawn, and what it shows.
 KINDS = {
@@ -105,11 +106,13 @@ def _replay(recorded: traces.Trace, every: int, tlb_entries: int) -> ReplayResul
               " or by first touch.")  # fmt: skip
 @click.option("--format", "format_", type=click.Choice(traces.FORMATS), default=None,
               help="Format of TRACE; otherwise by its ending.")  # fmt: skip
+@print_option
 @json_option
 def heatmap(
     trace_file: str | None,
     output: str,
     format_: str | None,
+    print_experiment: bool,
     json_to: str | None,
     **options: Any,
 ) -> None:
@@ -118,15 +121,26 @@ def heatmap(
     TRACE is a recorded program; without it the one that comes with the package
     is drawn.
     """
-    check_target(json_to)
-    check_picture(output)
-    recorded = traces.shipped() if trace_file is None else traces.read(trace_file, format_)
-    result = HeatMap(**options).run(recorded)
-    heat_map(result, output)
-    if json_to is not None:
-        write_json(result.to_dict(), json_to)
-    if json_to != "-":
-        click.echo(f"Wrote {output}")
+    run_described(
+        HEAT_MAP,
+        lambda: lab.HeatMapDescription(
+            trace=named_trace(trace_file, format_, absolute=print_experiment), **options
+        ),
+        print_experiment=print_experiment,
+        json_to=json_to,
+        plot=output,
+    )
+
+
+def _run(experiment: lab.HeatMapDescription, base: Path | None, _quiet: bool) -> lab.Result:
+    return lab.run(experiment, base=base)
+
+
+def _text(found: lab.Result) -> None:
+    """Say nothing: what there is to see is drawn."""
+
+
+HEAT_MAP = Way(_run, _text, draw=heat_map)
 
 
 def register(group: click.Group) -> None:

@@ -10,22 +10,21 @@ import click
 
 from .. import defaults, lab, traces
 from ..experiments.reclaim import RUNS, ReclaimResult
+from ..plot import reclaim_over_time
 from ..sizes import PAGE_SIZE, format_size
+from .described import Way, run_described
 from .shared import (
     NumberType,
     SizeType,
-    check_picture,
-    check_target,
     json_option,
     named_trace,
     new_table,
     print_option,
     print_table,
     show_progress,
-    write_json,
 )
 
-__all__ = ["register", "show_reclaim"]
+__all__ = ["WAY", "register"]
 
 
 @click.command()
@@ -89,41 +88,22 @@ def reclaim(
     Beside both stands an oracle that knows the future. Counted are evictions of
     hot pages, refaults, pages read from swap, and what the guest waits for them.
     """
-    check_target(json_to)
-    check_picture(plot)
-    workload = _workload(source, format_, accesses, absolute=print_experiment)
-    try:
-        experiment = lab.ReclaimDescription(memory=memory, workload=workload, **options)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
-    if print_experiment:
-        click.echo(lab.to_toml(experiment), nl=False)
-        return
-    show_reclaim(experiment, json_to, plot=plot)
+    run_described(
+        WAY,
+        lambda: lab.ReclaimDescription(
+            memory=memory,
+            workload=_workload(source, format_, accesses, absolute=print_experiment),
+            **options,
+        ),
+        print_experiment=print_experiment,
+        json_to=json_to,
+        plot=plot,
+    )
 
 
-def show_reclaim(
-    experiment: lab.ReclaimDescription,
-    json_to: str | None,
-    *,
-    plot: str | None = None,
-    base: Path | None = None,
-) -> lab.Result:
-    """Run it and print what the command prints; names of files start at ``base``."""
+def _run(experiment: lab.ReclaimDescription, base: Path | None, _quiet: bool) -> lab.Result:
     with show_progress("reclaim", None) as advance:
-        found = lab.run(experiment, base=base, ticked=lambda name: advance(f"reclaim, 0x8 {name}"))
-    result: ReclaimResult = found.detail
-    if json_to != "-":
-        _print_reclaim(result)
-    if json_to is not None:
-        write_json(result.to_dict(), json_to)
-    if plot is not None:
-        from ..plot import reclaim_over_time
-
-        reclaim_over_time(result, plot)
-        if json_to != "-":
-            click.echo(f"Wrote {plot}")
-    return found
+        return lab.run(experiment, base=base, ticked=lambda name: advance(f"reclaim, 0x8 {name}"))
 
 
 def _workload(
@@ -142,7 +122,8 @@ def _workload(
     return lab.TraceWorkload(named.file, named.format)
 
 
-def _print_reclaim(result: ReclaimResult) -> None:
+def _text(found: lab.Result) -> None:
+    result: ReclaimResult = found.detail
     about, parameters = result.workload, result.parameters
     capacity = parameters["capacity"]
     click.echo(
@@ -187,6 +168,9 @@ def _print_reclaim(result: ReclaimResult) -> None:
 
 def _percent(share: float | None) -> str:
     return "" if share is None else f"{share * 100:.1f}%"
+
+
+WAY = Way(_run, _text, draw=reclaim_over_time)
 
 
 def register(group: click.Group) -> None:

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from .. import defaults, lab, traces
-from ..experiments import ReplayPass, ReplayResult
+from ..experiments import ReplayResult
+from ..plot import generations_over_time
+from .described import Way, run_described
 from .shared import (
     NumberType,
-    check_picture,
-    check_target,
     json_option,
     named_trace,
+    new_table,
     print_option,
+    print_table,
     show_progress,
-    write_json,
 )
 
-__all__ = ["register", "show_replay"]
+__all__ = ["WAY", "register"]
 
 
 @click.command()
@@ -57,75 +55,54 @@ def replay(
     TRACE is an .npz, CSV or lackey recording (docs/traces.md); without it the
     one that comes with the package is replayed.
     """
-    check_target(json_to)
-    check_picture(plot)
-    experiment = lab.ReplayDescription(
-        every=every,
-        tlb_entries=tlb_entries,
-        protocol=protocol,
-        capabilities=capabilities,
-        trace=named_trace(trace, format_, absolute=print_experiment),
+    run_described(
+        WAY,
+        lambda: lab.ReplayDescription(
+            every=every,
+            tlb_entries=tlb_entries,
+            protocol=protocol,
+            capabilities=capabilities,
+            trace=named_trace(trace, format_, absolute=print_experiment),
+        ),
+        print_experiment=print_experiment,
+        json_to=json_to,
+        plot=plot,
     )
-    if print_experiment:
-        click.echo(lab.to_toml(experiment), nl=False)
-        return
-    show_replay(experiment, json_to, plot=plot)
 
 
-def show_replay(
-    experiment: lab.ReplayDescription,
-    json_to: str | None,
-    *,
-    plot: str | None = None,
-    base: Path | None = None,
-) -> lab.Result:
-    """Run it and print what the command prints; names of files start at ``base``."""
+def _run(experiment: lab.ReplayDescription, base: Path | None, _quiet: bool) -> lab.Result:
     total = -(-len(experiment.trace.read(base)) // experiment.every)
     with show_progress("replay", total) as advance:
+        return lab.run(experiment, base=base, passed=lambda each: advance(f"pass {each.number}"))
 
-        def passed(each: ReplayPass) -> None:
-            advance(f"pass {each.number}")
 
-        found = lab.run(experiment, base=base, passed=passed)
+def _text(found: lab.Result) -> None:
     result: ReplayResult = found.detail
-    if json_to != "-":
-        _print_replay(result)
-    if json_to is not None:
-        write_json(result.to_dict(), json_to)
-    if plot is not None:
-        from ..plot import generations_over_time
-
-        generations_over_time(result, plot)
-        if json_to != "-":
-            click.echo(f"Wrote {plot}")
-    return found
-
-
-def _print_replay(result: ReplayResult) -> None:
     about = result.trace
     click.echo(
         f"{about['source']}: {about['events']:,} accesses to {about['pages']:,} pages,"
         f" aged every {result.parameters['every']:,}"
     )
-    table = Table(box=None, pad_edge=False)
-    for name in ("pass", "accesses", "generations: pages, oldest first", "touched", "estimated",
-                 "precision", "recall", "aging ms"):  # fmt: skip
-        table.add_column(name, justify="left" if name.startswith("gen") else "right")
+    generations = "generations: pages, oldest first"
+    table = new_table(
+        "pass", "accesses", generations, "touched", "estimated", "precision", "recall",
+        "aging ms", left=(generations,),
+    )  # fmt: skip
     for each in result.passes:
-        generations = "  ".join(f"{g.seq}: {g.nr_pages}" for g in each.generations)
         table.add_row(
             str(each.number),
             f"{each.accesses:,}",
-            generations,
+            "  ".join(f"{g.seq}: {g.nr_pages}" for g in each.generations),
             f"{each.true_pages:,}",
             f"{each.estimated_pages:,}",
             f"{each.precision:.4f}",
             f"{each.recall:.4f}",
             f"{each.aging.seconds * 1e3:.3f}",
         )
-    # A pipe has no width; do not fold its lines.
-    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
-    console.print(table)
+    print_table(table)
+
+
+WAY = Way(_run, _text, draw=generations_over_time)
 
 
 def register(group: click.Group) -> None:

@@ -27,7 +27,7 @@ def report(results: str, output: str) -> None:
         if importlib.util.find_spec(module) is None:
             fail(f"a report needs {module}: pip install 'youngbit[{extra}]'", EXIT_USAGE)
     from ..lab import load
-    from ..lab_report import build
+    from ..reports.lab import build
 
     for path in build(load(results)).write(output):
         click.echo(f"Wrote {path}")

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-import time
-from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from .. import _core, defaults
-from .shared import EXIT_FAILED, EXIT_INTERRUPTED, NumberType, check_target, json_option, write_json
+from .. import defaults, lab
+from ..experiments import StressResult
+from .described import INTERRUPTED, Way, run_described
+from .shared import NumberType, json_option, print_option
 
-__all__ = ["register"]
+__all__ = ["WAY", "register"]
 
 #: What is printed of the counters.
 COUNTERS = (
@@ -53,10 +54,12 @@ class _Seconds(_FloatType):
 
 
 @click.command("mmu-stress")
-@click.option("--threads", type=click.IntRange(1, 64), default=defaults.STRESS_THREADS,
-              show_default=True, help="vCPUs, each a thread.")  # fmt: skip
-@click.option("--agers", type=click.IntRange(0, 16), default=defaults.STRESS_AGERS,
-              show_default=True, help="Threads that age.")  # fmt: skip
+@click.option("--threads", type=click.IntRange(1, defaults.STRESS_MAX_THREADS),
+              default=defaults.STRESS_THREADS, show_default=True,
+              help="vCPUs, each a thread.")  # fmt: skip
+@click.option("--agers", type=click.IntRange(0, defaults.STRESS_MAX_AGERS),
+              default=defaults.STRESS_AGERS, show_default=True,
+              help="Threads that age.")  # fmt: skip
 @click.option("--seconds", type=_Seconds(), default=defaults.STRESS_SECONDS, show_default=True,
               help="For how long rounds are begun; the last is cut short.")  # fmt: skip
 @click.option("--rounds", type=click.IntRange(1), default=None,
@@ -69,6 +72,7 @@ class _Seconds(_FloatType):
               help="Which MMU maps guest memory.")  # fmt: skip
 @click.option("--protocol", type=click.Choice(defaults.PROTOCOLS), default=defaults.PROTOCOL,
               show_default=True, help="How machines are aged.")  # fmt: skip
+@print_option
 @json_option
 def mmu_stress(
     threads: int,
@@ -79,6 +83,7 @@ def mmu_stress(
     seed: int,
     mmu: str,
     protocol: str,
+    print_experiment: bool,
     json_to: str | None,
 ) -> None:
     """Do everything to virtual machines at once, and check them.
@@ -89,87 +94,60 @@ def mmu_stress(
     the command that repeats the round; how threads interleave is not repeated,
     so it may have to be run more than once.
     """
-    check_target(json_to)
+    run_described(
+        WAY,
+        lambda: lab.Stress(
+            threads=threads,
+            agers=agers,
+            duration=seconds,
+            rounds=rounds,
+            accesses=accesses,
+            seed=seed,
+            mmu=mmu,
+            protocol=protocol,
+        ),
+        print_experiment=print_experiment,
+        json_to=json_to,
+    )
+
+
+def _run(experiment: lab.Stress, _base: Path | None, _quiet: bool) -> lab.Result:
     console = Console(stderr=True)
-    deeds: Counter[str] = Counter()
-    counters: Counter[str] = Counter()
-    begin = time.monotonic()
-    made = done = 0
-    failure: dict[str, Any] | None = None
-    interrupted = False
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    results: list[StressResult] = []
     with Progress(*columns, console=console, transient=True,
                   disable=not console.is_terminal) as progress:  # fmt: skip
         task = progress.add_task("", total=None)
 
-        def show(accesses_now: int) -> None:
-            progress.update(task, description=f"round {done + 1}, {made + accesses_now:,} accesses")
+        def accessed(accesses: int) -> None:
+            done = results[0].rounds + 1
+            progress.update(task, description=f"round {done}, {accesses:,} accesses")
 
-        at = seed
-        while not interrupted and failure is None:
-            left = seconds - (time.monotonic() - begin)
-            if done >= rounds if rounds is not None else left <= 0:
-                break
-            limit = left if rounds is None else 1e9
-            try:
-                ran = _core.stress_round(mmu, protocol, threads, agers, accesses, at, limit, show)
-            except KeyboardInterrupt:
-                interrupted = True
-                break
-            done += 1
-            made += ran["accesses"]
-            deeds.update(ran["deeds"])
-            counters.update(ran["counters"])
-            interrupted = ran["interrupted"]
-            if ran["failure"] is not None:
-                failure = {"seed": at, "machine": ran["machine"], "what": ran["failure"]}
-            at = _core.next_seed(at)
-    result: dict[str, Any] = {
-        "schema": "youngbit/mmu-stress",
-        "schema_version": 1,
-        "mmu": mmu,
-        "protocol": protocol,
-        "threads": threads,
-        "agers": agers,
-        "seed": seed,
-        "accesses_a_round": accesses,
-        "seconds": round(time.monotonic() - begin, 3),
-        "rounds": done,
-        "accesses": made,
-        "interrupted": interrupted,
-        "deeds": dict(deeds),
-        "counters": dict(counters),
-        "failure": failure,
-    }
-    if failure is not None:
-        repeat = (
-            f"youngbit mmu-stress --mmu {mmu} --protocol {protocol} --threads {threads}"
-            f" --agers {agers} --accesses {accesses} --rounds 1 --seed {failure['seed']}"
-        )
-        failure["repeat"] = repeat
-    if json_to != "-":
-        _print(result)
-    if json_to is not None:
-        write_json(result, json_to)
-    if failure is not None:
-        click.echo(f"youngbit: {failure['what']}", err=True)
-        click.echo(f"machine: {failure['machine']}", err=True)
-        click.echo(f"repeat: {failure['repeat']}", err=True)
-        raise SystemExit(EXIT_FAILED)
-    if interrupted:
-        click.echo("youngbit: interrupted", err=True)
-        raise SystemExit(EXIT_INTERRUPTED)
+        try:
+            found = lab.run(experiment, began=results.append, accessed=accessed)
+        except KeyboardInterrupt:
+            return lab.Result({"status": INTERRUPTED}, {}, results[0])
+    if (failure := found.detail.failure) is not None:
+        click.echo(f"youngbit: {failure.what}", err=True)
+        click.echo(f"machine: {failure.machine}", err=True)
+        click.echo(f"repeat: {failure.repeat}", err=True)
+    return found
 
 
-def _print(result: dict[str, Any]) -> None:
+def _text(found: lab.Result) -> None:
+    result: StressResult = found.detail
+    asked = result.experiment
     click.echo(
-        f"{result['mmu']} {result['protocol']}: {result['rounds']} rounds,"
-        f" {result['accesses']:,} accesses, {result['seconds']:.1f} s, seed {result['seed']:#x}"
+        f"{asked.mmu} {asked.protocol}: {result.rounds} rounds,"
+        f" {result.accesses:,} accesses, {result.wall_seconds:.1f} s, seed {asked.seed:#x}"
     )
-    chosen = {name: result["counters"].get(name, 0) for name in COUNTERS}
-    for name, n in {**result["deeds"], **chosen}.items():
+    chosen = {name: result.counters.get(name, 0) for name in COUNTERS}
+    for name, n in {**result.deeds, **chosen}.items():
         click.echo(f"{n:>14,}  {name.replace('_', ' ')}")
-    click.echo("nothing was lost" if result["failure"] is None else "FAILED")
+    click.echo("nothing was lost" if result.failure is None else "FAILED")
+
+
+WAY = Way(_run, _text)
 
 
 def register(group: click.Group) -> None:

@@ -18,12 +18,12 @@ import numpy as np
 
 from .. import access, defaults
 from .._core import build_info
+from ..errors import missing
 from ..machine import Host
 from ..oracle import optimal
 from ..policy import Policy
 from ..sizes import PAGE_SIZE, Pages
 from ..traces import Block
-from ..traces._read import missing
 from ..traces._write import writing
 from .reclaim import Workload
 

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from .experiments.bench import COMPLETE, BenchResult, kind_of
-from .report import Page, new_figure
+from ..experiments.bench import COMPLETE, BenchResult, kind_of
+from .page import Page, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
