@@ -10,9 +10,10 @@ use crate::mm::swap::Swap;
 use crate::mm::{FolioWord, Memcg, Mm, NotifierList, Pfn};
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::sync::lock::{Mutex, RwSem};
+use crate::sync::once::OnceLock;
 use crate::sync::rcu::Domain;
 use crate::trace::{CounterTotals, Record};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Instant;
 
 /// The host's clock, which birth times and trace records are taken from.

@@ -13,9 +13,10 @@ use crate::mutant::{self, Mutant};
 use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering, zeroed};
 use crate::sync::cell::Witness;
 use crate::sync::lock::{Condvar, Mutex};
+use crate::sync::once::OnceLock;
 use crate::sync::rcu::{Domain, DomainId, Guard};
 use std::cell::UnsafeCell;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use super::mmu::rmap::SlotRmaps;
 use super::mmu::shadow::SlotTracking;

@@ -20,8 +20,9 @@ use crate::mutant::{self, Mutant};
 use crate::sync::CachePadded;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::lock::QrwLock;
+use crate::sync::once::OnceLock;
 use crate::trace::{Counter, Event};
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, Weak};
 
 /// Which MMU maps the guest's memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
