@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import access, defaults
-from .._core import build_info
 from ..machine import Host
 from ..sizes import Pages
 from ..traces import Trace
 from ..units import Accesses, Choice, Mask, Protocol
+from ._parts import head
 
 __all__ = ["ABSENT", "HeatMap", "HeatMapResult", "interval", "laid_out"]
 
@@ -72,10 +72,7 @@ class HeatMapResult:
     def to_dict(self) -> dict[str, Any]:
         """Return everything as a plain dict."""
         return {
-            "schema": SCHEMA,
-            "schema_version": SCHEMA_VERSION,
-            "parameters": self.parameters,
-            "build": build_info(),
+            **head(SCHEMA, SCHEMA_VERSION, self.parameters),
             "trace": self.trace,
             **{
                 name: getattr(self, name).tolist()
@@ -98,6 +95,7 @@ class HeatMap:
             first touch.
         rows: Rows of the map, at most.
         columns: Columns of the map.
+        seed: Kept with the result; a recording has nothing random.
 
     """
 
@@ -108,6 +106,7 @@ class HeatMap:
     layout: Annotated[str, Choice(defaults.LAYOUTS)] = "address"
     rows: int = defaults.HEAT_MAP_ROWS
     columns: int = defaults.HEAT_MAP_COLUMNS
+    seed: int = defaults.SEED
 
     def __post_init__(self) -> None:
         for name in ("every", "rows", "columns"):

@@ -17,6 +17,7 @@ from typing import Any
 
 from .. import _core, defaults
 from ..units import Accesses, Mmu, Protocol, Seconds
+from ._parts import ignore
 
 __all__ = ["DEEDS", "Stress", "StressFailure", "StressResult"]
 
@@ -105,10 +106,6 @@ class StressResult:
         }
 
 
-def _ignore(*_: object) -> None:
-    pass
-
-
 def _since(accessed: Callable[[int], None], before: int, now: int) -> None:
     accessed(before + now)
 
@@ -157,8 +154,8 @@ class Stress:
     def run(
         self,
         *,
-        began: Callable[[StressResult], None] = _ignore,
-        accessed: Callable[[int], None] = _ignore,
+        began: Callable[[StressResult], None] = ignore,
+        accessed: Callable[[int], None] = ignore,
     ) -> StressResult:
         """Run it.
 

@@ -50,12 +50,10 @@ class HeatMapDescription(HeatMap):
     """Accesses of a named trace over address and time, and the age of each page.
 
     Attributes:
-        seed: Kept with the result; a recording has nothing random.
         trace: The recorded program.
 
     """
 
-    seed: int = defaults.SEED
     trace: TraceFile = field(default_factory=TraceFile)
 
 
