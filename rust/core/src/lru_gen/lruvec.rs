@@ -348,6 +348,13 @@ impl LruVec {
         self.max_seq.load(Ordering::Acquire)
     }
 
+    /// The words of `max_seq` and of a generation's birth, for a checker's
+    /// report.
+    #[cfg(loom)]
+    pub fn words(&self, seq: u64) -> (&AtomicU64, &AtomicU64) {
+        (&self.max_seq, &self.timestamps[gen_from_seq(seq)])
+    }
+
     /// The oldest generation of a type.
     #[inline]
     pub fn min_seq(&self, ty: usize) -> u64 {
