@@ -152,7 +152,7 @@ fn every_machine_returns_its_memory() {
         ] {
             let config = VmConfig {
                 mmu,
-                shadow: shadow.clone(),
+                shadow,
                 format,
                 ..VmConfig::default()
             };

@@ -453,7 +453,7 @@ fn tdp_config() -> impl Strategy<Value = VmConfig> {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: 3000,
+        cases: crate::budget::cases(3000),
         max_shrink_iters: 4000,
         ..ProptestConfig::default()
     })]
@@ -488,7 +488,7 @@ fn shadow_config() -> impl Strategy<Value = VmConfig> {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: 1500,
+        cases: crate::budget::cases(1500),
         max_shrink_iters: 4000,
         ..ProptestConfig::default()
     })]
@@ -500,7 +500,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
+    #![proptest_config(ProptestConfig::with_cases(crate::budget::cases(400)))]
 
     #[test]
     fn and_with_huge_pages(program in program(), config in tdp_config()) {
