@@ -473,7 +473,7 @@ fn any_config(huge: bool) -> impl Strategy<Value = VmConfig> {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: 4500,
+        cases: crate::budget::cases(4500),
         max_shrink_iters: 4000,
         ..ProptestConfig::default()
     })]
@@ -488,7 +488,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(600))]
+    #![proptest_config(ProptestConfig::with_cases(crate::budget::cases(600)))]
 
     #[test]
     fn and_with_huge_pages(program in program(), config in any_config(true)) {
