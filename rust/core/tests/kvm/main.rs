@@ -6,6 +6,7 @@ mod machine;
 mod memslots;
 mod notifiers;
 mod oracle;
+mod program;
 mod sptes;
 mod tdp;
 mod threads;

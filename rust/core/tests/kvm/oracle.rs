@@ -15,12 +15,13 @@ use youngbit_core::kvm::{MmuKind, VmConfig};
 use youngbit_core::sync::atomic::Ordering;
 
 /// Units of memory (pages, or huge pages) that a program plays with.
-const UNITS: u64 = 24;
+pub const UNITS: u64 = 24;
 /// Where the slots that a program makes may begin.
-const PLACES: u64 = 64;
+pub const PLACES: u64 = 64;
 
+/// One step of a program.
 #[derive(Clone, Debug)]
-enum Op {
+pub enum Op {
     Access {
         unit: u64,
         offset: u64,
@@ -233,7 +234,8 @@ impl Oracle {
     }
 }
 
-fn run(program: &[Op], config: VmConfig, huge: bool) -> TestCaseResult {
+/// Run a program on a machine and on the plain model; they must agree.
+pub fn run(program: &[Op], config: VmConfig, huge: bool) -> TestCaseResult {
     let unit = if huge { 512 } else { 1 };
     let slot_zap_all = config.slot_zap_all;
     let backing = if huge {

@@ -2,7 +2,7 @@
 //! alone while others isolate them.
 
 use super::machine::HVA;
-use super::model::{self, USUAL, check, cpu, host, name, spawn};
+use super::model::{self, check, cpu, host, name, spawn};
 use std::sync::Arc;
 use youngbit_core::host::Host;
 use youngbit_core::lru_gen::folio::update_gen;
@@ -31,40 +31,36 @@ fn one_page() -> (Arc<Host>, Arc<Mm>, Pfn) {
 
 #[test]
 fn lru_one_generation_per_sequence() {
-    check(
-        "two agers of one sequence make one generation",
-        USUAL,
-        || {
-            let (host, _mm, _) = one_page();
-            let here = cpu(&host);
-            let memcg = host.memcg(0).expect("root");
-            let seq = memcg.lruvecs[0].max_seq();
-            let other = {
-                let host = Arc::clone(&host);
-                spawn("ager 2", move || {
-                    let cpu = cpu(&host);
-                    let memcg = host.memcg(0).expect("root");
-                    run_aging(&cpu, &memcg, &memcg.lruvecs[0], seq, true, true).expect("valid")
-                })
-            };
-            let mine = run_aging(&here, &memcg, &memcg.lruvecs[0], seq, true, true);
-            let mine = mine.expect("valid");
-            let theirs = other.join().unwrap();
-            let now = memcg.lruvecs[0].max_seq();
-            assert!(now <= seq + 1, "{seq} was incremented twice, to {now}");
-            assert_eq!(
-                u64::from(mine) + u64::from(theirs),
-                now - seq,
-                "who made it knows"
-            );
-            consistency::check(&host).expect("consistent");
-        },
-    );
+    check("two agers of one sequence make one generation", || {
+        let (host, _mm, _) = one_page();
+        let here = cpu(&host);
+        let memcg = host.memcg(0).expect("root");
+        let seq = memcg.lruvecs[0].max_seq();
+        let other = {
+            let host = Arc::clone(&host);
+            spawn("ager 2", move || {
+                let cpu = cpu(&host);
+                let memcg = host.memcg(0).expect("root");
+                run_aging(&cpu, &memcg, &memcg.lruvecs[0], seq, true, true).expect("valid")
+            })
+        };
+        let mine = run_aging(&here, &memcg, &memcg.lruvecs[0], seq, true, true);
+        let mine = mine.expect("valid");
+        let theirs = other.join().unwrap();
+        let now = memcg.lruvecs[0].max_seq();
+        assert!(now <= seq + 1, "{seq} was incremented twice, to {now}");
+        assert_eq!(
+            u64::from(mine) + u64::from(theirs),
+            now - seq,
+            "who made it knows"
+        );
+        consistency::check(&host).expect("consistent");
+    });
 }
 
 #[test]
 fn lru_new_generation_is_seen_whole() {
-    check("who sees a new max_seq sees its birth time", USUAL, || {
+    check("who sees a new max_seq sees its birth time", || {
         let (host, _mm, _) = one_page();
         let here = cpu(&host);
         let memcg = host.memcg(0).expect("root");
@@ -91,7 +87,6 @@ fn lru_new_generation_is_seen_whole() {
 fn lru_promotion_against_isolation() {
     check(
         "a walker gives no generation to a folio that is isolated, and sizes stay right",
-        USUAL,
         || {
             let (host, _mm, pfn) = one_page();
             let memcg = host.memcg(0).expect("root");
@@ -142,7 +137,6 @@ fn lru_promotion_against_isolation() {
 fn lru_walk_against_munmap() {
     check(
         "an aging walk against munmap: no folio is left on a list or with a generation",
-        USUAL,
         || {
             let (host, mm, pfn) = one_page();
             let here = cpu(&host);
