@@ -12,9 +12,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 import youngbit as yb
 from youngbit import _core, defaults, lab, traces
+from youngbit.commands.main import cli
 from youngbit.lab import describe
 from youngbit.lab.columns import COUNTERS, documented, register
 
@@ -62,6 +64,13 @@ def run(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
     )
     assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
     return done
+
+
+def invoke(*arguments: object) -> str:
+    """What a command prints, without a process of its own."""
+    done = CliRunner().invoke(cli, [*map(str, arguments)], catch_exceptions=False)
+    assert done.exit_code == 0, (arguments, done.output)
+    return done.stdout
 
 
 def timeless(data):
@@ -502,13 +511,13 @@ def test_run_does_what_the_command_does(command, tmp_path):
     trace.write_text("time,page,write\n" + rows)
     named = {"TRACE": trace, "PLOT": tmp_path / "it.svg"}
     command = [str(named.get(each, each)) for each in command]
-    own = json.loads(run(*command, "--json", "-").stdout)
-    text = run(*command, "--print-experiment").stdout
+    own = json.loads(invoke(*command, "--json", "-"))
+    text = invoke(*command, "--print-experiment")
     # The description is read from somewhere else, and names the same files.
     described = tmp_path / "elsewhere" / "described.toml"
     described.parent.mkdir()
     described.write_text(text)
-    again = json.loads(run("run", described, "--json", "-").stdout)
+    again = json.loads(invoke("run", described, "--json", "-"))
     assert timeless(again) == timeless(own)
 
 
@@ -526,10 +535,10 @@ def test_run_does_what_the_command_does(command, tmp_path):
     ids=" ".join,
 )  # fmt: skip
 def test_run_asks_for_what_a_live_command_does(command, tmp_path):
-    own = json.loads(run(*command, "--json", "-").stdout)
+    own = json.loads(invoke(*command, "--json", "-"))
     described = tmp_path / "described.toml"
-    described.write_text(run(*command, "--print-experiment").stdout)
-    again = json.loads(run("run", described, "--json", "-").stdout)
+    described.write_text(invoke(*command, "--print-experiment"))
+    again = json.loads(invoke("run", described, "--json", "-"))
     assert again.keys() == own.keys()
     asked = ("schema", "parameters", "seed", "processors", "verdict", "failure", "mmu", "protocol",
              "threads", "agers", "accesses_a_round", "rounds")  # fmt: skip
@@ -541,11 +550,65 @@ def test_run_asks_for_what_a_live_command_does(command, tmp_path):
     ]
 
 
+_VM = {"mmu": "shadow", "protocol": "v9"}
+#: Commands with options that are none of the defaults, and what they describe.
+OPTIONS = {
+    "access-tracking -l -v 3 -b 6M -o -s 2m --mmu nested --protocol v9 --aging-asks none --no-ad"
+    " --l1-no-ad --alias 2 --format npt --capabilities 0x7 --tlb 9 --seed 5 --inline":
+    lab.AccessTracking(
+        True, False, 3, 6 << 20, True, "2m", "nested", "v9", "none", False, "npt", False, 2, 7, 9,
+        5, False,
+    ),
+    "access-tracking -l -p -v 2,5 -b 6M --mmu nested --against v9 --repeat 2 --tlb 9 --seed 5":
+    lab.ContentionDescription(
+        vcpus=2, vcpu_counts=(2, 5), vcpu_bytes=6 << 20, mmu="nested", against="v9", repetitions=2,
+        tlb_entries=9, seed=5,
+    ),
+    "replay --every 9 --tlb 8 --protocol v9 --capabilities 0x7":
+    lab.ReplayDescription(every=9, tlb_entries=8, protocol="v9", capabilities=7),
+    "heatmap --every 9 --tlb 8 --protocol v9 --capabilities 0x7 --layout touch":
+    lab.HeatMapDescription(
+        every=9, tlb_entries=8, protocol="v9", capabilities=7, layout="touch"
+    ),
+    "reclaim --workload hot-cold --memory 8M --accesses 7 --limit 0.25 --pressure high --aged"
+    " --every 9 --round 3 --window 5 --phases 2 --mmu shadow --tlb 8 --swap-in-us 4 --seed 5":
+    lab.ReclaimDescription(
+        memory=8 << 20, workload=lab.HotCold(7), limit=0.25, pressure="high", aged=True, every=9,
+        round=3, window=5, phases=2, mmu="shadow", tlb_entries=8, swap_in_us=4.0, seed=5,
+    ),
+    "estimate --workload zipf --memory 8M --accesses 7000 --every 9 --warm-up 2 --tlb 8"
+    " --mmu shadow --protocol v9 --estimator damon --estimator mglru --seed 5":
+    lab.EstimateDescription(
+        memory=8 << 20, workload=lab.Zipf(7000), every=9, warm_up=2, tlb_entries=8,
+        estimators=("damon", "mglru"), seed=5, **_VM,
+    ),
+    "policies --layout address --size 0.25 --size 0.5 --algorithm mglru --tlb 8 --seed 5":
+    lab.PoliciesDescription(
+        workload=lab.TraceWorkload(layout="address"), sizes=(0.25, 0.5), algorithms=("mglru",),
+        tlb_entries=8, seed=5,
+    ),
+    "aging --vms 2 --memory 8M --accesses 7 --every 9 --warm-up 1 --tlb 8 --mmu shadow"
+    " --protocol v9 --capabilities 0x7 --seed 5":
+    lab.Aging(
+        seed=5, warm_up=1, host=lab.Machine(capabilities=7), schedule=lab.Schedule(every=9),
+        vms=(lab.VirtualMachine(memory=8 << 20, tlb_entries=8, workload=lab.Zipf(7), **_VM),) * 2,
+    ),
+    "mmu-stress --threads 3 --agers 1 --seconds 2 --rounds 4 --accesses 7 --mmu shadow"
+    " --protocol v9 --seed 5":
+    lab.Stress(threads=3, agers=1, duration=2.0, rounds=4, accesses=7, seed=5, **_VM),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_options_are_the_description(command):
+    assert lab.from_toml(invoke(*command.split(), "--print-experiment")) == OPTIONS[command]
+
+
 def test_every_kind_has_a_command_that_prints_it():
     """The kinds, and the command that is a description of each."""
     options = {"contention": ["access-tracking", "-l", "-p", "--against", "baseline"]}
     for name, kind in lab.KINDS.items():
-        text = run(*options.get(name, [name]), "--print-experiment").stdout
+        text = invoke(*options.get(name, [name]), "--print-experiment")
         assert type(lab.from_toml(text)) is kind.type
 
 
@@ -629,6 +692,21 @@ def test_the_core_install_is_enough_to_run(tmp_path):
     assert refused.returncode == 2
     assert refused.stderr == "youngbit: tables need pyarrow: pip install 'youngbit[lab]'\n"
     assert not Path(tmp_path / "out").exists()
+
+
+def test_gpl_code_is_imported_by_those_who_ask_for_it_only():
+    """libcachesim is GPL; everything of the package is imported without it."""
+    script = (
+        "import importlib, pkgutil, sys, youngbit\n"
+        "for each in pkgutil.walk_packages(youngbit.__path__, 'youngbit.'):\n"
+        "    if not each.name.endswith('__main__'):\n"
+        "        importlib.import_module(each.name)\n"
+        "from youngbit import lab\n"
+        "lab.run(lab.PoliciesDescription(sizes=(0.5,), algorithms=('mglru', 'belady')))\n"
+        "assert 'youngbit.experiments.policies' in sys.modules\n"
+        "assert 'libcachesim' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=100)
 
 
 # The guide.
