@@ -30,8 +30,8 @@ def compare(
     if not quiet:
         click.echo(
             f"{experiment.protocol} against {against}, {experiment.mmu},"
-            f" {format_size(experiment.vcpu_bytes)} a vCPU: one run of each, then"
-            f" {repetitions} of each in turn; medians"
+            f" {format_size(experiment.vcpu_bytes)} a vCPU, half of it populated beforehand:"
+            f" one run of each,\nthen {repetitions} of each in turn; medians"
         )
     with _progress("access-tracking", len(vcpus) * 2 * (repetitions + 1)) as advance:
         result = contention.run(
