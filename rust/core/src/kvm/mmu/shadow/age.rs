@@ -117,6 +117,7 @@ impl Shadow {
                 for ptr in self.descs.iter(&cpu.counters, head.value()) {
                     cpu.count(Counter::SpteLoads);
                     let word = self.word(ptr);
+                    // Relaxed: as without the lock.
                     let seen = word.load(Ordering::Relaxed);
                     if !spte::is_present_leaf(seen, level) {
                         self.report_corruption(cpu, ptr, "is in an rmap but maps nothing");
