@@ -166,6 +166,24 @@ def test_rmaps_without_ad_bits_stay_young_as_on_a_real_kernel(options):
     assert asked["verdict"] == "pass"
 
 
+@pytest.mark.parametrize("mode", ["", "-l", "-l -p"], ids=["idle", "lru_gen", "benchmark"])
+@pytest.mark.parametrize("protocol", ["baseline", "v7", "v9"])
+@pytest.mark.parametrize("mmu", ["tdp", "shadow", "nested"])
+def test_aliases_lengthen_the_chains_of_reverse_maps(mmu, protocol, mode):
+    options = [*mode.split(), "--mmu", mmu, "--protocol", protocol, "-v", "2", "-b", "8M"]
+    found = result("access-tracking", *options, "--alias", "3")
+    assert found["verdict"] == "pass"
+    counters = found["counters"]
+    if mmu == "tdp":
+        # Two-dimensional paging never sees how often the guest maps a page.
+        assert counters["rmap_sptes"] == 0
+    elif "-p" not in mode:
+        # Each SPTE was met through a chain; populating alone makes one a page.
+        assert counters["rmap_sptes"] > 1.5 * counters["rmap_locks"]
+        once = result("access-tracking", *options)["counters"]
+        assert counters["sptes_aged"] > once["sptes_aged"]
+
+
 def test_baseline_that_asks_nothing_fails_as_before_the_series():
     arguments = ["-l", "-b", "8M", "--protocol", "baseline", "--aging-asks", "none"]
     found = result("access-tracking", *arguments, code=1)

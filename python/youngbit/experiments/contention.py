@@ -16,6 +16,7 @@ from typing import Any
 from .. import defaults
 from .._core import build_info
 from ..units import Protocol
+from ._parts import ignore
 from .access_tracking import AccessTracking, AccessTrackingResult
 
 __all__ = ["Contention", "ContentionPoint", "ContentionResult", "ContentionRun", "Spread"]
@@ -180,10 +181,6 @@ class ContentionResult:
         }
 
 
-def _ignore(*_: object) -> None:
-    pass
-
-
 @dataclass(frozen=True)
 class Contention:
     """Two protocols side by side; `run` runs them.
@@ -215,8 +212,8 @@ class Contention:
     def run(
         self,
         *,
-        running: Callable[[int, str, int], None] = _ignore,
-        measured: Callable[[ContentionPoint], None] = _ignore,
+        running: Callable[[int, str, int], None] = ignore,
+        measured: Callable[[ContentionPoint], None] = ignore,
     ) -> ContentionResult:
         """Run it.
 
