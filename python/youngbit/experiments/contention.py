@@ -23,6 +23,9 @@ __all__ = ["Contention", "ContentionPoint", "ContentionResult", "ContentionRun",
 SCHEMA = "youngbit/contention"
 SCHEMA_VERSION = 1
 
+#: The share of the guest that is populated before a run.
+POPULATED = 0.5
+
 
 @dataclass(frozen=True)
 class Spread:
@@ -232,6 +235,7 @@ class Contention:
             "against": self.against,
             "vcpus": list(self.vcpus),
             "repetitions": self.repetitions,
+            "populated": POPULATED,
         }
         processors = os.cpu_count() or 1
         if hasattr(os, "sched_getaffinity"):
@@ -243,7 +247,7 @@ class Contention:
                 for protocol, runs in point.runs.items():
                     running(vcpus, protocol, repetition)
                     one = replace(self.experiment, vcpus=vcpus, protocol=protocol)
-                    run = ContentionRun.of(one.run())
+                    run = ContentionRun.of(one.run(populated=POPULATED))
                     if repetition > 0:
                         runs.append(run)
             result.points.append(point)

@@ -129,7 +129,7 @@ mod selected {
 
     // Not an atomic of the checked code but a setting of the check: chosen
     // before a run's threads start, constant while they run.
-    static SELECTED: std::sync::OnceLock<u32> = std::sync::OnceLock::new();
+    static SELECTED: crate::sync::once::OnceLock<u32> = crate::sync::once::OnceLock::new();
 
     /// Select a mutant for this process, or none.
     ///
@@ -151,6 +151,17 @@ mod selected {
 }
 #[cfg(feature = "mutants")]
 pub use selected::{active, select};
+
+/// With the `mutants` feature, YOUNGBIT_MUTANT names the variant that this
+/// crate's own tests run on, to see which of them it breaks.
+#[cfg(test)]
+pub(crate) fn select_named() {
+    #[cfg(feature = "mutants")]
+    {
+        let wanted = std::env::var("YOUNGBIT_MUTANT").unwrap_or_default();
+        select(Mutant::ALL.iter().copied().find(|m| m.name() == wanted));
+    }
+}
 
 /// Whether `mutant` is selected: never, in this build.
 #[cfg(not(feature = "mutants"))]

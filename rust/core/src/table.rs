@@ -10,7 +10,7 @@
 
 use crate::sync::atomic::{AtomicU8, AtomicU64, Ordering, zeroed};
 use crate::sync::lock::Mutex;
-use std::sync::OnceLock;
+use crate::sync::once::OnceLock;
 
 /// log2 of the number of entries in a table; small under a model checker.
 pub const TABLE_SHIFT: u32 = if cfg!(loom) { 1 } else { 9 };

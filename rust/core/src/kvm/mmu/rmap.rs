@@ -34,10 +34,10 @@ use crate::mutant::{self, Mutant};
 use crate::sync::atomic::{AtomicU64, Ordering, zeroed};
 use crate::sync::cell::Witness;
 use crate::sync::lock::Mutex;
+use crate::sync::once::OnceLock;
 use crate::sync::spin::Backoff;
 use crate::table::{POISON, TABLE_ENTRIES, TABLE_SHIFT, TableId};
 use crate::trace::{Counter, Counters};
-use std::sync::OnceLock;
 
 /// SPTE addresses in one descriptor; small under a model checker.
 pub const PTE_LIST_EXT: usize = if cfg!(loom) { 2 } else { 14 };

@@ -54,11 +54,12 @@ use crate::mm::{Kind, PAGE_SHIFT};
 use crate::mutant::{self, Mutant};
 use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use crate::sync::lock::Mutex;
+use crate::sync::once::OnceLock;
 use crate::sync::rcu::Guard;
 use crate::table::{Arena, TABLE_ENTRIES, TableId};
 use crate::trace::Counter;
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 /// Fewest shadow pages a VM may be limited to (`KVM_MIN_ALLOC_MMU_PAGES`).
 pub const MIN_SHADOW_PAGES: u64 = 64;
@@ -206,6 +207,13 @@ pub struct ShadowMeta {
     level: AtomicU32,
 }
 
+impl ShadowMeta {
+    /// The level of its entries.
+    pub fn level(&self) -> u32 {
+        self.level.load(Ordering::Relaxed)
+    }
+}
+
 /// A shadow page (`struct kvm_mmu_page`).
 struct Page {
     gfn: u64,
@@ -335,7 +343,7 @@ impl Shadow {
 
     /// The shadow page tables, for vCPUs' walks.
     #[inline]
-    pub fn tables(&self) -> &Arena<ShadowMeta> {
+    pub fn tables(&self) -> &Arc<Arena<ShadowMeta>> {
         &self.tables
     }
 
@@ -853,7 +861,8 @@ impl Shadow {
                 }
             }
         }
-        for (child, mut expected) in links {
+        for &child in state.active.values() {
+            let mut expected = links.remove(&child).unwrap_or_default();
             let mut found = self.descs.verify(RmapHead(&state.page(child).parents))?;
             found.sort_unstable();
             expected.sort_unstable();
@@ -863,6 +872,12 @@ impl Shadow {
                     child.0
                 ));
             }
+        }
+        if let Some((child, from)) = links.iter().next() {
+            return wrong(format!(
+                "{from:?} links page {}, which is not in use",
+                child.0
+            ));
         }
         for as_id in 0..vm.memslots.len() {
             for slot in vm.memslots.load(as_id, &guard).iter() {
