@@ -60,7 +60,7 @@ lint: $(TOOLS)    ## formatting, clippy, ruff
 test: export PROPTEST_RNG_SEED := 20260727
 test: $(TOOLS) lint build ## all checks and tests
 	$(CARGO) test --locked -p youngbit-core
-	$(PY) tools/protocols.py --steps 0
+	$(PY) tools/protocols.py --set quick --steps 0
 	$(PY) -m mypy
 	$(PY) -m mypy.stubtest youngbit._core
 	$(PY) -m pytest --hypothesis-seed=20260727
@@ -73,7 +73,7 @@ protocols: $(DEPS) ## check the lockless protocols, and that every mutant is cau
 	$(PY) tools/protocols.py
 
 protocols-full: $(DEPS) ## the same with more preemptions a run: long
-	$(PY) tools/protocols.py --full
+	$(PY) tools/protocols.py --set full
 
 sanitize:        ## the threaded tests under the address, leak and thread sanitizers
 	$(PYTHON) tools/sanitize.py

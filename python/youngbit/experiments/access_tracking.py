@@ -14,11 +14,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .. import access, defaults
-from .._core import build_info
 from .._resources import check_memory
-from ..machine import AgingRun, Counters, Generations, Host, LruGen, Mode, Vm
+from ..generations import Generations
+from ..machine import AgingRun, Counters, Host, LruGen, Mode, Vm
 from ..sizes import PAGE_SIZE, Pages, parse_size
 from ..units import AgingAsks, Backing, Bytes, Format, Mask, Mmu, Protocol
+from ._parts import head, ignore, vm_options
 
 __all__ = ["AccessTracking", "AccessTrackingResult", "CheckFailed", "Step", "majority_generation"]
 
@@ -98,11 +99,7 @@ class AccessTrackingResult:
     def to_dict(self) -> dict[str, Any]:
         """Return everything as a plain dict; ``docs/json.md`` specifies it."""
         found: dict[str, Any] = {
-            "schema": SCHEMA,
-            "schema_version": SCHEMA_VERSION,
-            "parameters": self.parameters,
-            "seed": self.parameters["seed"],
-            "build": build_info(),
+            **head(SCHEMA, SCHEMA_VERSION, self.parameters),
             "test_pages": self.test_pages,
             "guest_physical": list(self.guest_physical),
             "verdict": self.verdict,
@@ -140,10 +137,6 @@ def majority_generation(generations: Generations, test_pages: int) -> int | None
         if generation.nr_pages * 2 > test_pages:
             return generation.seq
     return None
-
-
-def _ignore(*_: object) -> None:
-    pass
 
 
 _VCPU_BYTES = parse_size(defaults.VCPU_BYTES)
@@ -214,9 +207,9 @@ class AccessTracking:
     def run(
         self,
         *,
-        started: Callable[[AccessTrackingResult], None] = _ignore,
-        stepped: Callable[[Step], None] = _ignore,
-        warned: Callable[[str], None] = _ignore,
+        started: Callable[[AccessTrackingResult], None] = ignore,
+        stepped: Callable[[Step], None] = ignore,
+        warned: Callable[[str], None] = ignore,
     ) -> AccessTrackingResult:
         """Run it.
 
@@ -268,16 +261,7 @@ class _Run:
         memcg = self.host.create_memcg("/access_tracking_perf_test")
         self.vm: Vm = self.host.create_vm(
             Pages(memory // PAGE_SIZE),
-            vcpus=experiment.vcpus,
-            mmu=experiment.mmu,
-            protocol=experiment.protocol,
-            aging_asks=experiment.aging_asks,
-            ad=experiment.ad,
-            format=experiment.format,
-            l1_ad=experiment.l1_ad,
-            aliases=experiment.aliases,
-            backing=experiment.backing,
-            tlb_entries=experiment.tlb_entries,
+            **vm_options(experiment),
             memcg=memcg,
         )
         self.host.capabilities = experiment.capabilities

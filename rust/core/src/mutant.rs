@@ -152,6 +152,17 @@ mod selected {
 #[cfg(feature = "mutants")]
 pub use selected::{active, select};
 
+/// With the `mutants` feature, YOUNGBIT_MUTANT names the variant that this
+/// crate's own tests run on, to see which of them it breaks.
+#[cfg(test)]
+pub(crate) fn select_named() {
+    #[cfg(feature = "mutants")]
+    {
+        let wanted = std::env::var("YOUNGBIT_MUTANT").unwrap_or_default();
+        select(Mutant::ALL.iter().copied().find(|m| m.name() == wanted));
+    }
+}
+
 /// Whether `mutant` is selected: never, in this build.
 #[cfg(not(feature = "mutants"))]
 #[inline(always)]

@@ -600,17 +600,7 @@ mod tests {
             ("time,page,write\n5,2,0\n4,2,0\n", 3, "not below"),
             ("time,page,write\n5,2,0\n6,2", 3, "truncated"),
         ] {
-            match csv(text) {
-                Err(ReadError::Text {
-                    line: at,
-                    expected: what,
-                    ..
-                }) => {
-                    assert_eq!(at, line, "{text:?}");
-                    assert!(what.contains(expected), "{text:?}: {what}");
-                }
-                other => panic!("{text:?}: {other:?}"),
-            }
+            assert_fails_at(csv(text), text, line, expected);
         }
     }
 
@@ -702,6 +692,25 @@ mod tests {
         }
     }
 
+    fn assert_fails_at<T: std::fmt::Debug>(
+        result: std::result::Result<T, ReadError<Infallible>>,
+        text: &str,
+        line: u64,
+        expected: &str,
+    ) {
+        match result {
+            Err(ReadError::Text {
+                line: at,
+                expected: what,
+                ..
+            }) => {
+                assert_eq!(at, line, "{text:?}");
+                assert!(what.contains(expected), "{text:?}: {what}");
+            }
+            other => panic!("{text:?}: {other:?}"),
+        }
+    }
+
     fn perf(text: &str) -> ReadResult<Infallible> {
         read_all(text.as_bytes(), TextFormat::Perf, &mut || Ok(()))
     }
@@ -746,17 +755,7 @@ mod tests {
             ("cat 71 99999999999.2: mem: 4000\n", 1, "a sample"),
             ("cat 71 8.2: mem: 40", 1, "truncated"),
         ] {
-            match perf(text) {
-                Err(ReadError::Text {
-                    line: at,
-                    expected: what,
-                    ..
-                }) => {
-                    assert_eq!(at, line, "{text:?}");
-                    assert!(what.contains(expected), "{text:?}: {what}");
-                }
-                other => panic!("{text:?}: {other:?}"),
-            }
+            assert_fails_at(perf(text), text, line, expected);
         }
     }
 }

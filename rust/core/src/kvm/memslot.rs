@@ -438,7 +438,7 @@ impl Spaces {
             spaces: (0..address_spaces)
                 .map(|_| AddressSpaceSlots {
                     sets: Default::default(),
-                    witness: Default::default(),
+                    witness: ["slot set 0", "slot set 1"].map(Witness::new),
                     active: AtomicUsize::new(0),
                 })
                 .collect(),

@@ -54,7 +54,15 @@ pub fn age(
     let start = Instant::now();
     let seq = lruvec.max_seq();
     let mut walking = Duration::ZERO;
-    let advanced = aging(cpu, memcg, lruvec, seq, can_swap, force_scan, &mut walking)?;
+    let aging = Aging {
+        cpu,
+        memcg,
+        lruvec,
+        seq,
+        can_swap,
+        force_scan,
+    };
+    let advanced = aging.run(&mut walking)?;
     Ok(PassStats {
         seq,
         advanced,
@@ -79,41 +87,15 @@ pub fn run_aging(
     force_scan: bool,
 ) -> Result<bool> {
     let mut walking = Duration::ZERO;
-    aging(cpu, memcg, lruvec, seq, can_swap, force_scan, &mut walking)
-}
-
-/// [`run_aging`], which adds the time for which it walks page tables.
-fn aging(
-    cpu: &Cpu,
-    memcg: &Memcg,
-    lruvec: &LruVec,
-    seq: u64,
-    can_swap: bool,
-    force_scan: bool,
-    walking: &mut Duration,
-) -> Result<bool> {
-    let max_seq = lruvec.max_seq();
-    if seq < max_seq {
-        return Ok(false);
+    Aging {
+        cpu,
+        memcg,
+        lruvec,
+        seq,
+        can_swap,
+        force_scan,
     }
-    if seq > max_seq {
-        return Err(Error::invalid(format!(
-            "generation {seq} is younger than the youngest, {max_seq}"
-        )));
-    }
-    let oldest = lruvec.min_seq(usize::from(!can_swap));
-    if !force_scan && oldest + MAX_NR_GENS as u64 - 1 <= max_seq {
-        return Err(Error::new(
-            Errno::ERANGE,
-            format!(
-                "generations {oldest} to {max_seq} exist, which is all {MAX_NR_GENS}: \
-                 another needs force_scan"
-            ),
-        ));
-    }
-    let advanced = iterate_and_inc(cpu, memcg, lruvec, seq, can_swap, force_scan, walking);
-    cpu.check_error()?;
-    Ok(advanced)
+    .run(&mut walking)
 }
 
 /// Take part in the iteration for `seq`, and make the next generation if this
@@ -124,64 +106,95 @@ pub(crate) fn try_to_inc_max_seq(
     lruvec: &LruVec,
     seq: u64,
     can_swap: bool,
-    force_scan: bool,
 ) -> bool {
     let mut walking = Duration::ZERO;
-    iterate_and_inc(cpu, memcg, lruvec, seq, can_swap, force_scan, &mut walking)
-}
-
-fn iterate_and_inc(
-    cpu: &Cpu,
-    memcg: &Memcg,
-    lruvec: &LruVec,
-    seq: u64,
-    can_swap: bool,
-    force_scan: bool,
-    walking: &mut Duration,
-) -> bool {
-    // Acquire: pairs with the release where an iteration ends.
-    if seq <= lruvec.mm_state.seq.load(Ordering::Acquire) {
-        return false;
+    Aging {
+        cpu,
+        memcg,
+        lruvec,
+        seq,
+        can_swap,
+        force_scan: false,
     }
-    let mine = if cpu.host().lru_gen.walks_mmu() {
-        let start = Instant::now();
-        let last = iterate(cpu, memcg, lruvec, seq, can_swap, force_scan);
-        *walking += start.elapsed();
-        last
-    } else {
-        memcg.mm_list.skip(lruvec, seq)
-    };
-    let mine = mine || mutant::active(Mutant::DoubleIncrement);
-    mine && inc_max_seq(cpu, lruvec, seq, can_swap)
+    .iterate_and_inc(&mut walking)
 }
 
-/// Walk mms until the iteration ends; true if this thread ended it.
-fn iterate(
-    cpu: &Cpu,
-    memcg: &Memcg,
-    lruvec: &LruVec,
+/// One thread's part in aging a generation.
+struct Aging<'a> {
+    cpu: &'a Cpu,
+    memcg: &'a Memcg,
+    lruvec: &'a LruVec,
     seq: u64,
     can_swap: bool,
     force_scan: bool,
-) -> bool {
-    let mut walk = MmWalk::new(cpu, lruvec, seq, can_swap, force_scan);
-    let mut walked = false;
-    loop {
-        let counts = walk.stats;
-        let stats = walked.then_some(&mut walk.stats);
-        let next = memcg.mm_list.next(lruvec, seq, walk.force_scan, stats);
-        count(cpu, &counts, walked);
-        walk.force_scan = next.force_scan;
-        let Some(mm) = next.mm else {
-            return next.last;
-        };
-        walk.walk_mm(cpu, &mm);
-        walked = true;
-        if walk.stopped {
-            // Not the end of the iteration: the next ager goes on after this
-            // mm, or meets the end and makes the generation.
-            count(cpu, &walk.stats, true);
+}
+
+impl Aging<'_> {
+    /// [`run_aging`], which adds the time for which it walks page tables.
+    fn run(&self, walking: &mut Duration) -> Result<bool> {
+        let (seq, max_seq) = (self.seq, self.lruvec.max_seq());
+        if seq < max_seq {
+            return Ok(false);
+        }
+        if seq > max_seq {
+            return Err(Error::invalid(format!(
+                "generation {seq} is younger than the youngest, {max_seq}"
+            )));
+        }
+        let oldest = self.lruvec.min_seq(usize::from(!self.can_swap));
+        if !self.force_scan && oldest + MAX_NR_GENS as u64 - 1 <= max_seq {
+            return Err(Error::new(
+                Errno::ERANGE,
+                format!(
+                    "generations {oldest} to {max_seq} exist, which is all {MAX_NR_GENS}: \
+                     another needs force_scan"
+                ),
+            ));
+        }
+        let advanced = self.iterate_and_inc(walking);
+        self.cpu.check_error()?;
+        Ok(advanced)
+    }
+
+    fn iterate_and_inc(&self, walking: &mut Duration) -> bool {
+        // Acquire: pairs with the release where an iteration ends.
+        if self.seq <= self.lruvec.mm_state.seq.load(Ordering::Acquire) {
             return false;
+        }
+        let mine = if self.cpu.host().lru_gen.walks_mmu() {
+            let start = Instant::now();
+            let last = self.iterate();
+            *walking += start.elapsed();
+            last
+        } else {
+            self.memcg.mm_list.skip(self.lruvec, self.seq)
+        };
+        let mine = mine || mutant::active(Mutant::DoubleIncrement);
+        mine && inc_max_seq(self.cpu, self.lruvec, self.seq, self.can_swap)
+    }
+
+    /// Walk mms until the iteration ends; true if this thread ended it.
+    fn iterate(&self) -> bool {
+        let (cpu, lruvec, seq) = (self.cpu, self.lruvec, self.seq);
+        let mut walk = MmWalk::new(cpu, lruvec, seq, self.can_swap, self.force_scan);
+        let mut walked = false;
+        loop {
+            let counts = walk.stats;
+            let stats = walked.then_some(&mut walk.stats);
+            let next = self.memcg.mm_list.next(lruvec, seq, walk.force_scan, stats);
+            count(cpu, &counts, walked);
+            walk.force_scan = next.force_scan;
+            let Some(mm) = next.mm else {
+                return next.last;
+            };
+            walk.walk_mm(cpu, &mm);
+            walked = true;
+            if walk.stopped {
+                // Not the end of the iteration: the next ager goes on after
+                // this mm, or meets the end and makes the generation.
+                count(cpu, &walk.stats, true);
+                return false;
+            }
         }
     }
 }
@@ -219,8 +232,9 @@ fn inc_max_seq(cpu: &Cpu, lruvec: &LruVec, seq: u64, can_swap: bool) -> bool {
                 || inc_min_seq(cpu, lruvec, &mut lists, &host.memory, ty, can_swap)
         });
         if !emptied {
-            // A batch was moved: let others have the lock, then go on.
-            lruvec.lru_lock.pass_on(lists);
+            // A batch was moved. Whoever waits has the lock before this
+            // thread has it again.
+            drop(lists);
             continue;
         }
         // vmstat: the second youngest becomes inactive. The slot of the new

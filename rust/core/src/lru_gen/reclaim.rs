@@ -231,7 +231,7 @@ fn next_step(cpu: &Cpu, memcg: &Memcg, lruvec: &LruVec, sc: &ScanControl, can_sw
             0 => Next::Leave,
             n => Next::Scan(n),
         }
-    } else if try_to_inc_max_seq(cpu, memcg, lruvec, max_seq, can_swap, false) {
+    } else if try_to_inc_max_seq(cpu, memcg, lruvec, max_seq, can_swap) {
         Next::Aged
     } else {
         Next::Leave

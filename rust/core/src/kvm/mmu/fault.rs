@@ -1,16 +1,135 @@
-//! Secondary MMU faults: from a guest frame to a host frame
-//! (`kvm_faultin_pfn()`, `hva_to_pfn()`, `is_page_fault_stale()`).
+//! What the faults of both MMUs have in common: from a guest frame to a host
+//! frame (`kvm_faultin_pfn()`, `hva_to_pfn()`, `is_page_fault_stale()`), and
+//! what can be fixed without `mmu_lock` (`fast_page_fault()`).
 
-use super::spte::{LEVEL_1G, LEVEL_4K};
+use super::spte::{self, LEVEL_1G, LEVEL_4K, WRITABLE, gfn_shift, is_present_leaf, is_writable};
+use super::walk::{Root, lookup};
 use crate::cpu::Cpu;
 use crate::error::{Errno, Error, Result};
 use crate::kvm::memslot::Memslot;
+use crate::kvm::vcpu::Vcpu;
 use crate::kvm::vm::Vm;
 use crate::lru_gen;
 use crate::mm::{Pfn, PhysMem};
 use crate::mutant::{self, Mutant};
+use crate::sync::atomic::Ordering;
 use crate::sync::rcu::Guard;
+use crate::table::Arena;
+use crate::trace::{Counter, Event};
 use std::ops::Deref;
+
+const FAST_PAGE_FAULT_TRIES: u32 = 4;
+
+/// How a fault ended (`RET_PF_*`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    /// An SPTE was set.
+    Fixed,
+    /// Someone else had set it.
+    Spurious,
+    /// Lost a race; the access is tried again.
+    Retry,
+}
+
+impl Outcome {
+    /// Count how a fault ended.
+    pub(super) fn count(self, cpu: &Cpu) {
+        match self {
+            Outcome::Fixed => {}
+            Outcome::Spurious => cpu.count(Counter::SpuriousFaults),
+            Outcome::Retry => cpu.count(Counter::FaultRetries),
+        }
+    }
+}
+
+/// A fault of a vCPU begins.
+pub(super) fn begin(cpu: &Cpu, vcpu: &Vcpu, page: u64, write: bool) {
+    cpu.count(Counter::KvmPageFaults);
+    cpu.trace(
+        Event::KvmPageFault,
+        &[u64::from(vcpu.id), page, u64::from(write)],
+    );
+}
+
+/// # Errors
+/// `EFAULT` for a frame beyond what a root of `levels` reaches.
+pub(super) fn check_reach(gfn: u64, levels: u32) -> Result<()> {
+    let reach = gfn_shift(levels + 1);
+    if gfn >> reach == 0 {
+        return Ok(());
+    }
+    Err(Error::new(
+        Errno::EFAULT,
+        format!(
+            "guest access to gfn {gfn:#x}: {levels} levels of page tables reach only {:#x}",
+            1u64 << reach
+        ),
+    ))
+}
+
+/// Fix a fault without `mmu_lock` (`fast_page_fault()`): give write permission
+/// back to an MMU-writable SPTE, restore an access-tracked one. For tables that
+/// map guest frames directly. `access`: whether it was a write, and whether the
+/// processor found an SPTE that only lacked the permission.
+pub(super) fn fast_page_fault<M: Default>(
+    tables: &Arena<M>,
+    root: Root,
+    (vm, cpu, vcpu): (&Vm, &Cpu, &Vcpu),
+    gfn: u64,
+    access: (bool, bool),
+) -> Option<Outcome> {
+    let (write, present) = access;
+    let format = vm.format();
+    // With A/D bits, only a write to a present SPTE can be fixed here.
+    if if present { !write } else { format.ad_bits } {
+        return None;
+    }
+    let guard = cpu.rcu.lock();
+    for _ in 0..FAST_PAGE_FAULT_TRIES {
+        let (level, word) = lookup(tables, root, gfn);
+        cpu.count(Counter::SpteWalkLoads);
+        let old = word.load(Ordering::Acquire);
+        if !is_present_leaf(old, level) {
+            return None;
+        }
+        if format.allows(old, write) {
+            return Some(Outcome::Spurious);
+        }
+        let mut new = old;
+        if spte::is_access_tracked(old) {
+            new = spte::restore_access_track(old);
+        }
+        let slots = vm.memslots.load(vcpu.as_id, &guard);
+        let slot = slots.by_gfn(gfn)?;
+        let restores_w = write || mutant::active(Mutant::RestoreWritable);
+        if restores_w && format.is_mmu_writable(old) {
+            // A huge page is split first when writes are logged by page.
+            if level > LEVEL_4K && slot.logs_dirty() {
+                return None;
+            }
+            new |= WRITABLE;
+        }
+        if !format.allows(new, write) {
+            return None;
+        }
+        cpu.count(Counter::SpteCas);
+        if word
+            .compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed)
+            .is_ok()
+        {
+            // After the exchange: should a harvest run between the two, it
+            // leaves the SPTE writable and the bit for the next harvest.
+            if is_writable(new) && !is_writable(old) {
+                slot.mark_dirty(gfn);
+            }
+            cpu.count(Counter::FastPageFaults);
+            cpu.trace(Event::FastPageFault, &[u64::from(vcpu.id), gfn, old, new]);
+            return Some(Outcome::Fixed);
+        }
+        cpu.count(Counter::SpteCasFailed);
+    }
+    None
+}
 
 /// A fault whose host frame is known (`struct kvm_page_fault`).
 #[derive(Clone, Debug)]
@@ -44,6 +163,20 @@ pub struct LiveFault<'a> {
     pub fault: &'a PageFault,
     /// The slot.
     pub slot: &'a Memslot,
+}
+
+impl LiveFault<'_> {
+    /// The level to map at, of those up to `max`: no huge page around a
+    /// shadowed page table (`kvm_mmu_hugepage_adjust()`). Under `mmu_lock`,
+    /// which keeps tables from being shadowed meanwhile.
+    #[inline]
+    pub(super) fn goal(&self, max: u32) -> u32 {
+        let mut goal = self.level.min(max);
+        while goal > LEVEL_4K && self.slot.is_huge_tracked(self.gfn, goal) {
+            goal -= 1;
+        }
+        goal
+    }
 }
 
 impl Deref for LiveFault<'_> {

@@ -6,6 +6,7 @@ pub mod rmap;
 pub mod shadow;
 pub mod spte;
 pub mod tdp;
+mod walk;
 
 use crate::cpu::Cpu;
 use crate::error::Result;

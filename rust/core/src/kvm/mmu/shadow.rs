@@ -76,9 +76,9 @@ const FLOOD_WRITES: u32 = 3;
 /// The memslot that a guest's own page tables are in: the last number.
 pub const GUEST_TABLE_SLOT: u32 = MAX_SLOTS - 1;
 /// Its first frame.
-pub const GUEST_TABLE_GFN: u64 = 1 << 33;
+pub const GUEST_TABLE_GFN: u64 = if cfg!(loom) { 8 } else { 1 << 33 };
 /// Its frames, enough to map 512 GiB.
-pub const GUEST_TABLE_FRAMES: u64 = 1 << 18;
+pub const GUEST_TABLE_FRAMES: u64 = if cfg!(loom) { 4 } else { 1 << 18 };
 
 /// What a VM's shadow MMU is to be.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -500,7 +500,7 @@ impl Shadow {
         if format.is_accessed(old) {
             vm.set_pfn_accessed(cpu, spte::pfn(old));
         }
-        if format.is_dirty(old) {
+        if format.is_dirty(old) && !mutant::active(Mutant::ZapDropsDirty) {
             vm.set_pfn_dirty(cpu, spte::pfn(old));
         }
         old

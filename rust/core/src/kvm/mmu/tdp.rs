@@ -14,12 +14,13 @@
 //! A table that is unlinked is freed after every vCPU has flushed (so that no
 //! page walk is inside) and after an RCU grace period (so that no ager is).
 
-use super::fault::LiveFault;
+use super::fault::{self, LiveFault, Outcome};
 use super::spte::{
     self, LEVEL_2M, LEVEL_4K, Leaf, SpteFormat, WRITABLE, gfn_index, is_frozen, is_last,
     is_present, is_present_leaf, is_writable, pages_per, round_gfn,
 };
-use super::{GuestMmu, Translation, Walk};
+use super::walk::{lookup, walk_as_hardware};
+use super::{GuestMmu, Walk};
 use crate::cpu::Cpu;
 use crate::error::{Errno, Error, Result};
 use crate::kvm::memslot::{GfnRange, Memslot};
@@ -33,7 +34,7 @@ use crate::sync::lock::SpinLock;
 use crate::sync::rcu::{Guard, RcuCell};
 use crate::sync::spin::Backoff;
 use crate::sync::thread;
-use crate::table::{Arena, POISON, TABLE_ENTRIES, TABLE_SHIFT, TableId, prefetch};
+use crate::table::{Arena, POISON, TABLE_SHIFT, TableId, prefetch};
 use crate::trace::{Counter, Event};
 use std::sync::Arc;
 
@@ -92,17 +93,6 @@ pub struct Root {
     pub invalid: bool,
     /// Who refers to it: the TDP MMU until it is invalidated, and vCPUs.
     pub references: u32,
-}
-
-/// How a fault ended (`RET_PF_*`).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Outcome {
-    /// An SPTE was set.
-    Fixed,
-    /// Someone else had set it.
-    Spurious,
-    /// Lost a race; the access is tried again.
-    Retry,
 }
 
 /// Tables unlinked by one operation, to be freed together.
@@ -277,7 +267,7 @@ impl TdpMmu {
         }
     }
 
-    /// Unlink everything below a root. `mmu_lock` is held for read.
+    /// Unlink everything below a root (`tdp_mmu_zap_root()`). `mmu_lock` is held for read.
     fn zap_root(&self, vm: &Vm, cpu: &Cpu, root: TableId) {
         let mut gather = Gather::default();
         let guard = cpu.rcu.lock();
@@ -330,6 +320,7 @@ impl TdpMmu {
         self.tables.free(table);
     }
 
+    /// Free tables after a grace period (`tdp_mmu_free_sp_rcu_callback()`).
     fn free_deferred(&self, cpu: &Cpu, tables: Vec<TableId>) {
         let arena = Arc::clone(&self.tables);
         if mutant::active(Mutant::NoRcuDelay) {
@@ -515,7 +506,7 @@ impl TdpMmu {
     /// [`for_each_run`](Self::for_each_run) that also passes the table that
     /// `visit` gets two tables later, or nothing, so that it can fetch that as
     /// it goes: processors fetch ahead only within a page, and a page is a
-    /// table.
+    /// table (`tdp_root_for_each_leaf_pte()`).
     #[inline]
     fn for_each_run_ahead<F>(
         &self,
@@ -626,29 +617,7 @@ impl TdpMmu {
     #[inline]
     fn lookup(&self, root: TableId, gfn: u64) -> Option<(u32, &AtomicU64)> {
         let (level, limit) = self.reach(root);
-        (gfn < limit).then(|| self.lookup_from(root, level, gfn))
-    }
-
-    /// [`lookup`](Self::lookup) of a frame that the table of `level` reaches.
-    #[inline]
-    fn lookup_from(&self, table: TableId, level: u32, gfn: u64) -> (u32, &AtomicU64) {
-        let tables = &*self.tables;
-        let (mut table, mut level) = (table, level);
-        let mut shift = spte::gfn_shift(level);
-        loop {
-            let word = &tables.entries(table)[(gfn >> shift) as usize % TABLE_ENTRIES];
-            if level == LEVEL_4K {
-                return (level, word);
-            }
-            // Acquire: pairs with the release that linked the table.
-            let spte = word.load(Ordering::Acquire);
-            if !is_present(spte) || is_last(spte, level) {
-                return (level, word);
-            }
-            table = spte::table(spte);
-            level -= 1;
-            shift -= TABLE_SHIFT;
-        }
+        (gfn < limit).then(|| lookup(&self.tables, (root, level), gfn))
     }
 
     /// The entry at which a walk for `gfn` ends, in every root of the address
@@ -850,7 +819,8 @@ impl TdpMmu {
         }
     }
 
-    /// Age what maps one page, by one walk from the root.
+    /// Age what maps one page, by one walk from the root
+    /// (`kvm_tdp_mmu_age_gfn_range()`).
     #[inline(always)]
     fn age_page(
         &self,
@@ -864,7 +834,7 @@ impl TdpMmu {
         if gfn >> (TABLE_SHIFT * level) != 0 {
             return false;
         }
-        let (level, word) = self.lookup_from(root, level, gfn);
+        let (level, word) = lookup(&self.tables, (root, level), gfn);
         // Relaxed: as in `SpteFormat::age`.
         let seen = word.load(Ordering::Relaxed);
         let format = vm.format();
@@ -917,7 +887,8 @@ impl TdpMmu {
         fetch_and
     }
 
-    /// Age a run of entries; `ahead` is fetched meanwhile.
+    /// Age a run of entries; `ahead` is fetched meanwhile
+    /// (`kvm_tdp_mmu_age_gfn_range()`).
     #[allow(clippy::too_many_arguments)]
     fn age_run(
         vm: &Vm,
@@ -1214,6 +1185,7 @@ impl TdpMmu {
         }
     }
 
+    /// The part of it below one table (`zap_collapsible_spte_range()`).
     #[allow(clippy::too_many_arguments)]
     fn zap_collapsible_in(
         &self,
@@ -1267,11 +1239,7 @@ impl TdpMmu {
         let page = self.tables.meta(root);
         let (mut level, as_id) = (page.level(), page.as_id());
         let gfn = fault.gfn;
-        // Under `mmu_lock`: no huge page around a shadowed page table.
-        let mut goal = fault.level;
-        while goal > LEVEL_4K && fault.slot.is_huge_tracked(gfn, goal) {
-            goal -= 1;
-        }
+        let goal = fault.goal(level);
         let mut table = root;
         let outcome = loop {
             let word = &self.tables.entries(table)[gfn_index(gfn, level)];
@@ -1343,71 +1311,6 @@ impl TdpMmu {
         Ok(outcome)
     }
 
-    /// Fix a fault without `mmu_lock` (`fast_page_fault()`): give write
-    /// permission back to an MMU-writable SPTE, restore an access-tracked one.
-    /// `present`: whether the processor found an SPTE that only lacked the
-    /// permission.
-    fn fast_page_fault(
-        &self,
-        vm: &Vm,
-        cpu: &Cpu,
-        vcpu: &Vcpu,
-        root: TableId,
-        gfn: u64,
-        access: (bool, bool),
-    ) -> Option<Outcome> {
-        let (write, present) = access;
-        let format = vm.format();
-        // With A/D bits, only a write to a present SPTE can be fixed here.
-        if if present { !write } else { format.ad_bits } {
-            return None;
-        }
-        let guard = cpu.rcu.lock();
-        for _ in 0..FAST_PAGE_FAULT_TRIES {
-            let (level, word) = self.lookup(root, gfn)?;
-            cpu.count(Counter::SpteWalkLoads);
-            let old = word.load(Ordering::Acquire);
-            if !is_present_leaf(old, level) {
-                return None;
-            }
-            if format.allows(old, write) {
-                return Some(Outcome::Spurious);
-            }
-            let mut new = old;
-            if spte::is_access_tracked(old) {
-                new = spte::restore_access_track(old);
-            }
-            let slots = vm.memslots.load(vcpu.as_id, &guard);
-            let slot = slots.by_gfn(gfn)?;
-            let restores_w = write || mutant::active(Mutant::RestoreWritable);
-            if restores_w && format.is_mmu_writable(old) {
-                // A huge page is split first when writes are logged by page.
-                if level > LEVEL_4K && slot.logs_dirty() {
-                    return None;
-                }
-                new |= WRITABLE;
-            }
-            if !format.allows(new, write) {
-                return None;
-            }
-            cpu.count(Counter::SpteCas);
-            if word
-                .compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed)
-                .is_ok()
-            {
-                // After the exchange: should a harvest run between the two, it
-                // leaves the SPTE writable and the bit for the next harvest.
-                if is_writable(new) && !is_writable(old) {
-                    slot.mark_dirty(gfn);
-                }
-                cpu.trace(Event::FastPageFault, &[u64::from(vcpu.id), gfn, old, new]);
-                return Some(Outcome::Fixed);
-            }
-            cpu.count(Counter::SpteCasFailed);
-        }
-        None
-    }
-
     /// One fault of a vCPU (`kvm_tdp_page_fault()`, `direct_page_fault()`). On
     /// return the access is tried again.
     fn page_fault(
@@ -1419,37 +1322,21 @@ impl TdpMmu {
         access: (bool, bool),
     ) -> Result<()> {
         let write = access.0;
-        cpu.count(Counter::KvmPageFaults);
-        cpu.trace(
-            Event::KvmPageFault,
-            &[u64::from(vcpu.id), gfn, u64::from(write)],
-        );
+        fault::begin(cpu, vcpu, gfn, write);
         let Some(root) = vcpu.root() else {
             return Ok(());
         };
-        if gfn >= self.reach(root).1 {
-            return Err(Error::new(
-                Errno::EFAULT,
-                format!(
-                    "guest access to gfn {gfn:#x}: {} levels of page tables reach only {:#x}",
-                    self.reach(root).0,
-                    self.reach(root).1
-                ),
-            ));
-        }
-        match self.fast_page_fault(vm, cpu, vcpu, root, gfn, access) {
-            Some(Outcome::Fixed) => {
-                cpu.count(Counter::FastPageFaults);
-                return Ok(());
-            }
-            Some(_) => {
-                cpu.count(Counter::SpuriousFaults);
-                return Ok(());
-            }
-            None => {}
+        let levels = self.reach(root).0;
+        fault::check_reach(gfn, levels)?;
+        let who = (vm, cpu, vcpu);
+        if let Some(outcome) =
+            fault::fast_page_fault(&self.tables, (root, levels), who, gfn, access)
+        {
+            outcome.count(cpu);
+            return Ok(());
         }
         let Some(fault) = vm.faultin_pfn(cpu, vcpu.as_id, gfn, write)? else {
-            cpu.count(Counter::FaultRetries);
+            Outcome::Retry.count(cpu);
             // Whoever is in the way needs the processor to get out of it.
             thread::yield_now();
             return Ok(());
@@ -1467,67 +1354,8 @@ impl TdpMmu {
                 outcome
             }
         };
-        match outcome {
-            Outcome::Fixed => {}
-            Outcome::Spurious => cpu.count(Counter::SpuriousFaults),
-            Outcome::Retry => cpu.count(Counter::FaultRetries),
-        }
+        outcome.count(cpu);
         Ok(())
-    }
-
-    /// A vCPU's page walk, as hardware does it: sets accessed, and dirty for a
-    /// write, atomically and only if clear, never in an entry that is not
-    /// present; and walks again when an entry changed under it. In guest mode,
-    /// which keeps the tables alive ([`Vm::flush_remote_tlbs`]).
-    #[inline]
-    fn walk_as_hardware(&self, vm: &Vm, cpu: &Cpu, root: TableId, gfn: u64, write: bool) -> Walk {
-        let format = vm.format();
-        let (top, limit) = self.reach(root);
-        if gfn >= limit {
-            return Walk::Fault { present: false };
-        }
-        let (mut table, mut level) = (root, top);
-        loop {
-            let word = &self.tables.entries(table)[gfn_index(gfn, level)];
-            cpu.count(Counter::SpteWalkLoads);
-            let spte = word.load(Ordering::Acquire);
-            if spte & format.hw_present == 0 {
-                if spte == POISON {
-                    cpu.count(Counter::PoisonReads);
-                }
-                return Walk::Fault { present: false };
-            }
-            let leaf = is_last(spte, level);
-            if leaf && !format.allows(spte, write) {
-                return Walk::Fault { present: true };
-            }
-            let bits = format.hw_bits(spte, leaf && write);
-            if spte & bits != bits {
-                if word
-                    .compare_exchange(spte, spte | bits, Ordering::AcqRel, Ordering::Relaxed)
-                    .is_err()
-                {
-                    (table, level) = (root, top);
-                    continue;
-                }
-                if leaf {
-                    let set = bits & !spte;
-                    cpu.count_n(Counter::AccessedSet, u64::from(set & format.accessed != 0));
-                    cpu.count_n(Counter::DirtySet, u64::from(set & format.dirty != 0));
-                }
-            }
-            if leaf {
-                let offset = gfn & (pages_per(level) - 1);
-                return Walk::Hit(Translation {
-                    pfn: Pfn(spte::pfn(spte).0 + offset as u32),
-                    level,
-                    writable: is_writable(spte),
-                    dirty: format.is_dirty(spte | bits),
-                });
-            }
-            table = spte::table(spte);
-            level -= 1;
-        }
     }
 }
 
@@ -1540,8 +1368,6 @@ struct Change {
     /// Whether others may change SPTEs now: `mmu_lock` is held for read.
     shared: bool,
 }
-
-const FAST_PAGE_FAULT_TRIES: u32 = 4;
 
 impl GuestMmu for TdpMmu {
     fn load(&self, vm: &Vm, cpu: &Cpu, vcpu: &Vcpu) -> Result<()> {
@@ -1571,7 +1397,10 @@ impl GuestMmu for TdpMmu {
     #[inline]
     fn walk(&self, vm: &Vm, cpu: &Cpu, vcpu: &Vcpu, page: u64, write: bool) -> Walk {
         match vcpu.root() {
-            Some(root) => self.walk_as_hardware(vm, cpu, root, page, write),
+            Some(root) => {
+                let root = (root, self.reach(root).0);
+                walk_as_hardware(&self.tables, root, vm, cpu, page, write)
+            }
             None => Walk::Fault { present: false },
         }
     }

@@ -1,5 +1,5 @@
-//! vCPUs on the shadow MMU: page walks as hardware makes them, and faults
-//! (`direct_page_fault()`, `FNAME(page_fault)`, `fast_page_fault()`).
+//! vCPUs on the shadow MMU: roots, and faults (`direct_page_fault()`,
+//! `FNAME(page_fault)`).
 
 use super::{Ctx, Role, Shadow, State};
 use crate::cpu::Cpu;
@@ -9,23 +9,21 @@ use crate::kvm::guest::{
     GuestPhys, GuestWalk,
 };
 use crate::kvm::memslot::Memslot;
-use crate::kvm::mmu::fault::LiveFault;
+use crate::kvm::mmu::fault::{self, LiveFault, Outcome};
 use crate::kvm::mmu::rmap::{DescCache, RMAP_RECYCLE_THRESHOLD, SptePtr};
 use crate::kvm::mmu::spte::{
-    self, LEVEL_4K, Leaf, WRITABLE, gfn_index, is_last, is_present, is_present_leaf, is_writable,
-    pages_per, round_gfn,
+    self, LEVEL_4K, Leaf, gfn_index, is_last, is_present, is_writable, round_gfn,
 };
-use crate::kvm::mmu::{GuestMmu, Translation, Walk};
+use crate::kvm::mmu::walk::{Root, walk_as_hardware};
+use crate::kvm::mmu::{GuestMmu, Walk};
 use crate::kvm::vcpu::Vcpu;
 use crate::kvm::vm::{MmuKind, Vm};
 use crate::mm::Pfn;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::lock::Mutex;
 use crate::sync::spin::Backoff;
-use crate::table::{POISON, TableId};
-use crate::trace::{Counter, Event};
-
-const FAST_PAGE_FAULT_TRIES: u32 = 4;
+use crate::table::TableId;
+use crate::trace::Counter;
 
 /// What the shadow MMU keeps with a vCPU. Only whoever runs the vCPU writes it,
 /// so all of it is relaxed.
@@ -111,14 +109,6 @@ impl ShadowVcpu {
         };
         alias << ALIAS_SHIFT | page
     }
-}
-
-/// How a fault ended (`RET_PF_*`).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Outcome {
-    Fixed,
-    Spurious,
-    Retry,
 }
 
 /// Guest memory as seen through a VM's memslots.
@@ -229,76 +219,10 @@ impl Shadow {
         }
     }
 
-    // ---- hardware ----------------------------------------------------------
-
-    /// A vCPU's page walk, as hardware does it; in guest mode, which keeps the
-    /// tables alive.
+    /// A root with its level, for walks.
     #[inline]
-    fn walk_as_hardware(&self, vm: &Vm, cpu: &Cpu, root: TableId, page: u64, write: bool) -> Walk {
-        let format = vm.format();
-        let top = self.tables.meta(root).level.load(Ordering::Relaxed);
-        if page >> spte::gfn_shift(top + 1) != 0 {
-            return Walk::Fault { present: false };
-        }
-        let (mut table, mut level) = (root, top);
-        loop {
-            let word = &self.tables.entries(table)[gfn_index(page, level)];
-            cpu.count(Counter::SpteWalkLoads);
-            // Acquire: pairs with the release that linked the table.
-            let spte = word.load(Ordering::Acquire);
-            if spte & format.hw_present == 0 {
-                if spte == POISON {
-                    cpu.count(Counter::PoisonReads);
-                }
-                return Walk::Fault { present: false };
-            }
-            let leaf = is_last(spte, level);
-            if leaf && !format.allows(spte, write) {
-                return Walk::Fault { present: true };
-            }
-            let bits = format.hw_bits(spte, leaf && write);
-            if spte & bits != bits {
-                if word
-                    .compare_exchange(spte, spte | bits, Ordering::AcqRel, Ordering::Relaxed)
-                    .is_err()
-                {
-                    (table, level) = (root, top);
-                    continue;
-                }
-                if leaf {
-                    let set = bits & !spte;
-                    cpu.count_n(Counter::AccessedSet, u64::from(set & format.accessed != 0));
-                    cpu.count_n(Counter::DirtySet, u64::from(set & format.dirty != 0));
-                }
-            }
-            if leaf {
-                let offset = page & (pages_per(level) - 1);
-                return Walk::Hit(Translation {
-                    pfn: Pfn(spte::pfn(spte).0 + offset as u32),
-                    level,
-                    writable: is_writable(spte),
-                    dirty: format.is_dirty(spte | bits),
-                });
-            }
-            table = spte::table(spte);
-            level -= 1;
-        }
-    }
-
-    /// The SPTE at which a walk for `page` ends, for software. In an RCU
-    /// section.
-    fn lookup(&self, root: TableId, page: u64) -> (u32, SptePtr) {
-        let mut level = self.tables.meta(root).level.load(Ordering::Relaxed);
-        let mut table = root;
-        loop {
-            let ptr = SptePtr::new(table, gfn_index(page, level));
-            let value = self.read(ptr);
-            if level == LEVEL_4K || !is_present(value) || is_last(value, level) {
-                return (level, ptr);
-            }
-            table = spte::table(value);
-            level -= 1;
-        }
+    fn top(&self, root: TableId) -> Root {
+        (root, self.tables.meta(root).level.load(Ordering::Relaxed))
     }
 
     // ---- roots -------------------------------------------------------------
@@ -466,12 +390,7 @@ impl Shadow {
         max_level: u32,
     ) -> Result<Outcome> {
         let gfn = fault.gfn;
-        // Under `mmu_lock`: a table that was shadowed meanwhile forbids the
-        // huge page around it (`kvm_mmu_hugepage_adjust()`).
-        let mut goal = fault.level.min(max_level);
-        while goal > LEVEL_4K && fault.slot.is_huge_tracked(gfn, goal) {
-            goal -= 1;
-        }
+        let goal = fault.goal(max_level);
         let mut role = state.page(table).role;
         while role.level > goal {
             let ptr = SptePtr::new(table, gfn_index(page, role.level));
@@ -560,66 +479,6 @@ impl Shadow {
 
     // ---- faults ------------------------------------------------------------
 
-    /// Restore an access-tracked SPTE, or give write permission back, without
-    /// `mmu_lock` (`fast_page_fault()`); direct shadow pages only.
-    fn fast_page_fault(
-        &self,
-        vm: &Vm,
-        cpu: &Cpu,
-        vcpu: &Vcpu,
-        root: TableId,
-        gfn: u64,
-        access: (bool, bool),
-    ) -> Option<Outcome> {
-        let (write, present) = access;
-        let format = vm.format();
-        // With A/D bits, only a write to a present SPTE can be fixed here.
-        if if present { !write } else { format.ad_bits } {
-            return None;
-        }
-        let guard = cpu.rcu.lock();
-        let slots = vm.memslots.load(vcpu.as_id, &guard);
-        let slot = slots.by_gfn(gfn)?;
-        for _ in 0..FAST_PAGE_FAULT_TRIES {
-            let (level, ptr) = self.lookup(root, gfn);
-            cpu.count(Counter::SpteWalkLoads);
-            let old = self.read(ptr);
-            if !is_present_leaf(old, level) {
-                return None;
-            }
-            if format.allows(old, write) {
-                return Some(Outcome::Spurious);
-            }
-            let mut new = old;
-            if spte::is_access_tracked(old) {
-                new = spte::restore_access_track(old);
-            }
-            if write && format.is_mmu_writable(old) {
-                if level > LEVEL_4K && slot.logs_dirty() {
-                    return None;
-                }
-                new |= WRITABLE;
-            }
-            if !format.allows(new, write) {
-                return None;
-            }
-            cpu.count(Counter::SpteCas);
-            if self
-                .word(ptr)
-                .compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed)
-                .is_ok()
-            {
-                if is_writable(new) && !is_writable(old) {
-                    slot.mark_dirty(gfn);
-                }
-                cpu.trace(Event::FastPageFault, &[u64::from(vcpu.id), gfn, old, new]);
-                return Some(Outcome::Fixed);
-            }
-            cpu.count(Counter::SpteCasFailed);
-        }
-        None
-    }
-
     /// One fault of a vCPU. On return the access is tried again.
     fn page_fault(
         &self,
@@ -630,31 +489,14 @@ impl Shadow {
         access: (bool, bool),
     ) -> Result<()> {
         let write = access.0;
-        cpu.count(Counter::KvmPageFaults);
-        cpu.trace(
-            Event::KvmPageFault,
-            &[u64::from(vcpu.id), page, u64::from(write)],
-        );
+        fault::begin(cpu, vcpu, page, write);
         let Some(root) = vcpu.root() else {
             return Ok(());
         };
         let outcome = if Self::root_role(vm, vcpu.as_id).direct {
-            let reach = spte::gfn_shift(vm.config.levels + 1);
-            if page >> reach != 0 {
-                return Err(Error::new(
-                    Errno::EFAULT,
-                    format!(
-                        "guest access to gfn {page:#x}: {} levels of page tables reach only {:#x}",
-                        vm.config.levels,
-                        1u64 << reach
-                    ),
-                ));
-            }
-            match self.fast_page_fault(vm, cpu, vcpu, root, page, access) {
-                Some(Outcome::Fixed) => {
-                    cpu.count(Counter::FastPageFaults);
-                    return Ok(());
-                }
+            fault::check_reach(page, vm.config.levels)?;
+            let (top, who) = (self.top(root), (vm, cpu, vcpu));
+            match fault::fast_page_fault(&self.tables, top, who, page, access) {
                 Some(outcome) => outcome,
                 None => self.slow_fault(vm, cpu, vcpu, root, page, page, write, None)?,
             }
@@ -679,13 +521,9 @@ impl Shadow {
                 }
             }
         };
-        match outcome {
-            Outcome::Fixed => {}
-            Outcome::Spurious => cpu.count(Counter::SpuriousFaults),
-            Outcome::Retry => {
-                cpu.count(Counter::FaultRetries);
-                Backoff::new().wait();
-            }
+        outcome.count(cpu);
+        if outcome == Outcome::Retry {
+            Backoff::new().wait();
         }
         Ok(())
     }
@@ -810,13 +648,13 @@ impl GuestMmu for Shadow {
             return Walk::Fault { present: false };
         };
         if write && vcpu.shadow.is_emulating(page) {
-            let walk = self.walk_as_hardware(vm, cpu, root, page, false);
+            let walk = walk_as_hardware(&self.tables, self.top(root), vm, cpu, page, false);
             if matches!(walk, Walk::Hit(_)) {
                 vcpu.shadow.set_emulating(None);
             }
             return walk;
         }
-        self.walk_as_hardware(vm, cpu, root, page, write)
+        walk_as_hardware(&self.tables, self.top(root), vm, cpu, page, write)
     }
 
     fn fault(

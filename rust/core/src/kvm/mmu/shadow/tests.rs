@@ -27,7 +27,7 @@ impl Machine {
     }
 
     fn with_flags(pages: u64, config: VmConfig, flags: VmFlags) -> (Machine, Cpu) {
-        select_mutant();
+        crate::mutant::select_named();
         let host = Host::new(&HostConfig {
             nodes: vec![pages * 2 + 8192],
             swap_pages: 1024,
@@ -61,6 +61,21 @@ impl Machine {
             pages,
         };
         (machine, cpu)
+    }
+
+    /// The same, with every vCPU in the guest that uses the shadow MMU.
+    fn guest(pages: u64, config: VmConfig) -> (Machine, Cpu) {
+        let (machine, cpu) = Self::new(pages, config);
+        machine.enter_l2(&cpu);
+        (machine, cpu)
+    }
+
+    fn enter_l2(&self, cpu: &Cpu) {
+        if self.vm.config.mmu == MmuKind::Nested {
+            for vcpu in 0..self.vm.config.vcpus {
+                self.vm.set_guest_mode(cpu, vcpu, true).expect("nested");
+            }
+        }
     }
 
     fn shadow(&self) -> &Shadow {
@@ -111,17 +126,6 @@ impl Machine {
         assert_eq!(self.shadow().tables.live(), 0, "every table freed once");
         assert_eq!(self.shadow().descriptors().0, 0, "every descriptor too");
         assert_eq!(self.shadow().indirect_shadow_pages(), 0);
-    }
-}
-
-/// With the `mutants` feature, YOUNGBIT_MUTANT names the variant that these
-/// tests run on, to see which of them it breaks.
-fn select_mutant() {
-    #[cfg(feature = "mutants")]
-    {
-        use crate::mutant::{Mutant, select};
-        let wanted = std::env::var("YOUNGBIT_MUTANT").unwrap_or_default();
-        select(Mutant::ALL.iter().copied().find(|m| m.name() == wanted));
     }
 }
 
@@ -184,13 +188,15 @@ fn huge_in_guest(config: VmConfig) -> VmConfig {
 const PROTOCOLS: [Protocol; 3] = [Protocol::BASELINE, Protocol::V7, Protocol::V9];
 
 #[test]
-fn guest_pages_are_mapped_from_the_guests_own_tables() {
+fn section_4_it_serves_vms_without_the_tdp_mmu_and_nested_guests() {
     for config in [
         shadow(Protocol::V7),
         direct(Protocol::V7, true),
         direct(Protocol::V7, false),
+        nested(Protocol::V7, true),
+        nested(Protocol::V7, false),
     ] {
-        let (m, cpu) = Machine::new(2048, config);
+        let (m, cpu) = Machine::guest(2048, config);
         for page in [0, 1, 511, 512, 2047] {
             m.touch(&cpu, page, page % 2 == 0);
             assert_eq!(m.chains(&cpu, page), [1, 0, 0]);
@@ -354,11 +360,7 @@ fn section_4_under_mmu_lock_a_non_present_spte_is_corruption_reported_once() {
 #[test]
 fn section_4_lockless_aging_clears_only_the_accessed_bit() {
     for config in [shadow(Protocol::V7), nested(Protocol::V7, true)] {
-        let l2 = config.mmu == MmuKind::Nested;
-        let (m, cpu) = Machine::new(64, config);
-        if l2 {
-            m.vm.set_guest_mode(&cpu, 0, true).expect("nested");
-        }
+        let (m, cpu) = Machine::guest(64, config);
         for (gfn, write) in [(1, true), (2, false)] {
             m.touch(&cpu, gfn, write);
             let (ptr, before) = spte_of(&m, gfn, LEVEL_4K);
@@ -413,10 +415,7 @@ fn section_4_and_9_who_takes_mmu_lock() {
 fn section_4_without_ad_bits_fast_only_reports_young_and_leaves_it() {
     for config in [direct(Protocol::V7, false), nested(Protocol::V7, false)] {
         let l2 = config.mmu == MmuKind::Nested;
-        let (m, cpu) = Machine::new(64, config);
-        if l2 {
-            m.vm.set_guest_mode(&cpu, 0, true).expect("nested");
-        }
+        let (m, cpu) = Machine::guest(64, config);
         m.touch(&cpu, 7, true);
         let (ptr, before) = spte_of(&m, 7, LEVEL_4K);
         assert!(!spte::ad_enabled(before));
@@ -459,11 +458,7 @@ fn section_4_without_ad_bits_fast_only_reports_young_and_leaves_it() {
 #[test]
 fn section_9_v9_ages_without_ad_bits_and_without_the_lock() {
     for config in [direct(Protocol::V9, false), nested(Protocol::V9, false)] {
-        let l2 = config.mmu == MmuKind::Nested;
-        let (m, cpu) = Machine::new(64, config);
-        if l2 {
-            m.vm.set_guest_mode(&cpu, 0, true).expect("nested");
-        }
+        let (m, cpu) = Machine::guest(64, config);
         m.touch(&cpu, 7, true);
         let locks = cpu.counters.get(Counter::MmuLockWrite);
         let exchanges = cpu.counters.get(Counter::SpteCas);
@@ -549,42 +544,143 @@ fn section_3_tdp_first_then_shadow_with_early_return_for_test() {
     m.destroy(&cpu);
 }
 
-/// Pages that a walk of `[start, end)` ages, of two 2 MiB SPTEs.
-fn aged_over_boundary(protocol: Protocol, fast_only: bool, start: u64, end: u64) -> Vec<bool> {
+/// Three 2 MiB SPTEs, by direct pages and by a guest's own huge pages. Whether
+/// it ages with the lock or without, a walk of any range ages those that the
+/// range meets and no other.
+#[test]
+fn section_4_straddling_ranges_age_the_same_pages_locked_and_lockless() {
+    const FIRST: [u64; 3] = [0, 512, 1024];
+    const ENDS: [u64; 10] = [0, 1, 510, 511, 512, 513, 514, 1023, 1024, 1025];
     let thp = VmFlags {
         thp: true,
         ..VmFlags::default()
     };
-    let (m, cpu) = Machine::with_flags(2048, direct(protocol, true), thp);
-    for gfn in [0, 512, 1024] {
-        m.touch(&cpu, gfn, true);
-        assert_eq!(m.chains(&cpu, gfn), [0, 1, 0], "mapped by 2 MiB");
+    for (protocol, fast_only) in [
+        (Protocol::BASELINE, false),
+        (Protocol::V7, false),
+        (Protocol::V7, true),
+        (Protocol::V9, false),
+    ] {
+        for config in [
+            direct(protocol, true),
+            huge_in_guest(shadow(protocol)),
+            huge_in_guest(nested(protocol, true)),
+        ] {
+            let (m, cpu) = Machine::with_flags(2048, config, thp);
+            m.enter_l2(&cpu);
+            for (at, &start) in ENDS.iter().enumerate() {
+                for &end in ENDS[at + 1..].iter().chain(&[2048]) {
+                    for gfn in FIRST {
+                        m.touch(&cpu, gfn, true);
+                        assert_eq!(m.chains(&cpu, gfn), [0, 1, 0], "mapped by 2 MiB");
+                    }
+                    let expected = FIRST.map(|first| start < first + 512 && end > first);
+                    let found = m.age(&cpu, start..end, fast_only);
+                    assert_eq!(found, expected.contains(&true));
+                    assert_eq!(
+                        FIRST.map(|gfn| !m.young(&cpu, gfn)),
+                        expected,
+                        "[{start}, {end}) {} fast_only {fast_only}",
+                        protocol.name
+                    );
+                }
+            }
+            m.verify(&cpu);
+        }
     }
-    m.age(&cpu, start..end, fast_only);
-    let old = [0, 512, 1024].map(|gfn| !m.young(&cpu, gfn));
-    m.verify(&cpu);
-    old.to_vec()
 }
 
+/// What a nested guest whose L1 has no A/D bits, or a shadow MMU without them,
+/// costs reclaim: under `fast_only` pages that nobody has touched since they
+/// were made stay while others go that were touched later. v9, and the accurate
+/// notifier in v7, see them age.
 #[test]
-fn section_4_straddling_ranges_age_the_same_pages_locked_and_lockless() {
-    for (start, end) in [(510, 514), (511, 1025), (0, 1), (512, 1024), (1, 2048)] {
-        let expected: Vec<bool> = [0, 512, 1024]
-            .iter()
-            .map(|first| start < first + 512 && end > *first)
-            .collect();
-        for (protocol, fast_only) in [
-            (Protocol::BASELINE, false),
-            (Protocol::V7, false),
-            (Protocol::V7, true),
-            (Protocol::V9, false),
-        ] {
-            assert_eq!(
-                aged_over_boundary(protocol, fast_only, start, end),
-                expected,
-                "[{start}, {end}) {} fast_only {fast_only}",
+fn section_4_without_ad_bits_pages_are_the_last_to_be_evicted_under_fast_only() {
+    use crate::lru_gen::evict::run_eviction;
+    use crate::lru_gen::lruvec::ANON;
+    use crate::lru_gen::{Asking, age};
+    const IDLE: u64 = 256;
+    for (protocol, asking, expected) in [
+        (Protocol::V7, Asking::FastOnly, IDLE),
+        (Protocol::V7, Asking::Accurate, 0),
+        (Protocol::V9, Asking::Accurate, 0),
+    ] {
+        for config in [direct(protocol, false), nested(protocol, false)] {
+            let (m, cpu) = Machine::guest(IDLE, config);
+            m.host.lru_gen.set_asking(asking);
+            let memcg = m.host.memcg(0).expect("the root cgroup");
+            let space = m.host.create_space(Kind::Anon, IDLE);
+            let used =
+                m.mm.mmap(None, IDLE * PAGE_SIZE, &space, 0, VmFlags::default())
+                    .expect("room");
+            let touch_used = || {
+                for n in 0..IDLE {
+                    m.mm.touch(&cpu, used + n * PAGE_SIZE, true, None)
+                        .expect("touched");
+                }
+            };
+            let age = |times| {
+                for _ in 0..times {
+                    age(&cpu, &memcg, 0, true, true).expect("aged");
+                }
+            };
+            (0..IDLE).for_each(|page| m.touch(&cpu, page, true));
+            for _ in 0..3 {
+                touch_used();
+                age(1);
+            }
+            // Both are idle now, the guest's pages for longer.
+            age(2);
+            let lruvec = &memcg.lruvecs[0];
+            let mut evicted = 0;
+            while evicted < IDLE {
+                let oldest = lruvec.min_seq(ANON);
+                evicted += run_eviction(&cpu, &memcg, lruvec, oldest, 200, IDLE - evicted)
+                    .expect("there is an old generation");
+            }
+            let left = (0..IDLE)
+                .filter(|&gfn| m.mm.gup_fast(&cpu, m.hva(gfn), false).is_some())
+                .count() as u64;
+            // A few of what was evicted are the guest's page tables.
+            let (least, most) = (expected.saturating_sub(8), expected + 8);
+            assert!(
+                (least..=most).contains(&left),
+                "{} {asking:?}: {left} of the guest's {IDLE} idle pages are left",
                 protocol.name
             );
+            m.verify(&cpu);
+        }
+    }
+}
+
+/// L1 and L2 use the same host page: a TDP SPTE, and a shadow SPTE for each
+/// address that L1 gave it in L2, all of one frame, aged as one page.
+#[test]
+fn one_page_has_a_tdp_spte_and_shadow_sptes() {
+    for protocol in PROTOCOLS {
+        for l1_ad in [true, false] {
+            let (m, cpu) = Machine::new(64, aliased(nested(protocol, l1_ad), 15));
+            m.touch(&cpu, 7, true);
+            m.enter_l2(&cpu);
+            for alias in 0..15 {
+                m.vm.vcpus[0].shadow.set_alias(alias);
+                m.touch(&cpu, 7, alias % 2 == 0);
+            }
+            assert_eq!(m.chains(&cpu, 7), [15, 0, 0]);
+            let tdp = m.vm.tdp.as_ref().expect("L1 runs on it");
+            let (level, l1) = tdp.leaf(&cpu, 0, 7).expect("mapped for L1");
+            assert_eq!(level, LEVEL_4K);
+            assert_eq!(spte::pfn(l1), spte::pfn(spte_of(&m, 7, LEVEL_4K).1));
+            // The accurate notifier ages all sixteen, the page itself once.
+            let aged = cpu.counters.get(Counter::SptesAged);
+            assert!(m.age(&cpu, 7..8, false));
+            assert!(!m.age(&cpu, 7..8, false));
+            assert_eq!(cpu.counters.get(Counter::SptesAged) - aged, 16);
+            m.vm.vcpus[0].shadow.set_alias(9);
+            m.touch(&cpu, 7, false);
+            assert!(m.young(&cpu, 7), "through one address of L2");
+            m.verify(&cpu);
+            m.destroy(&cpu);
         }
     }
 }
@@ -620,11 +716,7 @@ fn huge_guest_pages_are_shadowed_huge_or_by_direct_pages() {
 #[test]
 fn a_store_to_a_shadowed_table_traps_and_is_obeyed() {
     for config in [shadow(Protocol::V7), nested(Protocol::V7, true)] {
-        let l2 = config.mmu == MmuKind::Nested;
-        let (m, cpu) = Machine::new(64, config);
-        if l2 {
-            m.vm.set_guest_mode(&cpu, 0, true).expect("nested");
-        }
+        let (m, cpu) = Machine::guest(64, config);
         m.touch(&cpu, 5, true);
         m.touch(&cpu, 6, true);
         // The guest's first link in its root trapped: the root was shadowed.
@@ -777,16 +869,13 @@ fn deleting_a_slot_zaps_and_the_guest_can_use_it_again() {
             direct(Protocol::V7, true),
             nested(Protocol::V7, true),
         ] {
-            let l2 = config.mmu == MmuKind::Nested;
             let config = VmConfig {
                 slot_zap_all,
                 ..config
             };
             let (m, cpu) = Machine::new(64, config);
-            if l2 {
-                m.touch(&cpu, 1, true);
-                m.vm.set_guest_mode(&cpu, 0, true).expect("nested");
-            }
+            m.touch(&cpu, 1, true);
+            m.enter_l2(&cpu);
             let region = |memory_size| MemoryRegion {
                 as_id: 0,
                 slot: 0,
@@ -816,15 +905,11 @@ fn deleting_a_slot_zaps_and_the_guest_can_use_it_again() {
 fn a_slot_with_shadowed_tables_in_it_goes() {
     for slot_zap_all in [true, false] {
         for config in [shadow(Protocol::V7), nested(Protocol::V7, true)] {
-            let l2 = config.mmu == MmuKind::Nested;
             let config = VmConfig {
                 slot_zap_all,
                 ..config
             };
-            let (m, cpu) = Machine::new(64, config);
-            if l2 {
-                m.vm.set_guest_mode(&cpu, 0, true).expect("nested");
-            }
+            let (m, cpu) = Machine::guest(64, config);
             m.touch(&cpu, 5, true);
             // The guest moves its leaf table to frame 9 of ordinary memory.
             let guest = m.shadow().guest_cpu(&m.vm, &cpu, 0);
@@ -866,7 +951,6 @@ fn a_slot_with_shadowed_tables_in_it_goes() {
 fn broken_guest_tables_fault_the_guest_and_leave_the_host_whole() {
     use GuestFaultKind::*;
     for config in [shadow(Protocol::V7), nested(Protocol::V7, false)] {
-        let l2 = config.mmu == MmuKind::Nested;
         let paging = Shadow::paging(&Machine::new(64, config.clone()).0.vm);
         let mut cases = vec![
             // Tables outside guest memory, at the last frame there can be, and
@@ -889,10 +973,7 @@ fn broken_guest_tables_fault_the_guest_and_leave_the_host_whole() {
             cases.push((1, 5 << 12 | 2, Some(Reserved)));
         }
         for (level, value, expected) in cases {
-            let (m, cpu) = Machine::new(64, config.clone());
-            if l2 {
-                m.vm.set_guest_mode(&cpu, 0, true).expect("nested");
-            }
+            let (m, cpu) = Machine::guest(64, config.clone());
             m.touch(&cpu, 5, true);
             m.touch(&cpu, 6, true);
             let guest = m.shadow().guest_cpu(&m.vm, &cpu, 0);
@@ -923,11 +1004,7 @@ fn broken_guest_tables_fault_the_guest_and_leave_the_host_whole() {
 #[test]
 fn a_guest_table_that_points_at_itself() {
     for config in [shadow(Protocol::V7), nested(Protocol::V7, true)] {
-        let l2 = config.mmu == MmuKind::Nested;
-        let (m, cpu) = Machine::new(64, config);
-        if l2 {
-            m.vm.set_guest_mode(&cpu, 0, true).expect("nested");
-        }
+        let (m, cpu) = Machine::guest(64, config);
         let root = m.kernel().root;
         let guest = m.shadow().guest_cpu(&m.vm, &cpu, 0);
         // The last entry of the root is the root: the tables show themselves
@@ -947,6 +1024,88 @@ fn a_guest_table_that_points_at_itself() {
         m.touch(&cpu, 5, true);
         m.verify(&cpu);
         m.destroy(&cpu);
+    }
+}
+
+/// Entries that a hostile guest would try: any bits, and tables made of tables.
+fn hostile(rng: &mut Xoshiro256PlusPlus, m: &Machine) -> u64 {
+    let frame = match rng.random_range(0..5) {
+        // Its own tables, as tables or as pages, at any level.
+        0 => m.kernel().root,
+        1 => GUEST_TABLE_GFN + rng.random_range(0..8),
+        // Memory, the end of memory, nowhere.
+        2 => rng.random_range(0..m.pages),
+        3 => m.pages + rng.random_range(0..3),
+        _ => rng.random::<u64>() >> rng.random_range(0..64),
+    };
+    let low = rng.random::<u64>() & 0xfff;
+    match rng.random_range(0..4) {
+        0 => rng.random(),
+        1 => frame << PAGE_SHIFT | low,
+        // No huge page, no reserved bits: the longest way down.
+        2 => m.kernel().paging.table_entry(frame & 0xff_ffff_ffff),
+        _ => frame << PAGE_SHIFT | low & !0x80 | 7,
+    }
+}
+
+/// Bad input: whatever the guest stores in its page tables, its accesses end,
+/// in memory of its own or in a fault of its own, and the host stays whole.
+#[test]
+fn hostile_guest_tables_fault_the_guest_and_leave_the_host_whole() {
+    let mut kinds = std::collections::HashMap::new();
+    for seed in 0..24u64 {
+        let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed);
+        let protocol = PROTOCOLS[seed as usize % 3];
+        let config = match seed % 4 {
+            0 => shadow(protocol),
+            1 => aliased(shadow(protocol), 3),
+            2 => nested(protocol, true),
+            _ => nested(protocol, false),
+        };
+        let (m, cpu) = Machine::guest(600, config);
+        for page in [0, 5, 599] {
+            m.touch(&cpu, page, true);
+        }
+        for _ in 0..400 {
+            let page = [0, 5, 6, 511, 512, 599][rng.random_range(0..6)];
+            if rng.random_bool(0.3) {
+                let guest = m.shadow().guest_cpu(&m.vm, &cpu, 0);
+                let value = hostile(&mut rng, &m);
+                if rng.random_bool(0.5) {
+                    // Where its kernel finds the entry, if it still does.
+                    let at = alias_address(page, 0);
+                    let _ = m.kernel().poke(&guest, at, rng.random_range(1..5), value);
+                } else {
+                    let table = GUEST_TABLE_GFN + rng.random_range(0..8);
+                    let index = [0, 1, 5, 511][rng.random_range(0..4)];
+                    guest.guest_store(table, index, value).expect("its memory");
+                }
+                continue;
+            }
+            // Everywhere that the tables may lead, itself included.
+            let page = match rng.random_range(0..8) {
+                0 => rng.random::<u64>() >> rng.random_range(24..64),
+                1 => (1 << 36) - 1 - rng.random_range(0..600),
+                _ => page,
+            };
+            match m.vm.access(&cpu, 0, page, rng.random_bool(0.5), None) {
+                Ok(()) => *kinds.entry(None).or_insert(0) += 1,
+                Err(error) => {
+                    assert_eq!(error.errno(), Errno::EFAULT, "seed {seed}: {error}");
+                    let fault = m.vm.vcpus[0].shadow.last_guest_fault();
+                    *kinds.entry(fault.map(|f| f.kind)).or_insert(0) += 1;
+                }
+            }
+            if rng.random_bool(0.1) {
+                m.age(&cpu, 0..600, rng.random_bool(0.5));
+            }
+        }
+        m.verify(&cpu);
+        m.destroy(&cpu);
+    }
+    use GuestFaultKind::*;
+    for met in [None, Some(NotPresent), Some(Reserved), Some(Unbacked)] {
+        assert!(kinds.contains_key(&met), "never {met:?}: {kinds:?}");
     }
 }
 
@@ -1208,7 +1367,6 @@ fn random_programs_agree_with_a_set_of_pages() {
 /// shadow pages are recycled and the host unmaps, all at once.
 fn everything_at_once(config: VmConfig, accesses: u64) {
     const PAGES: u64 = 512 * 96;
-    let l2 = config.mmu == MmuKind::Nested;
     let config = VmConfig {
         vcpus: 2,
         tlb: crate::kvm::TlbConfig {
@@ -1222,12 +1380,7 @@ fn everything_at_once(config: VmConfig, accesses: u64) {
         ..config
     };
     let aliases = config.shadow.aliases;
-    let (m, cpu) = Machine::new(PAGES, config);
-    if l2 {
-        for vcpu in 0..2 {
-            m.vm.set_guest_mode(&cpu, vcpu, true).expect("nested");
-        }
-    }
+    let (m, cpu) = Machine::guest(PAGES, config);
     let stop = AtomicBool::new(false);
     let done = |stop: &AtomicBool| stop.load(Ordering::Relaxed);
     let finish = |cpu: &Cpu, stop: &AtomicBool| {
@@ -1335,13 +1488,9 @@ fn threads_of_vcpus_populate_every_machine() {
         direct(Protocol::V7, true),
         nested(Protocol::V9, false),
     ] {
-        let l2 = config.mmu == MmuKind::Nested;
-        let (m, cpu) = Machine::new(1024, VmConfig { vcpus: 2, ..config });
+        let (m, cpu) = Machine::guest(1024, VmConfig { vcpus: 2, ..config });
         let mut streams: Vec<Stream> = (0..2)
-            .map(|n| {
-                if l2 {
-                    m.vm.set_guest_mode(&cpu, n, true).expect("nested");
-                }
+            .map(|_| {
                 Stream::new(&StreamConfig {
                     pattern: Pattern::Sequential,
                     start: 0,

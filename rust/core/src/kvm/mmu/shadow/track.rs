@@ -145,6 +145,19 @@ impl Shadow {
         if self.indirect_pages.load(Ordering::Relaxed) == 0 {
             return;
         }
+        self.table_written(vm, cpu, gfn, Some(index));
+    }
+
+    /// A write that changes no word of the table: only the third in a row
+    /// without a walk in between has an effect.
+    pub(super) fn note_flood(&self, vm: &Vm, cpu: &Cpu, gfn: u64) {
+        self.table_written(vm, cpu, gfn, None);
+    }
+
+    /// The guest table in `gfn` was written, at `entry` if that is one of its
+    /// words: what was built from it goes, all of it when it has been written
+    /// again and again (`detect_write_flooding()`).
+    fn table_written(&self, vm: &Vm, cpu: &Cpu, gfn: u64, entry: Option<usize>) {
         let _lock = cpu.write_lock(&vm.mmu_lock);
         self.locked(vm, cpu, |ctx, state| {
             let pages: Vec<TableId> = state.by_gfn.get(&gfn).cloned().unwrap_or_default();
@@ -161,35 +174,11 @@ impl Shadow {
                 if page.flood >= FLOOD_WRITES {
                     cpu.count(Counter::ShadowWriteFloods);
                     self.zap_page(ctx, state, id);
-                    flush = true;
-                } else {
+                } else if let Some(index) = entry {
                     flush |= self.zap_entry(ctx, state, SptePtr::new(id, index));
                 }
             }
             self.commit(ctx, state, flush);
-        });
-    }
-
-    /// A write that changes no word of the table: only the third in a row
-    /// without a walk in between has an effect.
-    pub(super) fn note_flood(&self, vm: &Vm, cpu: &Cpu, gfn: u64) {
-        let _lock = cpu.write_lock(&vm.mmu_lock);
-        self.locked(vm, cpu, |ctx, state| {
-            let pages: Vec<TableId> = state.by_gfn.get(&gfn).cloned().unwrap_or_default();
-            for id in pages {
-                let Some(page) = state.pages[id.0 as usize].as_deref_mut() else {
-                    continue;
-                };
-                if page.role.direct {
-                    continue;
-                }
-                page.flood += 1;
-                if page.flood >= FLOOD_WRITES {
-                    cpu.count(Counter::ShadowWriteFloods);
-                    self.zap_page(ctx, state, id);
-                }
-            }
-            self.commit(ctx, state, false);
         });
     }
 

@@ -25,8 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import defaults
-from ._files import atomic_write
+from .. import defaults
+from .._files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -67,7 +67,7 @@ def new_figure(width: float = 9.0, height: float = 4.5) -> Figure:
         ImportError: If matplotlib is not installed.
 
     """
-    from .plot.canvas import new
+    from ..plot.canvas import new
 
     return new(width, height)
 

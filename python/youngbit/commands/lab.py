@@ -1,4 +1,4 @@
-"""The commands ``run`` and ``sweep``."""
+"""The commands ``run``, ``aging`` and ``sweep``."""
 
 from __future__ import annotations
 
@@ -10,22 +10,25 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from . import lab
-from ._core import build_info
-from .cli import (
+from .. import defaults, lab
+from .._core import build_info
+from ..lab import store
+from ..lab.columns import COUNTERS
+from . import access_tracking, contention, estimate, pictures, reclaim, replay, stress
+from .described import Way, run_described, show
+from .shared import (
     EXIT_FAILED,
-    _check_target,
-    _json_option,
-    _progress,
-    _show_access_tracking,
-    _show_replay,
-    _write_json,
+    NumberType,
+    SizeType,
+    check_picture,
+    check_target,
+    json_option,
+    new_table,
+    print_option,
+    print_table,
+    show_progress,
+    write_json,
 )
-from .cli_estimate import _show_estimate, _show_policies
-from .cli_lru import _print_table, _show_reclaim, _table
-from .experiments.aging import AgingPass
-from .lab import store
-from .lab.columns import COUNTERS
 
 __all__ = ["register"]
 
@@ -36,21 +39,26 @@ _SHOWN = 10
 @click.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False))
 @click.option("--results", metavar="DIR", help="Keep the result as tables in this directory.")
-@_json_option
-def run(file: str, results: str | None, json_to: str | None) -> None:
+@click.option("--plot", metavar="FILE", help="Draw it as its command does, .png or .svg.")
+@json_option
+def run(file: str, results: str | None, plot: str | None, json_to: str | None) -> None:
     """Run the experiment that FILE, a TOML file, describes.
 
     docs/experiments.md says what it may hold; any experiment's own command
     prints one to start from with --print-experiment.
     """
-    _check_target(json_to)
+    check_target(json_to)
+    check_picture(plot)
     experiment = lab.read(file)
+    way = WAYS.get(type(experiment), _ANY)
+    if plot is not None and way.draw is None:
+        raise click.UsageError("--plot: there is no picture of this kind of experiment")
     kept = None
     if results is not None:
         store.arrow()
         kept = store.Store(results, lab.Sweep.of(experiment))
     try:
-        found = _show(experiment, json_to, Path(file).parent)
+        found = show(way, experiment, json_to, plot=plot, base=Path(file).parent)
         if kept is not None:
             # What says where and when is of a sweep's runs.
             kept.add((0, found.row, found.passes))
@@ -64,32 +72,14 @@ def run(file: str, results: str | None, json_to: str | None) -> None:
         raise SystemExit(EXIT_FAILED)
 
 
-def _show(experiment: lab.Experiment, json_to: str | None, base: Path) -> lab.Result:
-    """Run, and print as the experiment's own command does."""
-    if isinstance(experiment, lab.AccessTracking):
-        return _show_access_tracking(experiment, json_to)
-    if isinstance(experiment, lab.ReplayDescription):
-        return _show_replay(experiment, json_to, base=base)
-    if isinstance(experiment, lab.ReclaimDescription):
-        return _show_reclaim(experiment, json_to, base=base)
-    if isinstance(experiment, lab.EstimateDescription):
-        return _show_estimate(experiment, json_to, base=base)
-    if isinstance(experiment, lab.PoliciesDescription):
-        return _show_policies(experiment, json_to, base=base)
-    with _progress("run", None) as advance:
-        callbacks: dict[str, Any] = {}
-        if isinstance(experiment, lab.Aging):
+def _run_any(experiment: lab.Experiment, base: Path | None, _quiet: bool) -> lab.Result:
+    """Run a kind that has no command of its own."""
+    return lab.run(experiment, base=base)
 
-            def passed(each: AgingPass) -> None:
-                advance(f"pass {each.number}")
 
-            callbacks["passed"] = passed
-        found = lab.run(experiment, base=base, **callbacks)
-    if json_to != "-":
-        _print_passes(found)
-    if json_to is not None:
-        _write_json(_plain(found), json_to)
-    return found
+def _run_aging(experiment: lab.Aging, base: Path | None, _quiet: bool) -> lab.Result:
+    with show_progress("aging", None) as advance:
+        return lab.run(experiment, base=base, passed=lambda each: advance(f"pass {each.number}"))
 
 
 def _plain(found: lab.Result) -> dict[str, Any]:
@@ -104,12 +94,12 @@ def _plain(found: lab.Result) -> dict[str, Any]:
     }
 
 
-def _print_passes(found: lab.Result) -> None:
+def _passes(found: lab.Result) -> None:
     names = [name for name in found.passes if COUNTERS not in name]
-    table = _table(*names)
+    table = new_table(*names)
     for values in zip(*(found.passes[name] for name in names), strict=True):
         table.add_row(*map(_text, values))
-    _print_table(table)
+    print_table(table)
     row = found.row
     for name in ("precision", "recall", "working_set_pages", "working_set_error"):
         if name in row:
@@ -125,6 +115,78 @@ def _text(value: Any) -> str:
         value, int) else str(value)  # fmt: skip
 
 
+_ANY = Way(_run_any, _passes, json=_plain)
+_AGING = Way(_run_aging, _passes, json=_plain)
+#: How each kind is shown; a kind of the user's own as a table of its passes.
+WAYS: dict[type, Way] = {
+    lab.AccessTracking: access_tracking.WAY,
+    lab.Aging: _AGING,
+    lab.ContentionDescription: contention.WAY,
+    lab.EstimateDescription: estimate.ESTIMATE,
+    lab.HeatMapDescription: pictures.HEAT_MAP,
+    lab.PoliciesDescription: estimate.POLICIES,
+    lab.ReclaimDescription: reclaim.WAY,
+    lab.ReplayDescription: replay.WAY,
+    lab.Stress: stress.WAY,
+}
+
+
+@click.command()
+@click.option("--vms", type=click.IntRange(1, 1024), default=1, show_default=True, metavar="N",
+              help="How many VMs, all alike.")  # fmt: skip
+@click.option("--memory", type=SizeType(), default="64M", show_default=True,
+              help="Memory of each.")  # fmt: skip
+@click.option("--accesses", type=click.IntRange(1), default=defaults.AGING_ACCESSES,
+              show_default=True, help="Accesses of each vCPU, by Zipf's law.")  # fmt: skip
+@click.option("--every", type=click.IntRange(1), default=defaults.AGING_EVERY, show_default=True,
+              metavar="N", help="Accesses between two aging passes.")  # fmt: skip
+@click.option("--warm-up", type=click.IntRange(0), default=defaults.AGING_WARM_UP,
+              show_default=True, metavar="N", help="Passes that the summary leaves out."
+              )  # fmt: skip
+@click.option("--tlb", "tlb_entries", type=click.IntRange(0, 1 << 20),
+              default=defaults.AGING_TLB_ENTRIES, show_default=True, metavar="ENTRIES",
+              help="Entries of each vCPU's TLB; 0 makes the estimate exact.")  # fmt: skip
+@click.option("--mmu", type=click.Choice(defaults.MMUS), default=defaults.MMU, show_default=True,
+              help="Which MMU maps guest memory.")  # fmt: skip
+@click.option("--protocol", type=click.Choice(defaults.PROTOCOLS), default=defaults.PROTOCOL,
+              show_default=True, help="How VMs are aged.")  # fmt: skip
+@click.option("--capabilities", type=NumberType(), default=f"{defaults.CAPABILITIES:#x}",
+              show_default=True, metavar="MASK", help="Mask of lru_gen/enabled.")  # fmt: skip
+@click.option("--seed", type=NumberType(), default=f"{defaults.SEED:#x}", show_default=True,
+              help="Of everything random.")  # fmt: skip
+@print_option
+@json_option
+def aging(
+    vms: int,
+    memory: int,
+    accesses: int,
+    every: int,
+    warm_up: int,
+    capabilities: int,
+    seed: int,
+    print_experiment: bool,
+    json_to: str | None,
+    **options: Any,
+) -> None:
+    """Age VMs on a schedule, and compare each pass with the truth.
+
+    The description that --print-experiment gives has more: VMs that differ,
+    other workloads, memory pressure, a policy of your own.
+    """
+    run_described(
+        _AGING,
+        lambda: lab.Aging(
+            seed=seed,
+            warm_up=warm_up,
+            host=lab.Machine(capabilities=capabilities),
+            vms=(lab.VirtualMachine(memory=memory, workload=lab.Zipf(accesses), **options),) * vms,
+            schedule=lab.Schedule(every=every),
+        ),
+        print_experiment=print_experiment,
+        json_to=json_to,
+    )
+
+
 @click.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False))
 @click.option("--results", metavar="DIR",
@@ -134,7 +196,7 @@ def _text(value: Any) -> str:
 @click.option("--dask", metavar="ADDRESS", help="Run on the Dask cluster with this scheduler.")
 @click.option("--retry-failed", is_flag=True, help="Run those again that failed.")
 @click.option("--dry-run", is_flag=True, help="List the runs, and run none.")
-@_json_option
+@json_option
 def sweep(
     file: str,
     results: str | None,
@@ -150,7 +212,7 @@ def sweep(
     on where it stopped when it is started again. Exits 0 if every run came to an
     end, 1 if some failed; those are rows with their error.
     """
-    _check_target(json_to)
+    check_target(json_to)
     plan = lab.Sweep.read(file)
     quiet = json_to == "-"
     if dry_run:
@@ -205,7 +267,7 @@ def sweep(
     if len(failures) > _SHOWN:
         click.echo(f"youngbit: and {len(failures) - _SHOWN} more that failed", err=True)
     if json_to is not None:
-        _write_json(
+        write_json(
             {
                 "schema": "youngbit/sweep-summary",
                 "schema_version": 1,
@@ -224,17 +286,17 @@ def sweep(
 
 
 def _list_runs(plan: lab.Sweep) -> None:
-    table = _table("run", *plan.keys, "error", left=("error",))
+    table = new_table("run", *plan.keys, "error", left=("error",))
     for point in plan.all():
         table.add_row(
             str(point.run),
             *(str(point.values.get(key, "")) for key in plan.keys),
             point.error or "",
         )
-    _print_table(table)
+    print_table(table)
 
 
 def register(group: click.Group) -> None:
     """Add the commands to the group."""
-    for command in (run, sweep):
+    for command in (run, aging, sweep):
         group.add_command(command)

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from .experiments.bench import COMPLETE, BenchResult, kind_of
-from .report import Page, new_figure
+from ..experiments.bench import COMPLETE, BenchResult, kind_of
+from .page import Page, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,6 +25,7 @@ __all__ = ["build", "published"]
 #: and so do those of a print without colours.
 _STYLES = {
     "no aging": ("#7f7f7f", "o"),
+    "v7 elsewhere": ("#bf812d", "P"),
     "v7": ("#1b7837", "^"),
     "v9": ("#2b83ba", "v"),
     "baseline": ("#d7301f", "s"),

@@ -9,20 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from . import defaults, traces
-from .cli import (
+from .. import defaults, traces
+from ..sizes import PAGE_SIZE, format_size
+from ..traces import Block, Reader, tools
+from ..traces.recorder import record as record_program
+from .shared import (
     EXIT_INTERRUPTED,
-    _check_target,
-    _fail,
-    _json_option,
-    _Number,
-    _progress,
-    _write_json,
+    NumberType,
+    check_target,
+    fail,
+    json_option,
+    new_table,
+    print_table,
+    show_progress,
+    write_json,
 )
-from .cli_lru import _print_table, _table
-from .sizes import PAGE_SIZE, format_size
-from .traces import Block, Reader, tools
-from .traces.recorder import record as record_program
 
 __all__ = ["register"]
 
@@ -61,7 +62,7 @@ _TRACE = click.Path(exists=True, dir_okay=False, allow_dash=True)
 
 def _from(function: Callable[..., Any]) -> Callable[..., Any]:
     function = click.option(
-        "--window", type=_Number(), default=str(traces.DEFAULT_WINDOW), show_default=True,
+        "--window", type=NumberType(), default=str(traces.DEFAULT_WINDOW), show_default=True,
         metavar="N", help="Of a lackey recording: keep a page once in N instructions; 0: always."
     )(function)  # fmt: skip
     return click.option(
@@ -102,12 +103,12 @@ def _run(
     **kept: Any,
 ) -> None:
     """Pass a trace through a step, and say what was written."""
-    _check_target(target)
+    check_target(target)
     if to is None and traces.format_of(target) not in traces.WRITTEN:
         written = ", ".join(traces.WRITTEN)
         raise click.UsageError(f"{target}: the ending says no format; give --to: {written}")
     with (
-        _progress("trace", None) as advance,
+        show_progress("trace", None) as advance,
         traces.open_trace(
             source, from_, window=window, any_page=kept.pop("any_page", False)
         ) as reader,
@@ -189,7 +190,7 @@ def cut(
 @click.argument("target")
 @click.option("--share", type=click.FloatRange(0, 1, min_open=True), required=True,
               help="Share of the pages that is kept.")  # fmt: skip
-@click.option("--seed", type=_Number(), default=f"{defaults.SEED:#x}", show_default=True,
+@click.option("--seed", type=NumberType(), default=f"{defaults.SEED:#x}", show_default=True,
               help="Decides which pages.")  # fmt: skip
 @_from
 @_to
@@ -236,7 +237,7 @@ def merge(
     Events are sorted by time. The pages of each are numbered by first touch, from
     the first page of its VM on.
     """
-    _check_target(target)
+    check_target(target)
     if len(sources) < 2:
         raise click.UsageError("expected at least two traces to merge, and one to write")
     counts = []
@@ -264,10 +265,10 @@ def merge(
 @click.option("--every", type=click.IntRange(1), default=defaults.REPLAY_EVERY, show_default=True,
               metavar="N", help="Events in an interval of the working set.")  # fmt: skip
 @_from
-@_json_option
+@json_option
 def stats(source: str, every: int, from_: str | None, window: int, json_to: str | None) -> None:
     """Count what is in SOURCE."""
-    _check_target(json_to)
+    check_target(json_to)
     with traces.open_trace(source, from_, window=window, any_page=True) as reader:
         found = tools.stats(reader, every)
         about = {"source": source, "format": reader.format, "window": reader.window,
@@ -290,14 +291,14 @@ def stats(source: str, every: int, from_: str | None, window: int, json_to: str 
             rows.insert(1, ("VMs", f"{about['vms']}"))
         if about["skipped"]:
             rows.append(("left out", f"{about['skipped']:,} samples"))
-        table = _table("", "", left=("",))
+        table = new_table("", "", left=("",))
         table.show_header = False
         for name, value in rows:
             table.add_row(name, value)
         click.echo(source)
-        _print_table(table)
+        print_table(table)
     if json_to is not None:
-        _write_json(
+        write_json(
             {"schema": "youngbit/trace-stats", "schema_version": 1, **about, **found.to_dict()},
             json_to,
         )
@@ -306,10 +307,10 @@ def stats(source: str, every: int, from_: str | None, window: int, json_to: str 
 @click.command(context_settings={"ignore_unknown_options": True})
 @click.option("-o", "--output", default="trace.npz", show_default=True, metavar="FILE",
               help="The trace; its ending says the format.")  # fmt: skip
-@click.option("--window", type=_Number(), default=str(traces.DEFAULT_WINDOW), show_default=True,
+@click.option("--window", type=NumberType(), default=str(traces.DEFAULT_WINDOW), show_default=True,
               metavar="N", help="Keep a page once in N instructions; 0 keeps every access."
               )  # fmt: skip
-@click.option("--max-instructions", type=_Number(), default="0", metavar="N",
+@click.option("--max-instructions", type=NumberType(), default="0", metavar="N",
               help="Stop the program after so many.")  # fmt: skip
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def record(output: str, window: int, max_instructions: int, command: tuple[str, ...]) -> None:
@@ -318,10 +319,10 @@ def record(output: str, window: int, max_instructions: int, command: tuple[str, 
     Put -- before COMMAND. It runs some thousand times slower than usual. Ctrl-C
     ends it and keeps what was recorded.
     """
-    _check_target(output)
+    check_target(output)
     if traces.format_of(output) not in traces.WRITTEN:
         raise click.UsageError(f"{output}: the ending is none of a format that can be written")
-    with _progress("record", None) as advance:
+    with show_progress("record", None) as advance:
         made = record_program(
             command, output, window=window, max_instructions=max_instructions,
             progress=lambda events: advance(f"{events:,} events"),
@@ -331,7 +332,7 @@ def record(output: str, window: int, max_instructions: int, command: tuple[str, 
         f"Wrote {output}: {made.events:,} events in {made.last_time + 1:,} instructions", err=True
     )
     if made.interrupted:
-        _fail("interrupted; what was recorded is written", EXIT_INTERRUPTED)
+        fail("interrupted; what was recorded is written", EXIT_INTERRUPTED)
     if made.exit_status:
         click.echo(f"The program exited with {made.exit_status}", err=True)
 

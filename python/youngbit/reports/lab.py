@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from . import defaults
-from .report import Page
+from .. import defaults
+from .page import Page
 
 if TYPE_CHECKING:
-    from .lab import Column, Results
+    from ..lab import Column, Results
 
 __all__ = ["build"]
 

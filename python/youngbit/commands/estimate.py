@@ -1,4 +1,4 @@
-"""The commands ``estimate``, ``policies`` and ``heatmap``."""
+"""The commands ``estimate`` and ``policies``."""
 
 from __future__ import annotations
 
@@ -8,25 +8,24 @@ from typing import Any
 
 import click
 
-from . import defaults, lab, traces
-from .cli import (
-    _check_target,
-    _json_option,
-    _Number,
-    _print_option,
-    _progress,
-    _Size,
-    _trace_file,
-    _write_json,
+from .. import defaults, lab, traces
+from ..experiments.estimate import COSTS, ESTIMATORS, EstimateResult
+from ..experiments.policies import ALGORITHMS, PoliciesResult
+from ..plot import estimate_working_sets, policy_miss_ratios
+from ..sizes import PAGE_SIZE, format_size
+from .described import Way, run_described
+from .shared import (
+    NumberType,
+    SizeType,
+    json_option,
+    named_trace,
+    new_table,
+    print_option,
+    print_table,
+    show_progress,
 )
-from .cli_lru import _print_table, _table
-from .experiments.estimate import COSTS, ESTIMATORS, EstimateResult
-from .experiments.heat_map import HeatMap
-from .experiments.policies import ALGORITHMS, PoliciesResult
-from .plot_traces import ENDINGS, heat_map, miss_ratio_curves, working_sets
-from .sizes import PAGE_SIZE, format_size
 
-__all__ = ["register"]
+__all__ = ["ESTIMATE", "POLICIES", "register"]
 
 _TRACE = click.Path(exists=True, dir_okay=False)
 
@@ -40,19 +39,19 @@ def _source(function: Callable[..., Any]) -> Callable[..., Any]:
                      " package."),
         click.option("--format", "format_", type=click.Choice(traces.FORMATS), default=None,
                      help="Format of TRACE; otherwise by its ending."),
-        click.option("--memory", type=_Size(), default=defaults.RECLAIM_MEMORY, show_default=True,
-                     help="Footprint of zipf and hot-cold."),
+        click.option("--memory", type=SizeType(), default=defaults.RECLAIM_MEMORY,
+                     show_default=True, help="Footprint of zipf and hot-cold."),
         click.option("--accesses", type=click.IntRange(1), default=defaults.RECLAIM_ACCESSES,
                      show_default=True, help="Accesses of zipf and hot-cold."),
         click.option("--layout", type=click.Choice(defaults.LAYOUTS), default="touch",
                      show_default=True,
                      help="How pages of a trace become the guest's: numbered by first touch, or"
                      " by address without the gaps."),
-        click.option("--seed", type=_Number(), default=f"{defaults.SEED:#x}", show_default=True,
+        click.option("--seed", type=NumberType(), default=f"{defaults.SEED:#x}", show_default=True,
                      help="Of everything random."),
         click.option("--plot", metavar="FILE", help="Draw it, as PNG or SVG."),
-        _print_option,
-        _json_option,
+        print_option,
+        json_option,
     ):  # fmt: skip
         function = option(function)
     return function
@@ -63,15 +62,9 @@ def _workload(
     *, absolute: bool,
 ) -> lab.Zipf | lab.HotCold | lab.TraceWorkload:  # fmt: skip
     if trace_file is not None or workload == "trace":
-        named = _trace_file(trace_file, format_, absolute=absolute)
+        named = named_trace(trace_file, format_, absolute=absolute)
         return lab.TraceWorkload(named.file, named.format, layout)
     return lab.Zipf(accesses) if workload == "zipf" else lab.HotCold(accesses)
-
-
-def _check_picture(path: str | None) -> None:
-    _check_target(path)
-    if path is not None and Path(path).suffix.lower() not in ENDINGS:
-        raise click.UsageError(f"{path}: a picture ends in {' or '.join(ENDINGS)}")
 
 
 def _about(workload: dict[str, Any]) -> str:
@@ -113,47 +106,30 @@ def estimate(
     Each runs on the same accesses: those of TRACE, a recorded program, or of
     --workload. docs/estimators.md says what the columns mean.
     """
-    _check_target(json_to)
-    _check_picture(plot)
-    accessed = _workload(trace_file, workload, format_, accesses, layout, absolute=print_experiment)
-    try:
-        experiment = lab.EstimateDescription(
+    run_described(
+        ESTIMATE,
+        lambda: lab.EstimateDescription(
             estimators=estimators or tuple(ESTIMATORS),
             seed=seed,
             memory=memory,
-            workload=accessed,
+            workload=_workload(
+                trace_file, workload, format_, accesses, layout, absolute=print_experiment
+            ),
             **options,
-        )
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
-    if print_experiment:
-        click.echo(lab.to_toml(experiment), nl=False)
-        return
-    _show_estimate(experiment, json_to, plot=plot)
+        ),
+        print_experiment=print_experiment,
+        json_to=json_to,
+        plot=plot,
+    )
 
 
-def _show_estimate(
-    experiment: lab.EstimateDescription,
-    json_to: str | None,
-    *,
-    plot: str | None = None,
-    base: Path | None = None,
-) -> lab.Result:
-    with _progress("estimate", len(experiment.estimators)) as advance:
-        found = lab.run(experiment, base=base, finished=advance)
+def _estimate(experiment: lab.EstimateDescription, base: Path | None, _quiet: bool) -> lab.Result:
+    with show_progress("estimate", len(experiment.estimators)) as advance:
+        return lab.run(experiment, base=base, finished=advance)
+
+
+def _estimate_text(found: lab.Result) -> None:
     result: EstimateResult = found.detail
-    if json_to != "-":
-        _print_estimate(result)
-    if json_to is not None:
-        _write_json(result.to_dict(), json_to)
-    if plot is not None:
-        working_sets(result, plot)
-        if json_to != "-":
-            click.echo(f"Wrote {plot}")
-    return found
-
-
-def _print_estimate(result: EstimateResult) -> None:
     parameters = result.parameters
     intervals = result.estimators[0].intervals
     true = sum(each.true_pages for each in intervals) / len(intervals)
@@ -162,7 +138,7 @@ def _print_estimate(result: EstimateResult) -> None:
         f" {true:,.0f} pages touched in one; TLB of {parameters['tlb_entries']:,}"
     )
     names = [name.replace("_", " ") for name in COSTS]
-    table = _table(
+    table = new_table(
         "estimator", "precision", "recall", "size error", "age error", *names, left=("estimator",)
     )
     for each in result.estimators:
@@ -174,7 +150,7 @@ def _print_estimate(result: EstimateResult) -> None:
             f"{each.age_error:.3f}",
             *(f"{each.cost[name]:,}" for name in COSTS),
         )
-    _print_table(table)
+    print_table(table)
 
 
 @click.command()
@@ -209,106 +185,50 @@ def policies(
     --workload. Shown are misses as a share of accesses, for each size of memory;
     belady is the least that there can be.
     """
-    _check_target(json_to)
-    _check_picture(plot)
-    accessed = _workload(trace_file, workload, format_, accesses, layout, absolute=print_experiment)
-    try:
-        experiment = lab.PoliciesDescription(
+    run_described(
+        POLICIES,
+        lambda: lab.PoliciesDescription(
             sizes=sizes or None,
             algorithms=algorithms or None,
             tlb_entries=tlb_entries,
             seed=seed,
             memory=memory,
-            workload=accessed,
-        )
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
-    if print_experiment:
-        click.echo(lab.to_toml(experiment), nl=False)
-        return
-    _show_policies(experiment, json_to, plot=plot)
+            workload=_workload(
+                trace_file, workload, format_, accesses, layout, absolute=print_experiment
+            ),
+        ),
+        print_experiment=print_experiment,
+        json_to=json_to,
+        plot=plot,
+    )
 
 
-def _show_policies(
-    experiment: lab.PoliciesDescription,
-    json_to: str | None,
-    *,
-    plot: str | None = None,
-    base: Path | None = None,
-) -> lab.Result:
-    with _progress("policies", None) as advance:
-        found = lab.run(experiment, base=base, finished=advance)
+def _policies(experiment: lab.PoliciesDescription, base: Path | None, _quiet: bool) -> lab.Result:
+    with show_progress("policies", None) as advance:
+        return lab.run(experiment, base=base, finished=advance)
+
+
+def _policies_text(found: lab.Result) -> None:
     result: PoliciesResult = found.detail
-    if json_to != "-":
-        _print_policies(result)
-    if json_to is not None:
-        _write_json(result.to_dict(), json_to)
-    if plot is not None:
-        miss_ratio_curves(result, plot)
-        if json_to != "-":
-            click.echo(f"Wrote {plot}")
-    return found
-
-
-def _print_policies(result: PoliciesResult) -> None:
     click.echo(f"{_about(result.workload)}; miss ratio by memory")
     shown = [f"{size:,} ({format_size(size * PAGE_SIZE)})" for size in result.sizes]
-    table = _table("pages", *shown, left=("pages",))
+    table = new_table("pages", *shown, left=("pages",))
     for name in result.names:
         table.add_row(name, *(f"{ratio:.4f}" for ratio in result.curve(name)[1]))
     table.add_row("refaults:", *("" for _ in shown))
     for name in result.names:
         table.add_row(name, *(f"{result.row(name, size).refaults:,}" for size in result.sizes))
-    _print_table(table)
+    print_table(table)
     for reason in sorted(set(result.left_out.values())):
         names = ", ".join(name for name, why in result.left_out.items() if why == reason)
         click.echo(f"Left out: {names}. {reason}")
 
 
-@click.command()
-@click.argument("trace_file", metavar="[TRACE]", required=False, type=_TRACE)
-@click.option("-o", "--output", default="heatmap.png", show_default=True, metavar="FILE",
-              help="The picture, PNG or SVG.")  # fmt: skip
-@click.option("--every", type=click.IntRange(1), default=None, metavar="N",
-              help="Accesses between two aging passes; otherwise 4000, or a sixteenth of fewer"
-              " than 64000.")  # fmt: skip
-@click.option("--tlb", "tlb_entries", type=click.IntRange(0, 1 << 20),
-              default=defaults.REPLAY_TLB_ENTRIES, show_default=True, metavar="ENTRIES",
-              help="Entries of the vCPU's TLB; 0 for none.")  # fmt: skip
-@click.option("--protocol", type=click.Choice(defaults.PROTOCOLS), default=defaults.PROTOCOL,
-              show_default=True, help="How the VM is aged.")  # fmt: skip
-@click.option("--capabilities", type=_Number(), default=f"{defaults.CAPABILITIES:#x}",
-              show_default=True, metavar="MASK", help="Mask of lru_gen/enabled.")  # fmt: skip
-@click.option("--layout", type=click.Choice(defaults.LAYOUTS), default="address",
-              show_default=True, help="How pages become the guest's: by address without the gaps,"
-              " or by first touch.")  # fmt: skip
-@click.option("--format", "format_", type=click.Choice(traces.FORMATS), default=None,
-              help="Format of TRACE; otherwise by its ending.")  # fmt: skip
-@_json_option
-def heatmap(
-    trace_file: str | None,
-    output: str,
-    format_: str | None,
-    json_to: str | None,
-    **options: Any,
-) -> None:
-    """Draw accesses over address and time, with the generation of each page beside them.
-
-    TRACE is a recorded program; without it the one that comes with the package
-    is drawn.
-    """
-    _check_target(json_to)
-    _check_picture(output)
-    recorded = traces.shipped() if trace_file is None else traces.read(trace_file, format_)
-    result = HeatMap(**options).run(recorded)
-    heat_map(result, output)
-    if json_to is not None:
-        _write_json(result.to_dict(), json_to)
-    if json_to != "-":
-        click.echo(f"Wrote {output}")
+ESTIMATE = Way(_estimate, _estimate_text, draw=estimate_working_sets)
+POLICIES = Way(_policies, _policies_text, draw=policy_miss_ratios)
 
 
 def register(group: click.Group) -> None:
     """Add the commands to the group."""
-    for command in (estimate, policies, heatmap):
+    for command in (estimate, policies):
         group.add_command(command)

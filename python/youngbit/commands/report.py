@@ -6,7 +6,7 @@ import importlib.util
 
 import click
 
-from .cli import EXIT_USAGE, _check_target, _fail
+from .shared import EXIT_USAGE, check_target, fail
 
 __all__ = ["register"]
 
@@ -22,12 +22,12 @@ def report(results: str, output: str) -> None:
     """
     if not output.endswith(".html"):
         raise click.UsageError(f"{output}: the name of a page must end in .html")
-    _check_target(output)
+    check_target(output)
     for module, extra in (("plotly", "report"), ("pyarrow", "lab")):
         if importlib.util.find_spec(module) is None:
-            _fail(f"a report needs {module}: pip install 'youngbit[{extra}]'", EXIT_USAGE)
-    from .lab import load
-    from .lab_report import build
+            fail(f"a report needs {module}: pip install 'youngbit[{extra}]'", EXIT_USAGE)
+    from ..lab import load
+    from ..reports.lab import build
 
     for path in build(load(results)).write(output):
         click.echo(f"Wrote {path}")

@@ -19,18 +19,18 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from . import defaults
-from .cli import (
+from .. import defaults
+from ..experiments.bench import Bench, BenchResult
+from .shared import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
     EXIT_USAGE,
-    _check_target,
-    _fail,
-    _json_option,
-    _Number,
-    _write_json,
+    NumberType,
+    check_target,
+    fail,
+    json_option,
+    write_json,
 )
-from .experiments.bench import Bench, BenchResult
 
 __all__ = ["register"]
 
@@ -271,14 +271,14 @@ def _stop_here() -> NoReturn:
               help="Of each contestant; otherwise what the scale says.")  # fmt: skip
 @click.option("--only", default=None, metavar="TEXT",
               help="Only cases with this in their name.")  # fmt: skip
-@click.option("--seed", type=_Number(), default=str(defaults.BENCH_SEED), show_default=True,
+@click.option("--seed", type=NumberType(), default=str(defaults.BENCH_SEED), show_default=True,
               help="Of everything random.")  # fmt: skip
 @click.option("--report", "report_to", metavar="FILE.html",
               help="Write a page with figures, which needs nothing else, and the figures"
               " beside it as PNG.")  # fmt: skip
 @click.option("--from", "source", type=click.Path(exists=True, dir_okay=False), metavar="FILE",
               help="Measure nothing: take the result of an earlier --json.")  # fmt: skip
-@_json_option
+@json_option
 def bench(
     suites: tuple[str, ...],
     scale: str | None,
@@ -296,8 +296,8 @@ def bench(
     figures are medians, with the least and the most. What is finished when
     Ctrl-C is pressed is printed and written.
     """
-    _check_target(json_to)
-    _check_target(report_to)
+    check_target(json_to)
+    check_target(report_to)
     if report_to is not None:
         if Path(report_to).suffix not in (".html", ".htm"):
             raise click.UsageError(f"--report: {report_to!r} does not end in .html")
@@ -306,7 +306,7 @@ def bench(
     if source is not None:
         if suites or scale or only or repetitions:
             raise click.UsageError("--from measures nothing: it goes with --json and --report")
-        from .experiments.bench import read
+        from ..experiments.bench import read
 
         result = read(source)
         printer.heading(result)
@@ -338,7 +338,7 @@ def bench(
         _stop_here()
     if isinstance(failure, OSError) and failure.errno == errno.EIO:
         # A verification: what was measured is not what it should have been.
-        _fail(str(failure), EXIT_FAILED)
+        fail(str(failure), EXIT_FAILED)
     if failure is not None:
         raise failure
 
@@ -377,9 +377,9 @@ def _end(
     """Print and write what there is."""
     printer.summary(result)
     if json_to is not None:
-        _write_json(result.to_dict(), json_to)
+        write_json(result.to_dict(), json_to)
     if report_to is not None:
-        from .bench_report import build
+        from ..reports.bench import build
 
         for path in build(result).write(report_to, pngs=True):
             if json_to != "-":
@@ -388,7 +388,7 @@ def _end(
 
 def _need_matplotlib() -> None:
     if find_spec("matplotlib") is None:
-        _fail("--report needs matplotlib: pip install 'youngbit[plot]'", EXIT_USAGE)
+        fail("--report needs matplotlib: pip install 'youngbit[plot]'", EXIT_USAGE)
 
 
 def register(group: click.Group) -> None:

@@ -2,50 +2,48 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
-from .cli import _progress, _seconds, _write_json
-from .experiments import AccessTracking, Contention, ContentionPoint
-from .experiments.contention import FIGURES
-from .sizes import format_size
+from .. import lab
+from ..experiments import Contention, ContentionPoint, ContentionResult
+from ..experiments.contention import FIGURES
+from ..sizes import format_size
+from .described import Way
+from .shared import format_seconds, show_progress
 
-__all__ = ["compare"]
+__all__ = ["WAY"]
 
 
-def compare(
-    experiment: AccessTracking,
-    against: str,
-    vcpus: tuple[int, ...],
-    repetitions: int,
-    json_to: str | None,
-) -> None:
-    """Run both protocols in turn for each number of vCPUs, and print ratios.
-
-    Raises:
-        ValueError: If there is nothing to compare.
-
-    """
-    contention = Contention(experiment, experiment.protocol, against, vcpus, repetitions)
-    quiet = json_to == "-"
+def _run(experiment: lab.ContentionDescription, _base: Path | None, quiet: bool) -> lab.Result:
+    """Run both protocols in turn for each number of vCPUs, and print ratios."""
+    contention = experiment.contention()
+    repetitions = contention.repetitions
     if not quiet:
         click.echo(
-            f"{experiment.protocol} against {against}, {experiment.mmu},"
+            f"{contention.protocol} against {contention.against}, {experiment.mmu},"
             f" {format_size(experiment.vcpu_bytes)} a vCPU: one run of each, then"
             f" {repetitions} of each in turn; medians"
         )
-    with _progress("access-tracking", len(vcpus) * 2 * (repetitions + 1)) as advance:
-        result = contention.run(
+    runs = len(contention.vcpus) * 2 * (repetitions + 1)
+    with show_progress("access-tracking", runs) as advance:
+        return lab.run(
+            experiment,
             running=lambda n, protocol, _: advance(f"{n} vCPUs, {protocol}"),
             measured=lambda point: None if quiet else _print(contention, point),
         )
-    if not quiet and max(vcpus) >= result.processors:
+
+
+def _text(found: lab.Result) -> None:
+    result: ContentionResult = found.detail
+    most = max(point.vcpus for point in result.points)
+    if most >= result.processors:
         click.echo(
-            f"{max(vcpus) + 1} threads on {result.processors} processors: where threads outnumber"
+            f"{most + 1} threads on {result.processors} processors: where threads outnumber"
             " processors, waiting for a lock\nincludes waiting for the scheduler, and processor"
             " time says what the work itself cost."
         )
-    if json_to is not None:
-        _write_json(result.to_dict(), json_to)
 
 
 def _print(contention: Contention, point: ContentionPoint) -> None:
@@ -58,8 +56,8 @@ def _print(contention: Contention, point: ContentionPoint) -> None:
         cpu = point.spread(protocol, "page_cpu_seconds")
         last = runs[-1]
         parts = [
-            f"vcpu wall time {_seconds(wall.median)}" if wall else "",
-            f"avg pass {_seconds(average.median)}" if average else "no passes",
+            f"vcpu wall time {format_seconds(wall.median)}" if wall else "",
+            f"avg pass {format_seconds(average.median)}" if average else "no passes",
             f"{page.median * 1e9:.0f} ns a page" if page else "",
             f"{cpu.median * 1e9:.0f} of processor time" if cpu else "",
         ]
@@ -68,8 +66,8 @@ def _print(contention: Contention, point: ContentionPoint) -> None:
             f"            last run: {last.passes} passes, {last.empty_passes} empty,"
             f" {last.asked:,} pages asked about; mmu_lock taken {last.aging_mmu_locks:,} times by"
             f" aging,\n            waited for {last.mmu_lock_waits:,} times by all,"
-            f" {_seconds(last.mmu_lock_wait_seconds)}; LRU lock"
-            f" {_seconds(last.lru_lock_wait_seconds)}"
+            f" {format_seconds(last.mmu_lock_wait_seconds)}; LRU lock"
+            f" {format_seconds(last.lru_lock_wait_seconds)}"
         )
     for figure, name in FIGURES.items():
         ratio = point.ratio(contention.protocol, contention.against, figure)
@@ -78,3 +76,6 @@ def _print(contention: Contention, point: ContentionPoint) -> None:
                 f"  {contention.protocol} / {contention.against}: {name:<32}"
                 f" {ratio.median:8.2f}  ({ratio.least:.2f} to {ratio.greatest:.2f})"
             )
+
+
+WAY = Way(_run, _text)
