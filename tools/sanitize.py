@@ -158,7 +158,8 @@ def main() -> int:
     if unknown:
         parser.error(f"no sanitizer {', '.join(sorted(unknown))}: expected {', '.join(names)}")
     wanted = [kind for kind in KINDS if kind.name in (told.kinds or names)]
-    return 0 if all([check(kind, told.under) for kind in wanted]) else 1
+    verdicts = [check(kind, told.under) for kind in wanted]
+    return 0 if all(verdicts) else 1
 
 
 if __name__ == "__main__":

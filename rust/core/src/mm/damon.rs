@@ -200,7 +200,7 @@ impl Damon {
                 return;
             }
             // Regions less alike than wanted, rather than too many.
-            threshold = (threshold * 2).clamp(1, self.attrs.samples);
+            threshold = threshold.saturating_mul(2).clamp(1, self.attrs.samples);
         }
     }
 
