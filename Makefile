@@ -83,11 +83,20 @@ fuzz: SECONDS ?= 60
 fuzz:            ## look for inputs that break a parser or the operations, SECONDS=60 each
 	$(PYTHON) tools/fuzz.py --seconds $(SECONDS)
 
-soak: $(TOOLS) build      ## long tests, then an hour of torture; writes docs/soak.md
-	$(CARGO) test --locked --release -p youngbit-core -- --ignored
+# A random test of a test program, so many times its budget, with fresh seeds.
+random = YOUNGBIT_SOAK=$(3) $(CARGO) test --locked -p youngbit-core --test $(1) $(2)
+
+soak: $(TOOLS) build      ## long tests, fuzzing, then an hour of torture; writes docs/soak.md
+	$(call random,kvm,oracle::,8)
+	$(call random,kvm,batched::,60)
+	$(call random,kvm,memslots::,100)
+	$(call random,reclaim,random_programs,8)
+	$(call random,aging,lists_and_sizes,20)
+	$(call random,scenario,any_scenario,10)
+	$(call random,lru_gen_text,,50)
 	YOUNGBIT_SOAK=170 $(CARGO) test --locked --release -p youngbit-core --lib lockless_walks_while_tables_change
+	$(PYTHON) tools/fuzz.py --seconds 60
 	$(PY) -m pytest -m soak --timeout 7200
-	PROPTEST_CASES=2000 $(CARGO) test --locked --release -p youngbit-core
 	$(PY) tools/soak.py
 
 bench: $(TOOLS) build     ## time the core and the package

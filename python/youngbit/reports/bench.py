@@ -25,6 +25,7 @@ __all__ = ["build", "published"]
 #: and so do those of a print without colours.
 _STYLES = {
     "no aging": ("#7f7f7f", "o"),
+    "v7 elsewhere": ("#bf812d", "P"),
     "v7": ("#1b7837", "^"),
     "v9": ("#2b83ba", "v"),
     "baseline": ("#d7301f", "s"),

@@ -132,7 +132,7 @@ impl<M: Default> Arena<M> {
     pub fn free(&self, id: TableId) {
         let chunk = self.chunk(id);
         let was = chunk.state[id.0 as usize % CHUNK_TABLES].swap(FREE, Ordering::Relaxed);
-        assert_eq!(was, LIVE, "table {} freed twice", id.0);
+        assert!(was == LIVE, "table {} freed twice", id.0);
         for entry in self.entries(id) {
             entry.store(POISON, Ordering::Relaxed);
         }

@@ -1,6 +1,8 @@
 //! Aging: who is walked, what is asked, where folios go, and that the lists
 //! stay in order whatever happens.
 
+mod budget;
+
 use proptest::prelude::*;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -715,7 +717,7 @@ fn program() -> impl Strategy<Value = Vec<Do>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(300))]
+    #![proptest_config(ProptestConfig::with_cases(budget::cases(300)))]
     #[test]
     fn lists_and_sizes_agree_after_every_step(program in program()) {
         let (host, memcg, mm) = machine(16384);

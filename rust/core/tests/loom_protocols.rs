@@ -15,6 +15,8 @@ mod machine;
 
 #[path = "protocols/folio.rs"]
 mod folio;
+#[path = "protocols/lock.rs"]
+mod lock;
 #[path = "protocols/lru.rs"]
 mod lru;
 #[path = "protocols/nested.rs"]

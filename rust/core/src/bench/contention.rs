@@ -65,12 +65,17 @@ pub const AROUND_A_FAULT: Duration = Duration::from_nanos(3_000);
 #[derive(Clone, Copy)]
 enum Ager {
     Nobody,
+    /// `v7`, of another guest on a host of its own: what the aging of any
+    /// memory costs the vCPUs, by the caches and the memory that the
+    /// processors share, before there is a lock or a word in common.
+    Elsewhere,
     By(Protocol),
 }
 
 impl Ager {
-    const ALL: [Ager; 4] = [
+    const ALL: [Ager; 5] = [
         Ager::Nobody,
+        Ager::Elsewhere,
         Ager::By(Protocol::V7),
         Ager::By(Protocol::BASELINE),
         Ager::By(Protocol::V9),
@@ -79,13 +84,14 @@ impl Ager {
     fn name(self) -> &'static str {
         match self {
             Ager::Nobody => "no aging",
+            Ager::Elsewhere => "v7 elsewhere",
             Ager::By(protocol) => protocol.name,
         }
     }
 
     fn protocol(self) -> Protocol {
         match self {
-            Ager::Nobody => Protocol::V7,
+            Ager::Nobody | Ager::Elsewhere => Protocol::V7,
             Ager::By(protocol) => protocol,
         }
     }
@@ -151,12 +157,17 @@ pub(super) fn run(stage: &mut Stage<'_>) -> Result<()> {
                     repetitions: options.repetitions(7),
                     warm_up: 1,
                 };
-                let contestants = Ager::ALL.into_iter().map(|ager| {
+                // Where threads outnumber processors, they are what costs.
+                let agers = Ager::ALL
+                    .into_iter()
+                    .filter(|ager| vcpus == 1 || !matches!(ager, Ager::Elsewhere));
+                let contestants = agers.map(|ager| {
                     let affinity = &affinity;
                     let measured = move || measure(setup, ager, affinity);
                     let contestant = Contestant::new(ager.name(), measured);
                     match ager {
                         Ager::Nobody => contestant,
+                        Ager::Elsewhere => contestant.against("no aging"),
                         Ager::By(Protocol::V7) if vcpus == 1 && clears != 0 => {
                             contestant.against("no aging").at_most(1.05)
                         }
@@ -302,6 +313,19 @@ fn place(setup: Setup, affinity: &Affinity, ager: bool) {
 fn measure(setup: Setup, ager: Ager, affinity: &Affinity) -> Result<Sample> {
     place(setup, affinity, true);
     let guest = make(setup, ager)?;
+    let other = match ager {
+        // As large as the first one is on average.
+        Ager::Elsewhere => Some(make(
+            Setup {
+                before: setup.before + setup.vcpus * setup.pages_per_vcpu / 2,
+                pages_per_vcpu: 0,
+                ..setup
+            },
+            ager,
+        )?),
+        Ager::Nobody | Ager::By(_) => None,
+    };
+    let aged = other.as_ref().unwrap_or(&guest);
     let stop = AtomicBool::new(false);
     let ready = AtomicUsize::new(0);
     let all = setup.vcpus as usize;
@@ -321,7 +345,7 @@ fn measure(setup: Setup, ager: Ager, affinity: &Affinity) -> Result<Sample> {
             thread::yield_now();
         }
         let before = thread::cpu_time().map_or(0, |(_, all)| all);
-        let aging = age_until(&guest, ager, setup.limit, &stop, || {
+        let aging = age_until(aged, ager, setup.limit, &stop, || {
             vcpus.iter().all(thread::ScopedJoinHandle::is_finished)
         });
         let ran: Result<Vec<_>> = vcpus

@@ -7,7 +7,7 @@ use super::{Guest, GuestConfig, wrong};
 use crate::cpu::Cpu;
 use crate::error::Result;
 use crate::kvm::RunOptions;
-use crate::kvm::mmu::rmap::{DescArena, DescCache, RmapHead, SptePtr};
+use crate::kvm::mmu::rmap::{DescArena, DescCache, PTE_LIST_EXT, RmapHead, SptePtr};
 use crate::kvm::mmu::spte::{LEVEL_4K, Leaf, SpteFormat};
 use crate::kvm::protocol::Protocol;
 use crate::mm::{PAGE_SIZE, Pfn};
@@ -374,32 +374,80 @@ impl Chains {
 const NS_PER_CHAIN: Metric = Metric::time("ns_per_chain", "ns");
 
 const LENGTHS: [usize; 6] = [1, 2, 14, 15, 64, 512];
+/// What a chain of each of them takes.
+const NS_PER_CHAIN_OF: [Metric; 6] = [
+    Metric::time("ns_per_chain_of_1", "ns"),
+    Metric::time("ns_per_chain_of_2", "ns"),
+    Metric::time("ns_per_chain_of_14", "ns"),
+    Metric::time("ns_per_chain_of_15", "ns"),
+    Metric::time("ns_per_chain_of_64", "ns"),
+    Metric::time("ns_per_chain_of_512", "ns"),
+];
 
-/// What a chain costs, fitted: so much, and so much for each SPTE.
+/// What a chain costs, fitted: so much, so much for each descriptor, and so
+/// much for each SPTE.
 const FIXED: Metric = Metric::time("fitted_ns_per_chain", "ns");
+const PER_DESC: Metric = Metric::time("fitted_ns_per_descriptor", "ns");
 const PER_SPTE: Metric = Metric::time("fitted_ns_per_spte", "ns");
 /// How far the worst length is from the fit, of what it was fitted to.
 const DEVIATION: Metric = Metric::time("greatest_deviation_from_fit", "1");
 
-/// The line `fixed + length * each` through times of chains, least squares of
-/// the time for each SPTE, and the greatest relative deviation from it.
-fn fit(times: &[(f64, f64)]) -> (f64, f64, f64) {
-    let n = times.len() as f64;
-    // For each SPTE the line is `each + fixed * (1 / length)`.
-    let points = || {
-        times
-            .iter()
-            .map(|&(length, ns)| (1.0 / length, ns / length))
+/// Descriptors of a chain: none holds a single SPTE.
+fn descriptors(length: usize) -> usize {
+    if length == 1 {
+        0
+    } else {
+        length.div_ceil(PTE_LIST_EXT)
+    }
+}
+
+/// `fixed + descriptor * descriptors + each * length` through times of chains:
+/// the least squares of the relative deviations, so that a chain of one counts
+/// as much as one of 512.
+struct Fit {
+    fixed: f64,
+    descriptor: f64,
+    each: f64,
+    /// The greatest relative deviation.
+    worst: f64,
+}
+
+fn fit(times: &[(usize, f64)]) -> Fit {
+    // Normal equations, a row a term and the right side last.
+    let mut rows = [[0.0; 4]; 3];
+    let terms = |length: usize| [1.0, descriptors(length) as f64, length as f64];
+    for &(length, ns) in times {
+        let of = terms(length).map(|term| term / ns);
+        for (row, a) in rows.iter_mut().zip(of) {
+            for (sum, b) in row.iter_mut().zip(of) {
+                *sum += a * b;
+            }
+            row[3] += a;
+        }
+    }
+    // Gauss and Jordan; the sums of squares on the diagonal are never 0.
+    for pivot in 0..3 {
+        let scaled = rows[pivot].map(|x| x / rows[pivot][pivot]);
+        for (n, row) in rows.iter_mut().enumerate() {
+            let factor = row[pivot];
+            *row = if n == pivot {
+                scaled
+            } else {
+                std::array::from_fn(|i| row[i] - factor * scaled[i])
+            };
+        }
+    }
+    let solved = rows.map(|row| row[3]);
+    let off = |&(length, ns): &(usize, f64)| {
+        let fitted: f64 = terms(length).iter().zip(solved).map(|(a, b)| a * b).sum();
+        (ns / fitted - 1.0).abs()
     };
-    let mean = |value: fn((f64, f64)) -> f64| points().map(value).sum::<f64>() / n;
-    let (x, y) = (mean(|p| p.0), mean(|p| p.1));
-    let covariance: f64 = points().map(|p| (p.0 - x) * (p.1 - y)).sum();
-    let variance: f64 = points().map(|p| (p.0 - x).powi(2)).sum();
-    let fixed = covariance / variance;
-    let each = y - fixed * x;
-    let off = |&(length, ns): &(f64, f64)| (ns / (fixed + each * length) - 1.0).abs();
-    let worst = times.iter().map(off).fold(0.0, f64::max);
-    (fixed, each, worst)
+    Fit {
+        fixed: solved[0],
+        descriptor: solved[1],
+        each: solved[2],
+        worst: times.iter().map(off).fold(0.0, f64::max),
+    }
 }
 
 /// Chains of every length in turn, few enough to stay in the processor's own
@@ -430,13 +478,18 @@ fn chain_cost(stage: &mut Stage<'_>) -> Result<()> {
                     }
                     total += best;
                     items += chains.len() as u64;
-                    times.push((*length as f64, best as f64 / chains.heads.len() as f64));
+                    times.push((*length, best as f64 / chains.heads.len() as f64));
                 }
-                let (fixed, each, worst) = fit(&times);
-                Ok(Sample::per_item(total, items, CounterValues::default())
-                    .with(FIXED, fixed)
-                    .with(PER_SPTE, each)
-                    .with(DEVIATION, worst))
+                let fit = fit(&times);
+                let sample = Sample::per_item(total, items, CounterValues::default())
+                    .with(FIXED, fit.fixed)
+                    .with(PER_DESC, fit.descriptor)
+                    .with(PER_SPTE, fit.each)
+                    .with(DEVIATION, fit.worst);
+                Ok(times
+                    .iter()
+                    .zip(NS_PER_CHAIN_OF)
+                    .fold(sample, |sample, (&(_, ns), metric)| sample.with(metric, ns)))
             })
         };
         let share = if young { 100 } else { 0 };
@@ -597,11 +650,22 @@ mod tests {
     use super::fit;
 
     #[test]
-    fn the_fit_of_a_line_is_that_line() {
-        let line = |length: f64| (length, 7.0 + 3.0 * length);
-        let (fixed, each, worst) = fit(&[1.0, 2.0, 14.0, 512.0].map(line));
-        assert!((fixed - 7.0).abs() < 1e-9 && (each - 3.0).abs() < 1e-9 && worst < 1e-9);
-        let (_, _, worst) = fit(&[line(1.0), line(2.0), line(14.0), (512.0, 9000.0)]);
-        assert!(worst > 0.1, "{worst}");
+    fn the_fit_finds_the_terms_and_says_how_far_off_it_is() {
+        let cost = |length: usize| {
+            let cost = 7.0 + 2.0 * super::descriptors(length) as f64 + 3.0 * length as f64;
+            (length, cost)
+        };
+        let found = fit(&super::LENGTHS.map(cost));
+        for (found, expected) in [
+            (found.fixed, 7.0),
+            (found.descriptor, 2.0),
+            (found.each, 3.0),
+            (found.worst, 0.0),
+        ] {
+            assert!((found - expected).abs() < 1e-6, "{found} for {expected}");
+        }
+        let mut times = super::LENGTHS.map(cost);
+        times[4].1 *= 2.0;
+        assert!(fit(&times).worst > 0.1);
     }
 }

@@ -815,9 +815,15 @@ impl Mm {
         if pte.is_leaf(at.level) { at.level } else { PTE }
     }
 
-    /// Call `visit(address, entry)` for every present leaf of the range. Not
-    /// locked: for inspection and tests.
-    pub fn for_each_leaf(&self, start: u64, end: u64, mut visit: impl FnMut(u64, Entry, Pte)) {
+    /// Call `visit(address, entry)` for every present leaf of the range; returns
+    /// where the last leaf or hole ends, at `end` or beyond. Not locked: for
+    /// inspection and tests.
+    pub fn for_each_leaf(
+        &self,
+        start: u64,
+        end: u64,
+        mut visit: impl FnMut(u64, Entry, Pte),
+    ) -> u64 {
         let mut address = start;
         while address < end {
             let (at, pte) = self.lookup(address);
@@ -827,6 +833,7 @@ impl Mm {
             let size = level_size(at.level);
             address = (address & !(size - 1)) + size;
         }
+        address
     }
 
     /// Unmap everything and end every subscription (`exit_mmap()`).

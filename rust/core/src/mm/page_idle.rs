@@ -145,12 +145,11 @@ fn for_range(
     let mut at = start;
     while at < end {
         let stop = end.min(at + POLL_PAGES * PAGE_SIZE);
-        let mut next = stop;
         let mut found = Vec::new();
-        mm.for_each_leaf(at, stop, |address, entry, pte| {
+        // A hole is left behind at once, however large.
+        let next = mm.for_each_leaf(at, stop, |address, entry, pte| {
             let size = level_size(entry.level);
             let leaf_end = (address & !(size - 1)) + size;
-            next = next.max(leaf_end.min(end));
             let pages = (leaf_end.min(end) - address).div_ceil(PAGE_SIZE);
             found.push((memory.head(pte.pfn()), pages));
         });

@@ -9,7 +9,8 @@
 //! |---|---|---|
 //! | [`atomic`] | `READ_ONCE`, `xchg`, `cmpxchg`, `set_bit` | `core`, or loom |
 //! | [`spin`] | `cpu_relax`, `cond_resched` | `crossbeam-utils`, or loom |
-//! | [`lock`] | `spinlock_t`, `rwlock_t`, `rw_semaphore`, `mutex` | `spin` (ticket), `parking_lot`, or loom |
+//! | [`lock`] | `spinlock_t`, `rwlock_t`, `rw_semaphore`, `mutex` | [`ticket`], `parking_lot`, or loom |
+//! | [`ticket`] | `qspinlock` | here |
 //! | [`once`] | a pointer stored once with release | `std` |
 //! | [`rcu`] | RCU and SRCU | `crossbeam-epoch`, or a model of it under loom |
 //! | [`thread`] | kthreads and vCPU threads | `std`, or loom |
@@ -23,5 +24,6 @@ pub mod spin;
 #[cfg(loom)]
 pub mod step;
 pub mod thread;
+pub mod ticket;
 
 pub use crossbeam_utils::CachePadded;

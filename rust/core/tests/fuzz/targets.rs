@@ -314,7 +314,7 @@ pub fn samplers(data: &[u8]) {
         min_regions: bytes.number() as u32,
         max_regions: bytes.number() as u32,
     };
-    let start = (at + bytes.number() * PAGE_SIZE).wrapping_add(bytes.number() / 200);
+    let start = place(at, &mut bytes);
     let pages = bytes.number();
     if let Ok(ranges) = Damon::new(start, pages, attrs, u64::from(bytes.next())) {
         // Only where regions are few enough to be looked at one by one.
@@ -323,7 +323,7 @@ pub fn samplers(data: &[u8]) {
         }
     }
     while !bytes.is_empty() {
-        let start = (at + bytes.number() * PAGE_SIZE).wrapping_sub(bytes.number() / 200);
+        let start = place(at, &mut bytes);
         let end = start.wrapping_add(bytes.number().wrapping_mul(PAGE_SIZE));
         let asked = if bytes.next() % 2 == 0 {
             page_idle::mark_range(&cpu, &mm, start, end)
@@ -337,6 +337,12 @@ pub fn samplers(data: &[u8]) {
     }
     drop(cpu);
     consistent(&host);
+}
+
+/// Some address, mostly of a page that is mapped.
+fn place(at: u64, bytes: &mut Bytes<'_>) -> u64 {
+    let page = at.wrapping_add(bytes.number().wrapping_mul(PAGE_SIZE));
+    page.wrapping_add(bytes.number() / 200)
 }
 
 fn sample(mut damon: Damon, cpu: &Cpu, mm: &Mm, pages: u64, bytes: &mut Bytes<'_>) {

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 use youngbit_core::kvm::memslot::LOG_DIRTY_PAGES;
+use youngbit_core::kvm::mmu::shadow::ShadowConfig;
 use youngbit_core::kvm::mmu::spte::SpteFormat;
 use youngbit_core::kvm::mmu::tdp::TdpMmu;
-use youngbit_core::kvm::{MemoryRegion, Protocol, Vm, VmConfig};
+use youngbit_core::kvm::{MemoryRegion, MmuKind, Protocol, Vm, VmConfig};
 use youngbit_core::mm::{FolioWord, Kind, Mm, PAGE_SIZE, VmFlags, folio};
 use youngbit_core::sync::atomic::{AtomicBool, Ordering};
 use youngbit_core::sync::thread;
@@ -62,6 +63,14 @@ impl Machine {
             hva,
         };
         machine.slot(0, 0, flags, 0, pages, hva);
+        if machine.vm.config.mmu == MmuKind::Nested {
+            for vcpu in 0..machine.vm.config.vcpus {
+                machine
+                    .vm
+                    .set_guest_mode(&machine.cpu, vcpu, true)
+                    .expect("nested");
+            }
+        }
         machine
     }
 
@@ -198,8 +207,10 @@ impl Machine {
             assert_eq!(tdp.tables.live(), 0, "every table was freed");
             assert!(tdp.roots(&self.cpu).is_empty());
         }
+        assert_eq!(counters.get(Counter::RmapCorrupt), 0);
         if let Some(shadow) = &self.vm.shadow {
             assert_eq!(shadow.tables().live(), 0, "every shadow page was freed");
+            assert_eq!(shadow.descriptors().0, 0, "and every descriptor");
         }
     }
 }
@@ -231,6 +242,20 @@ impl<'a> Parts<'a> {
 
     pub fn tdp(&self) -> &TdpMmu {
         self.vm.tdp.as_ref().expect("the VM has the TDP MMU")
+    }
+
+    /// Whether any MMU of the VM maps the frame.
+    pub fn maps(&self, cpu: &Cpu, gfn: u64) -> bool {
+        let tdp = self.vm.tdp.as_ref();
+        let shadow = self.vm.shadow.as_deref();
+        tdp.is_some_and(|tdp| tdp.leaf(cpu, 0, gfn).is_some())
+            || shadow.is_some_and(|shadow| {
+                shadow
+                    .chain_lengths(self.vm, cpu, 0, gfn)
+                    .iter()
+                    .sum::<u64>()
+                    > 0
+            })
     }
 
     pub fn age(&self, cpu: &Cpu, gfn: u64, pages: u64) -> bool {
@@ -272,17 +297,55 @@ pub fn enough(start: std::time::Instant, done: u64, wanted: u64) -> bool {
     done >= wanted || (done >= 3 && start.elapsed().as_millis() > 500)
 }
 
-/// Protocols and formats that differ in how SPTEs are written.
+/// Protocols, formats and machines that differ in how SPTEs are written: the
+/// TDP MMU, direct and indirect shadow pages, guests of guests.
 pub fn distinct_configs() -> Vec<VmConfig> {
     [
-        (Protocol::BASELINE, SpteFormat::EPT),
-        (Protocol::BASELINE, SpteFormat::EPT_NO_AD),
-        (Protocol::V7, SpteFormat::EPT),
-        (Protocol::V7, SpteFormat::EPT_NO_AD),
-        (Protocol::V9, SpteFormat::NPT),
+        (Protocol::BASELINE, SpteFormat::EPT, TDP),
+        (Protocol::BASELINE, SpteFormat::EPT_NO_AD, TDP),
+        (Protocol::V7, SpteFormat::EPT, TDP),
+        (Protocol::V7, SpteFormat::EPT_NO_AD, TDP),
+        (Protocol::V9, SpteFormat::NPT, TDP),
+        (Protocol::BASELINE, SpteFormat::NPT, PAGING),
+        (Protocol::V7, SpteFormat::NPT, PAGING),
+        (Protocol::V9, SpteFormat::EPT_NO_AD, DIRECT),
+        (Protocol::V7, SpteFormat::EPT, NESTED),
+        (Protocol::V9, SpteFormat::EPT, NESTED_NO_AD),
     ]
-    .map(|(protocol, format)| config(protocol, format))
+    .map(|(protocol, format, kind)| config(protocol, format).on(kind))
     .into()
+}
+
+/// What maps a guest's memory: the MMU, whether shadow pages are direct, and
+/// whether L1 gives its guest A/D bits.
+pub type OnMmu = (MmuKind, bool, bool);
+pub const TDP: OnMmu = (MmuKind::Tdp, false, true);
+/// Shadow paging of the guest's own tables.
+pub const PAGING: OnMmu = (MmuKind::Shadow, false, true);
+/// The TDP MMU switched off.
+pub const DIRECT: OnMmu = (MmuKind::Shadow, true, true);
+pub const NESTED: OnMmu = (MmuKind::Nested, false, true);
+pub const NESTED_NO_AD: OnMmu = (MmuKind::Nested, false, false);
+pub const MACHINES: [OnMmu; 5] = [TDP, PAGING, DIRECT, NESTED, NESTED_NO_AD];
+
+pub trait On {
+    /// The same on another machine.
+    fn on(self, kind: OnMmu) -> Self;
+}
+
+impl On for VmConfig {
+    fn on(self, (mmu, direct, l1_ad): OnMmu) -> Self {
+        VmConfig {
+            mmu,
+            shadow: ShadowConfig {
+                direct,
+                // NPT always has them.
+                l1_ad: l1_ad || self.format.name == "npt",
+                ..self.shadow
+            },
+            ..self
+        }
+    }
 }
 
 /// Every protocol with every format.

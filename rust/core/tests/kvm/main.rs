@@ -2,6 +2,8 @@
 //! statement, then with threads, then against an oracle.
 
 mod batched;
+#[path = "../budget/mod.rs"]
+mod budget;
 mod machine;
 mod memslots;
 mod notifiers;

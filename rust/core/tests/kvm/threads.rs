@@ -1,7 +1,7 @@
 //! Real threads: vCPUs, agers, zappers, harvesters and slot changes at once,
 //! and what must hold whatever the order.
 
-use crate::machine::{Machine, Parts, config, distinct_configs, enough};
+use crate::machine::{MACHINES, Machine, On, Parts, config, distinct_configs, enough};
 use rand::{RngCore, SeedableRng};
 use rand_xoshiro::Xoshiro256PlusPlus;
 use std::time::Instant;
@@ -43,8 +43,8 @@ fn two_vcpus(config: VmConfig) -> VmConfig {
 fn name_of(config: &VmConfig) -> String {
     let format = config.format;
     format!(
-        "{} {} ad={}",
-        config.protocol.name, format.name, format.ad_bits
+        "{} {} ad={} {:?} {:?}",
+        config.protocol.name, format.name, format.ad_bits, config.mmu, config.shadow
     )
 }
 
@@ -276,7 +276,7 @@ fn a_zapped_page_is_not_touched_until_the_invalidation_ends() {
             let (start, end) = (p.hva_of(page), p.hva_of(page + 1));
             let pfn = p.mm.gup_fast(cpu, start, false).expect("there").pfn;
             // Only pages that the guest had mapped again count.
-            zaps += u64::from(p.tdp().leaf(cpu, 0, page).is_some());
+            zaps += u64::from(p.maps(cpu, page));
             let told = p.mm.notifiers.invalidate(cpu, start, end);
             let byte = p.host.memory.content(pfn);
             byte.store(MARK, Ordering::SeqCst);
@@ -363,10 +363,13 @@ fn tables_are_freed_once_and_never_read_after() {
 /// others age; the guest sees its memory, or no memory, and nothing else.
 #[test]
 fn slots_change_while_vcpus_run_and_agers_walk() {
-    for slot_zap_all in [true, false] {
+    for (slot_zap_all, kind) in MACHINES
+        .into_iter()
+        .flat_map(|kind| [(true, kind), (false, kind)])
+    {
         let config = VmConfig {
             slot_zap_all,
-            ..two_vcpus(VmConfig::default())
+            ..two_vcpus(VmConfig::default().on(kind))
         };
         let m = Machine::new(PAGES, config);
         let p = m.parts();
@@ -425,8 +428,12 @@ fn slots_change_while_vcpus_run_and_agers_walk() {
 /// no callback runs afterwards, and nothing is left.
 #[test]
 fn destroying_a_running_vm_stops_it() {
-    for &protocol in Protocol::ALL {
-        let m = Machine::new(PAGES, two_vcpus(config(protocol, SpteFormat::EPT)));
+    for (&protocol, kind) in Protocol::ALL
+        .iter()
+        .flat_map(|protocol| MACHINES.map(|kind| (protocol, kind)))
+    {
+        let config = config(protocol, SpteFormat::EPT).on(kind);
+        let m = Machine::new(PAGES, two_vcpus(config));
         let p = m.parts();
         let stop = AtomicBool::new(false);
         let started = AtomicBool::new(false);
@@ -458,6 +465,12 @@ fn destroying_a_running_vm_stops_it() {
             stop.store(true, Ordering::Relaxed);
         });
         m.host.rcu.barrier();
-        assert_eq!(m.tdp().tables.live(), 0, "{}", protocol.name);
+        let what = format!("{} {kind:?}", protocol.name);
+        if let Some(tdp) = &m.vm.tdp {
+            assert_eq!(tdp.tables.live(), 0, "{what}");
+        }
+        if let Some(shadow) = &m.vm.shadow {
+            assert_eq!(shadow.tables().live(), 0, "{what}");
+        }
     }
 }

@@ -17,16 +17,14 @@ impl MmuNotifier for Secondary {
         false
     }
     fn clear_young(&self, _: &Cpu, _: u64, _: u64, _: bool) -> bool {
-        assert_eq!(
-            self.gone.load(Ordering::Relaxed),
-            0,
+        assert!(
+            self.gone.load(Ordering::Relaxed) == 0,
             "a callback ran after unregister returned"
         );
         // And it is still there when the callback ends.
         self.called.fetch_add(1, Ordering::Relaxed);
-        assert_eq!(
-            self.gone.load(Ordering::Relaxed),
-            0,
+        assert!(
+            self.gone.load(Ordering::Relaxed) == 0,
             "unregister returned under a callback"
         );
         true

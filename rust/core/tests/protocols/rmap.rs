@@ -1,7 +1,7 @@
 //! Chains of reverse maps: the writer under `mmu_lock` and the bit, readers
 //! under the bit alone.
 
-use super::model::{check, check_up_to, head_text, name, spawn, tally};
+use super::model::{check, check_up_to, head_text, i_am, name, spawn, tally};
 use loom::thread::JoinHandle;
 use std::sync::Arc;
 use youngbit_core::kvm::mmu::rmap::{DescArena, DescCache, RmapHead, SptePtr};
@@ -21,6 +21,7 @@ impl Chain {
             head: AtomicU64::new(0),
             descs: DescArena::new(),
         });
+        i_am("writer");
         name(&chain.head, "rmap head", head_text);
         let mut cache = DescCache::default();
         chain.descs.topup(&mut cache).expect("room");

@@ -3,7 +3,7 @@
 
 use super::RELAXED;
 use super::machine::{HVA, L1, Machine, Setup};
-use super::model::note;
+use super::model::{i_am, note};
 use youngbit_core::cpu::Cpu;
 use youngbit_core::kvm::mmu::spte;
 use youngbit_core::kvm::protocol::{ShadowAging, ShadowNoAd};
@@ -39,6 +39,7 @@ pub fn access_against_age(setup: &Setup, vcpu: u32, write: bool, age: Age) {
     let claim = "no Dirty and no Writable is lost, an accessed bit set by hardware is seen, \
                  aging changes nothing else";
     setup.check(claim, move |machine, here| {
+        i_am("ager");
         let format = *machine.vm.format();
         let word = leaf_of(machine, here, vcpu);
         let was = word.load(RELAXED);
@@ -95,6 +96,7 @@ pub fn write_against_zap(setup: &Setup, vcpu: u32) {
     setup.check(
         "zapping passes Dirty on: no write is lost",
         move |machine, here| {
+            i_am("zapper");
             let format = *machine.vm.format();
             let word = leaf_of(machine, here, vcpu);
             let pfn = machine.pfn(0);
@@ -133,6 +135,7 @@ pub fn age_against_zap(setup: &Setup, vcpu: u32) {
     let claim = "aging never changes an SPTE that is not present, and reads no freed memory; an \
                  access is reported by the ager or passed on by who zaps";
     setup.check(claim, move |machine, here| {
+        i_am("zapper");
         let word = leaf_of(machine, here, vcpu);
         let pfn = machine.pfn(0);
         let ager = machine.spawn("ager", |machine, cpu| machine.age(cpu, 0));
@@ -150,6 +153,7 @@ pub fn two_agers(setup: &Setup, vcpu: u32) {
     setup.check(
         "two agers may both report young; the SPTE is old afterwards, and no write is lost",
         move |machine, here| {
+            i_am("ager 1");
             let format = *machine.vm.format();
             let word = leaf_of(machine, here, vcpu);
             let was = word.load(RELAXED);
@@ -173,6 +177,7 @@ pub fn fault_against_munmap(setup: &Setup, vcpu: u32) {
     setup.check(
         "a fault installs no mapping for memory that was invalidated meanwhile",
         move |machine, here| {
+            i_am("munmap");
             let word = leaf_of(machine, here, vcpu);
             // The vCPU has a root and the tables, but no leaf.
             machine.zap(here, 0);
@@ -204,6 +209,7 @@ pub fn slot_change_against_age(setup: &Setup, change: fn(&Machine, &Cpu)) {
     setup.check(
         "walkers of memslots and tables read nothing that was freed; every table is freed once",
         move |machine, here| {
+            i_am("slots");
             let ager = machine.spawn("ager", |machine, cpu| {
                 machine.age(cpu, 0);
             });
@@ -230,6 +236,7 @@ pub fn destroyed_under_a_vcpu(setup: &Setup, vcpu: u32) {
     setup.check(
         "a root is freed once, by whoever puts its last reference",
         move |machine, here| {
+            i_am("mm exit");
             let runner = machine.spawn("vCPU", move |machine, cpu| {
                 // A VM that is gone is an error, and no more.
                 let _ = machine.vm.access(cpu, vcpu, 0, true, Some(7));
@@ -246,6 +253,7 @@ pub fn write_against_dirty_log(setup: &Setup, vcpu: u32) {
     setup.check(
         "a page that was written is in this dirty log or in the next",
         move |machine, here| {
+            i_am("dirty log");
             let writer = machine.spawn("vCPU", move |machine, cpu| machine.write(cpu, vcpu, 0, 7));
             let log = |cpu: &Cpu| machine.vm.get_dirty_log(cpu, 0, 0).expect("it logs")[0];
             log(here);

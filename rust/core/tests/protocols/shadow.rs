@@ -2,7 +2,7 @@
 
 use super::RELAXED;
 use super::machine::{EPT, HVA, L1, Machine, NO_AD, Setup};
-use super::model::by_protocol;
+use super::model::{by_protocol, i_am};
 use super::scenes;
 use youngbit_core::cpu::Cpu;
 use youngbit_core::kvm::memslot::LOG_DIRTY_PAGES;
@@ -78,6 +78,7 @@ by_protocol! {
         Setup::direct(NO_AD, protocol).check(
             "without A/D bits, an access is passed on by an ager or by who zaps, not by both",
             |machine, here| {
+                i_am("mm exit");
                 let pfn = machine.pfn(0);
                 let ager = machine.spawn("ager", |machine, cpu| {
                     machine.age(cpu, 0);
@@ -97,6 +98,7 @@ by_protocol! {
         Setup::direct(EPT, protocol).check(
             "an SPTE is zapped before it leaves its chain: what is in no chain maps nothing",
             |machine, here| {
+                i_am("mm exit");
                 let reader = machine.spawn("reader", |machine, cpu| {
                     let leaf = machine.shadow_word(L1);
                     let guard = cpu.rcu.lock();
@@ -139,6 +141,7 @@ by_protocol! {
         Setup::direct(EPT, protocol).pages(4).huge().check(
             "a walk ages every huge page that its range meets, from any start",
             |machine, here| {
+                i_am("ager");
                 // Each range of the four, while nothing else happens.
                 for start in 0..4 {
                     for end in start + 1..=4 {

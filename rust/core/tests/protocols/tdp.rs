@@ -2,7 +2,7 @@
 
 use super::RELAXED;
 use super::machine::{EPT, HVA, L1, Machine, NO_AD, Setup};
-use super::model::{self, by_protocol, check, note, spawn, tally};
+use super::model::{self, by_protocol, check, i_am, note, spawn, tally};
 use super::scenes;
 use std::sync::Arc;
 use youngbit_core::cpu::Cpu;
@@ -11,6 +11,7 @@ use youngbit_core::kvm::memslot::LOG_DIRTY_PAGES;
 use youngbit_core::kvm::mmu::spte::{self, SpteFormat};
 use youngbit_core::mm::{MmuNotifier, PAGE_SIZE};
 use youngbit_core::sync::atomic::{AtomicU64, Ordering};
+use youngbit_core::table::{POISON, TableId};
 
 by_protocol! {
     /// Young before, writable, clean: hardware sets Dirty.
@@ -58,6 +59,7 @@ by_protocol! {
         setup.check(
             "restoring an access-tracked SPTE gives R and X back, and W only to a write",
             |machine, here| {
+                i_am("ager");
                 let vcpu = machine.spawn("vCPU", |machine, cpu| machine.read(cpu, L1, 0));
                 machine.age(here, 0);
                 vcpu.join().unwrap();
@@ -133,6 +135,8 @@ by_protocol! {
         Setup::tdp(EPT, protocol).pages(2).vcpus(2).untouched().check(
             "competing faults: one table a place, no mapping lost, no table leaked",
             |machine, here| {
+                i_am("vCPU 0");
+                name_tables(machine);
                 for gfn in 0..2 {
                     machine
                         .mm
@@ -163,6 +167,7 @@ by_protocol! {
         collapsible(protocol).check(
             "an SPTE frozen by who unlinks its table stays so, whoever ages it late",
             |machine, here| {
+                i_am("collapse");
                 let ager = machine.spawn("ager", |machine, cpu| {
                     // The table cannot be freed inside this section.
                     let _section = cpu.rcu.lock();
@@ -184,11 +189,25 @@ by_protocol! {
     }
 }
 
+/// Name the entries of tables that are not there yet.
+fn name_tables(machine: &Machine) {
+    let tables = &machine.tdp().tables;
+    // The first one makes room for the others.
+    tables.free(tables.alloc().expect("room"));
+    for table in 0..8 {
+        for (n, word) in tables.entries(TableId(table)).iter().enumerate() {
+            let what = format!("entry {n} of table {table:#x}");
+            model::name(word, &what, model::spte_text);
+        }
+    }
+}
+
 #[test]
 fn invalidation_is_seen_without_mmu_lock() {
     Setup::tdp(EPT, Protocol::V7).check(
         "who finds no invalidation running finds the sequence moved by those that ended",
         |machine, here| {
+            i_am("notifier");
             let vm = &machine.vm;
             vm.invalidate_range_start(here, HVA, HVA + PAGE_SIZE);
             let (seq, count) = vm.invalidate.words();
@@ -215,6 +234,7 @@ fn spte_aging_leaves_non_present_alone() {
         "aging changes no SPTE that is not present, whatever bits it holds",
         || {
             for (format, ad) in [(EPT, 0), (NO_AD, spte::AD_DISABLED), (SpteFormat::NPT, 0)] {
+                i_am("zapper");
                 let young = spte::MMU_PRESENT | ad | format.accessed | 1;
                 let leaf = Arc::new(AtomicU64::new(young));
                 let never = Arc::new(AtomicU64::new(!spte::MMU_PRESENT));
@@ -228,7 +248,7 @@ fn spte_aging_leaves_non_present_alone() {
                     })
                 };
                 leaf.swap(spte::FROZEN, Ordering::AcqRel);
-                let seen = never.swap(youngbit_core::table::POISON, Ordering::AcqRel);
+                let seen = never.swap(POISON, Ordering::AcqRel);
                 assert_eq!(
                     seen,
                     !spte::MMU_PRESENT,
@@ -239,11 +259,7 @@ fn spte_aging_leaves_non_present_alone() {
                 ager.join().unwrap();
                 assert_eq!(leaf.load(RELAXED), 0, "aging changed a zapped SPTE");
                 let seen = never.load(RELAXED);
-                assert_eq!(
-                    seen,
-                    youngbit_core::table::POISON,
-                    "aging changed a freed entry"
-                );
+                assert_eq!(seen, POISON, "aging changed a freed entry");
             }
         },
     );
@@ -284,6 +300,7 @@ fn tdp_no_mapping_in_a_dead_table() {
             let section = ager.rcu.lock();
             let word = machine.word(&ager, 0);
             let seen = word.load(RELAXED);
+            i_am("collapse");
             let vcpu = machine.spawn("vCPU", |machine, cpu| machine.write(cpu, L1, 0, 7));
             collapse(machine, here);
             note("the ager, late, clears the accessed bit that it saw");

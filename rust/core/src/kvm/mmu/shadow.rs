@@ -500,7 +500,7 @@ impl Shadow {
         if format.is_accessed(old) {
             vm.set_pfn_accessed(cpu, spte::pfn(old));
         }
-        if format.is_dirty(old) {
+        if format.is_dirty(old) && !mutant::active(Mutant::ZapDropsDirty) {
             vm.set_pfn_dirty(cpu, spte::pfn(old));
         }
         old
