@@ -24,8 +24,7 @@ def _run(experiment: lab.ContentionDescription, _base: Path | None, quiet: bool)
         click.echo(
             f"{contention.protocol} against {contention.against}, {experiment.mmu},"
             f" {format_size(experiment.vcpu_bytes)} a vCPU, half of it populated beforehand:"
-            f" one run of each,
-then {repetitions} of each in turn; medians"
+            f" one run of each,\nthen {repetitions} of each in turn; medians"
         )
     runs = len(contention.vcpus) * 2 * (repetitions + 1)
     with show_progress("access-tracking", runs) as advance:
