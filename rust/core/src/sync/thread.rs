@@ -39,6 +39,15 @@ impl Affinity {
         }
     }
 
+    /// How many there are; 1 where the system does not say.
+    pub fn len(&self) -> usize {
+        #[cfg(target_os = "linux")]
+        if let Some(allowed) = &self.allowed {
+            return allowed.count() as usize;
+        }
+        1
+    }
+
     /// Keep the calling thread on the `n`th of them, counted round and round.
     /// False where the system does not allow it; then nothing has changed.
     pub fn pin(&self, n: usize) -> bool {
