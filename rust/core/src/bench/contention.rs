@@ -304,8 +304,7 @@ impl Aging {
 /// share where there are too few. An ager that loses its processor to vCPUs, or
 /// they theirs to it, would be measured with whatever the scheduler made of it.
 fn place(affinity: &Affinity, vcpu: Option<u64>) {
-    let others = affinity.len().saturating_sub(1).max(1);
-    affinity.pin(vcpu.map_or(0, |n| 1 + n as usize % others));
+    affinity.pin_apart(vcpu.map(|n| n as usize));
 }
 
 /// One repetition.

@@ -67,6 +67,16 @@ impl Affinity {
         false
     }
 
+    /// Keep one thread on a processor of its own, the first, and the `n`th of
+    /// some others on the rest, which they share where there are too few. False
+    /// where the system does not allow it, or there is only one.
+    pub fn pin_apart(&self, other: Option<usize>) -> bool {
+        match self.len() - 1 {
+            0 => false,
+            rest => self.pin(other.map_or(0, |n| 1 + n % rest)),
+        }
+    }
+
     /// Let the calling thread run on all of them.
     pub fn apply(&self) {
         #[cfg(target_os = "linux")]
