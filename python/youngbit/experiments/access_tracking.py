@@ -209,6 +209,7 @@ class AccessTracking:
         self,
         *,
         populated: float = 0.0,
+        apart: bool = False,
         started: Callable[[AccessTrackingResult], None] = ignore,
         stepped: Callable[[Step], None] = ignore,
         warned: Callable[[str], None] = ignore,
@@ -218,6 +219,8 @@ class AccessTracking:
         Args:
             populated: With ``benchmark``, the share of each vCPU's memory that is
                 populated beforehand; the selftest has none.
+            apart: With ``benchmark``, keep the thread that ages on a processor of
+                its own; the selftest leaves that to the scheduler.
             started: Called when the VM is there.
             stepped: Called after each step.
             warned: Called for each warning.
@@ -232,7 +235,7 @@ class AccessTracking:
         run = _Run(self, started, stepped, warned)
         try:
             if self.benchmark:
-                run.benchmark(populated)
+                run.benchmark(populated, apart=apart)
             elif self.lru_gen:
                 run.verify()
             else:
@@ -383,7 +386,7 @@ class _Run:
             )
         return now
 
-    def benchmark(self, populated: float) -> None:
+    def benchmark(self, populated: float, *, apart: bool) -> None:
         # As the guest is shared out without regions.
         vcpus, pages = self.experiment.vcpus, self.vm.nr_pages
         shares = [(0, pages)] * vcpus
@@ -405,7 +408,7 @@ class _Run:
         rest = [
             (start + part, size - part) for (start, size), part in zip(shares, before, strict=True)
         ]
-        stats, aging = self.vm.run_while_aging(streams(rest), self.lru)
+        stats, aging = self.vm.run_while_aging(streams(rest), self.lru, apart=apart)
         self.result.generations.append(self.lru.generations())
         self.result.vcpu_wall_seconds = max(stats.vcpu_seconds)
         self.result.aging_passes = list(aging.seconds)

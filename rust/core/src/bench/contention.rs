@@ -129,7 +129,7 @@ pub(super) fn run(stage: &mut Stage<'_>) -> Result<()> {
     let most_sharing = options.pick(4, 32, 4, 4);
     // With more vCPUs than that, only bare faults: what is around them only
     // queues for the processors.
-    let most_whole = options.pick(1, 2, 4, 4);
+    let most_whole = options.pick(1, 1, 4, 4);
     let clears = clears_in(AROUND_A_FAULT);
     for &(mmu, kind) in super::guest::MMUS {
         for &vcpus in counts {
@@ -300,19 +300,16 @@ impl Aging {
     }
 }
 
-/// Threads of their own processors where there are enough: the ager on the
-/// first, the vCPU on the second. Else the scheduler places them.
-fn place(setup: Setup, affinity: &Affinity, ager: bool) {
-    if setup.vcpus == 1 {
-        affinity.pin(usize::from(!ager));
-    } else {
-        affinity.apply();
-    }
+/// The ager on a processor of its own, the vCPUs on the others, which they
+/// share where there are too few. An ager that loses its processor to vCPUs, or
+/// they theirs to it, would be measured with whatever the scheduler made of it.
+fn place(affinity: &Affinity, vcpu: Option<u64>) {
+    affinity.pin_apart(vcpu.map(|n| n as usize));
 }
 
 /// One repetition.
 fn measure(setup: Setup, ager: Ager, affinity: &Affinity) -> Result<Sample> {
-    place(setup, affinity, true);
+    place(affinity, None);
     let guest = make(setup, ager)?;
     let other = match ager {
         // As large as the first one is on average.
@@ -335,7 +332,7 @@ fn measure(setup: Setup, ager: Ager, affinity: &Affinity) -> Result<Sample> {
             .map(|n| {
                 let (guest, stop, ready) = (&guest, &stop, &ready);
                 scope.spawn(move || {
-                    place(setup, affinity, false);
+                    place(affinity, Some(n));
                     populate(guest, setup, n, ready, stop)
                 })
             })
