@@ -18,7 +18,7 @@ BUILD := $(VENV)/build-$(call hash,find rust -name '*.rs' | LC_ALL=C sort | xarg
 MODULE := python/youngbit/_core.abi3.so
 
 .DEFAULT_GOAL := help
-.PHONY: help run test docs protocols protocols-full sanitize soak wheel wheel-check bench bench-compare bench-peers lint fmt clean build
+.PHONY: help run test docs protocols protocols-full sanitize fuzz soak wheel wheel-check bench bench-compare bench-peers lint fmt clean build
 
 help:            ## show this
 	@sed -n 's/^\([a-z-]*\): *[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -60,7 +60,7 @@ lint: $(TOOLS)    ## formatting, clippy, ruff
 test: export PROPTEST_RNG_SEED := 20260727
 test: $(TOOLS) lint build ## all checks and tests
 	$(CARGO) test --locked -p youngbit-core
-	$(PY) tools/protocols.py --steps 0
+	$(PY) tools/protocols.py --set quick --steps 0
 	$(PY) -m mypy
 	$(PY) -m mypy.stubtest youngbit._core
 	$(PY) -m pytest --hypothesis-seed=20260727
@@ -73,20 +73,30 @@ protocols: $(DEPS) ## check the lockless protocols, and that every mutant is cau
 	$(PY) tools/protocols.py
 
 protocols-full: $(DEPS) ## the same with more preemptions a run: long
-	$(PY) tools/protocols.py --full
+	$(PY) tools/protocols.py --set full
 
-SANITIZE := RUSTC_BOOTSTRAP=1 $(CARGO) test --locked -p youngbit-core --target x86_64-unknown-linux-gnu
-SANITIZED := --test stress --test kvm
+sanitize:        ## the threaded tests under the address, leak and thread sanitizers
+	$(PYTHON) tools/sanitize.py
 
-sanitize:        ## the threaded tests under AddressSanitizer
-	RUSTFLAGS="-Zsanitizer=address -Cunsafe-allow-abi-mismatch=sanitizer" CARGO_TARGET_DIR=target/asan \
-		ASAN_OPTIONS=detect_leaks=0 $(SANITIZE) $(SANITIZED)
+# SECONDS of each target.
+fuzz: SECONDS ?= 60
+fuzz:            ## look for inputs that break a parser or the operations, SECONDS=60 each
+	$(PYTHON) tools/fuzz.py --seconds $(SECONDS)
 
-soak: $(TOOLS) build      ## long tests, then an hour of torture; writes docs/soak.md
-	$(CARGO) test --locked --release -p youngbit-core -- --ignored
+# A random test of a test program, so many times its budget, with fresh seeds.
+random = YOUNGBIT_SOAK=$(3) $(CARGO) test --locked -p youngbit-core --test $(1) $(2)
+
+soak: $(TOOLS) build      ## long tests, fuzzing, then an hour of torture; writes docs/soak.md
+	$(call random,kvm,oracle::,8)
+	$(call random,kvm,batched::,60)
+	$(call random,kvm,memslots::,100)
+	$(call random,reclaim,random_programs,8)
+	$(call random,aging,lists_and_sizes,20)
+	$(call random,scenario,any_scenario,10)
+	$(call random,lru_gen_text,,50)
 	YOUNGBIT_SOAK=170 $(CARGO) test --locked --release -p youngbit-core --lib lockless_walks_while_tables_change
+	$(PYTHON) tools/fuzz.py --seconds 60
 	$(PY) -m pytest -m soak --timeout 7200
-	PROPTEST_CASES=2000 $(CARGO) test --locked --release -p youngbit-core
 	$(PY) tools/soak.py
 
 bench: $(TOOLS) build     ## time the core and the package

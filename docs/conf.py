@@ -16,8 +16,8 @@ from sphinx.application import Sphinx
 # reference shows both, so autodoc must not read the stubs instead.
 os.environ["SPHINX_AUTODOC_IGNORE_NATIVE_MODULE_TYPE_STUBS"] = "1"
 
+
 import youngbit
-from youngbit.cli import commands
 
 project = "youngbit"
 author = "the youngbit developers"
@@ -74,7 +74,7 @@ def _modules() -> list[str]:
     found = [youngbit.__name__]
     for module in pkgutil.walk_packages(youngbit.__path__, "youngbit."):
         parts = module.name.split(".")
-        if not any(part.startswith(("_", "cli")) for part in parts[1:]):
+        if not any(part.startswith(("_", "commands")) for part in parts[1:]):
             found.append(module.name)
     return found
 
@@ -145,7 +145,6 @@ def _write_api(*_: object) -> None:
 
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
-    commands()
     app.connect("builder-inited", _write_api)
     app.connect("autodoc-process-docstring", _hide_from_napoleon, priority=400)
     app.connect("autodoc-process-docstring", _show_again, priority=600)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import signal
@@ -352,7 +353,7 @@ def test_two_protocols_side_by_side():
     arguments = ["access-tracking", "-l", "-p", "-v", "1,2", "-b", "4M", "--repeat", "2"]
     found = result(*arguments, "--protocol", "baseline", "--against", "v7")
     assert (found["schema"], found["schema_version"]) == ("youngbit/contention", 1)
-    assert found["parameters"]["against"] == "v7"
+    assert (found["parameters"]["against"], found["parameters"]["populated"]) == ("v7", 0.5)
     assert [point["vcpus"] for point in found["points"]] == [1, 2]
     for point in found["points"]:
         assert list(point["runs"]) == ["baseline", "v7"]
@@ -363,6 +364,9 @@ def test_two_protocols_side_by_side():
             assert one["aging_mmu_locks"] == one["asked"]
             assert other["aging_mmu_locks"] == 0
             assert 0 <= one["empty_passes"] <= one["passes"]
+        # Half of the guest was there before: a pass comes to all of that half.
+        for one in itertools.chain(*point["runs"].values()):
+            assert one["asked"] >= one["passes"] * point["vcpus"] * 512
         wall = [[run["vcpu_wall_seconds"] for run in runs] for runs in point["runs"].values()]
         ratios = sorted(one / other for one, other in zip(*wall, strict=True))
         spread = point["ratios"]["vcpu_wall_seconds"]

@@ -23,7 +23,7 @@ from youngbit.experiments import (
     reclaim,
 )
 from youngbit.experiments.heat_map import ABSENT
-from youngbit.plot_traces import heat_map, miss_ratio_curves, working_sets
+from youngbit.plot import estimate_working_sets, heat_map, policy_miss_ratios
 
 
 def youngbit(*arguments, code=0, **options):
@@ -307,8 +307,12 @@ def test_pictures_are_pictures_and_repeat(tmp_path, shipped, ending):
     trace = traces.shipped()
     estimate = Estimate(estimators=("mglru", "damon")).run(shipped)
     policies = ReclaimPolicies(sizes=(0.25, 0.5), algorithms=("mglru", "belady")).run(shipped)
-    for number, (draw, result) in enumerate(
-        [(heat_map, HeatMap().run(trace)), (working_sets, estimate), (miss_ratio_curves, policies)]
+    for number, (draw, result, unit) in enumerate(
+        [
+            (heat_map, HeatMap().run(trace), "guest page of 4 KiB"),
+            (estimate_working_sets, estimate, "touched in the interval, MiB"),
+            (policy_miss_ratios, policies, "memory that may stay, MiB"),
+        ]
     ):
         path = tmp_path / f"{number}.{ending}"
         draw(result, path)
@@ -317,7 +321,7 @@ def test_pictures_are_pictures_and_repeat(tmp_path, shipped, ending):
             assert data.startswith(b"\x89PNG")
         else:
             text = "".join(ElementTree.fromstring(data).itertext())
-            assert "of 4 KiB" in text
+            assert unit in text
             assert "accesses" in text
         draw(result, path)
         assert path.read_bytes() == data

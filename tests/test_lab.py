@@ -12,9 +12,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 import youngbit as yb
 from youngbit import _core, defaults, lab, traces
+from youngbit.commands.main import cli
 from youngbit.lab import describe
 from youngbit.lab.columns import COUNTERS, documented, register
 
@@ -36,13 +38,20 @@ EXPERIMENTS = {
     "aging": small(),
     "estimate": lab.EstimateDescription(every=30_000),
     "policies": lab.PoliciesDescription(sizes=(0.25, 0.5), algorithms=("lru", "mglru", "belady")),
+    "heatmap": lab.HeatMapDescription(every=20_000, rows=50, columns=60),
 }
+#: Those that always run live.
+LIVE = {
+    "contention": lab.ContentionDescription(vcpu_bytes=2 << 20, repetitions=1, vcpu_counts=(1, 2)),
+    "mmu-stress": lab.Stress(rounds=1, accesses=2_000),
+}
+ALL = EXPERIMENTS | LIVE
 
 
 def test_there_is_one_of_every_kind():
-    assert EXPERIMENTS.keys() == lab.KINDS.keys()
+    assert ALL.keys() == lab.KINDS.keys()
     for name, kind in lab.KINDS.items():
-        assert type(EXPERIMENTS[name]) is kind.type
+        assert type(ALL[name]) is kind.type
 
 
 def run(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
@@ -55,6 +64,13 @@ def run(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
     )
     assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
     return done
+
+
+def invoke(*arguments: object) -> str:
+    """What a command prints, without a process of its own."""
+    done = CliRunner().invoke(cli, [*map(str, arguments)], catch_exceptions=False)
+    assert done.exit_code == 0, (arguments, done.output)
+    return done.stdout
 
 
 def timeless(data):
@@ -98,7 +114,7 @@ def test_every_field_is_documented_and_none_is_the_default_of_what_may_be_none(n
 @pytest.mark.parametrize("name", lab.KINDS)
 def test_toml_reads_back_as_an_equal_experiment(name):
     default = lab.KINDS[name].type()
-    for experiment in (default, EXPERIMENTS[name], dataclasses.replace(default, seed=7)):
+    for experiment in (default, ALL[name], dataclasses.replace(default, seed=7)):
         assert lab.from_toml(lab.to_toml(experiment)) == experiment
 
 
@@ -152,13 +168,59 @@ def test_runs_repeat_and_every_column_is_documented(name):
     assert {"seconds"} <= first.row.keys() - first.found.keys()
     modelled = re.compile(r".*\.stall_seconds|schedule\.seconds")
     assert not [key for key in first.found if "seconds" in key and not modelled.fullmatch(key)]
-    # Types are those of the registry.
+    assert_types_of_the_registry(first, name)
+
+
+def assert_types_of_the_registry(result, name):
     types = {"int64": int, "double": float, "bool": bool, "string": str}
-    for key, value in first.row.items():
+    for key, value in result.row.items():
         column = lab.experiment.describe_column("runs", key, name)
         assert value is None or type(value) is types[column.type], (key, value)
         assert column.unit
         assert column.meaning.endswith("."), column
+
+
+@pytest.mark.parametrize("name", LIVE)
+def test_live_kinds_repeat_what_was_asked_and_whether_it_held(name):
+    first, second = (lab.run(LIVE[name]) for _ in range(2))
+    assert first.row.keys() == second.row.keys()
+    asked = lab.experiment.parameters(LIVE[name])
+    same = [
+        "experiment",
+        "status",
+        "passes",
+        *asked,
+        *(["verdict"] if "verdict" in first.row else []),
+    ]
+    assert {key: first.row[key] for key in same} == {key: second.row[key] for key in same}
+    assert first.row["status"] == "ok"
+    assert_types_of_the_registry(first, name)
+    for result in (first, second):
+        assert len(result.passes.get("number", [])) == result.row["passes"]
+
+
+def test_contention_has_a_row_of_each_run_that_counts():
+    found = lab.run(LIVE["contention"])
+    assert found.passes["vcpus"] == [1, 1, 2, 2]
+    assert found.passes["protocol"] == ["v7", "baseline"] * 2
+    assert all(seconds > 0 for seconds in found.passes["vcpu_wall_seconds"])
+    ratio = found.passes["vcpu_wall_seconds"][2] / found.passes["vcpu_wall_seconds"][3]
+    assert found.row["ratio.vcpu_wall_seconds"] == ratio
+    with pytest.raises(ValueError, match="the protocol is v7 already"):
+        lab.ContentionDescription(against="v7")
+    with pytest.raises(ValueError, match="compares what -p measures"):
+        lab.ContentionDescription(benchmark=False)
+
+
+def test_stress_has_a_column_of_each_deed():
+    found = lab.run(LIVE["mmu-stress"])
+    assert found.row["verdict"] == "pass"
+    assert found.row["done_rounds"] == 1
+    assert found.row["made_accesses"] >= 2_000
+    ran = _core.stress_round("tdp", "v7", 1, 0, 100, 1, 1.0, lambda _: None)
+    assert [f"deeds.{name}" for name in ran["deeds"]] == [
+        key for key in found.row if key.startswith("deeds.")
+    ]
 
 
 def test_columns_of_counters_are_those_of_the_core():
@@ -399,6 +461,47 @@ def test_swappiness_and_host_memory_are_the_hosts():
         ["estimate", "TRACE", "--every", "100", "--warm-up", "1", "--layout", "address"],
         ["estimate", "--workload", "zipf", "--memory", "8M", "--accesses", "20000"],
         ["policies", "--size", "0.5", "--algorithm", "lru", "--algorithm", "mglru"],
+        ["access-tracking", "-l", "-b", "4M", "--inline", "--mmu", "shadow", "--alias", "2"],
+        ["access-tracking", "-l", "-b", "4M", "--inline", "--no-ad", "-s", "2m", "-o"],
+        ["access-tracking", "-b", "4M", "--inline", "--mmu", "nested", "--l1-no-ad"],
+        [
+            "access-tracking",
+            "-b",
+            "4M",
+            "--inline",
+            "--format",
+            "npt",
+            "--tlb",
+            "64",
+            "--protocol",
+            "v9",
+            "--aging-asks",
+            "none",
+            "--capabilities",
+            "0xf",
+        ],
+        ["aging", "--memory", "4M", "--accesses", "6000", "--every", "1000", "--vms", "2"],
+        [
+            "aging",
+            "--memory",
+            "4M",
+            "--mmu",
+            "shadow",
+            "--protocol",
+            "baseline",
+            "--accesses",
+            "6000",
+            "--every",
+            "2000",
+            "--tlb",
+            "64",
+            "--capabilities",
+            "0x7",
+            "--seed",
+            "3",
+        ],
+        ["heatmap", "-o", "PLOT", "--every", "20000", "--layout", "touch"],
+        ["heatmap", "TRACE", "-o", "PLOT", "--tlb", "0"],
     ],
     ids=" ".join,
 )
@@ -406,15 +509,120 @@ def test_run_does_what_the_command_does(command, tmp_path):
     trace = tmp_path / "a trace.csv"
     rows = "".join(f"{i},{i * 7 % 50},{i % 2}\n" for i in range(300))
     trace.write_text("time,page,write\n" + rows)
-    command = [str(trace) if each == "TRACE" else each for each in command]
-    own = json.loads(run(*command, "--json", "-").stdout)
-    text = run(*command, "--print-experiment").stdout
+    named = {"TRACE": trace, "PLOT": tmp_path / "it.svg"}
+    command = [str(named.get(each, each)) for each in command]
+    own = json.loads(invoke(*command, "--json", "-"))
+    text = invoke(*command, "--print-experiment")
     # The description is read from somewhere else, and names the same files.
     described = tmp_path / "elsewhere" / "described.toml"
     described.parent.mkdir()
     described.write_text(text)
-    again = json.loads(run("run", described, "--json", "-").stdout)
+    again = json.loads(invoke("run", described, "--json", "-"))
     assert timeless(again) == timeless(own)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["access-tracking", "-l", "-p", "-b", "4M", "-v", "2"],
+        ["access-tracking", "-l", "-b", "4M", "-v", "2"],
+        ["access-tracking", "-l", "-p", "-b", "2M", "-v", "1,2", "--against", "baseline",
+         "--repeat", "1"],
+        ["access-tracking", "-l", "-p", "-b", "2M", "--protocol", "v9", "--against", "v7",
+         "--repeat", "1", "--mmu", "nested"],
+        ["mmu-stress", "--rounds", "1", "--accesses", "2000", "--mmu", "shadow", "--seed", "5"],
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_run_asks_for_what_a_live_command_does(command, tmp_path):
+    own = json.loads(invoke(*command, "--json", "-"))
+    described = tmp_path / "described.toml"
+    described.write_text(invoke(*command, "--print-experiment"))
+    again = json.loads(invoke("run", described, "--json", "-"))
+    assert again.keys() == own.keys()
+    asked = ("schema", "parameters", "seed", "processors", "verdict", "failure", "mmu", "protocol",
+             "threads", "agers", "accesses_a_round", "rounds")  # fmt: skip
+    assert {key: own[key] for key in asked if key in own} == {
+        key: again[key] for key in asked if key in again
+    }
+    assert [point["vcpus"] for point in again.get("points", [])] == [
+        point["vcpus"] for point in own.get("points", [])
+    ]
+
+
+_VM = {"mmu": "shadow", "protocol": "v9"}
+#: Commands with options that are none of the defaults, and what they describe.
+OPTIONS = {
+    "access-tracking -l -v 3 -b 6M -o -s 2m --mmu nested --protocol v9 --aging-asks none --no-ad"
+    " --l1-no-ad --alias 2 --format npt --capabilities 0x7 --tlb 9 --seed 5 --inline":
+    lab.AccessTracking(
+        True, False, 3, 6 << 20, True, "2m", "nested", "v9", "none", False, "npt", False, 2, 7, 9,
+        5, False,
+    ),
+    "access-tracking -l -p -v 2,5 -b 6M --mmu nested --against v9 --repeat 2 --tlb 9 --seed 5":
+    lab.ContentionDescription(
+        vcpus=2, vcpu_counts=(2, 5), vcpu_bytes=6 << 20, mmu="nested", against="v9", repetitions=2,
+        tlb_entries=9, seed=5,
+    ),
+    "replay --every 9 --tlb 8 --protocol v9 --capabilities 0x7":
+    lab.ReplayDescription(every=9, tlb_entries=8, protocol="v9", capabilities=7),
+    "heatmap --every 9 --tlb 8 --protocol v9 --capabilities 0x7 --layout touch":
+    lab.HeatMapDescription(
+        every=9, tlb_entries=8, protocol="v9", capabilities=7, layout="touch"
+    ),
+    "reclaim --workload hot-cold --memory 8M --accesses 7 --limit 0.25 --pressure high --aged"
+    " --every 9 --round 3 --window 5 --phases 2 --mmu shadow --tlb 8 --swap-in-us 4 --seed 5":
+    lab.ReclaimDescription(
+        memory=8 << 20, workload=lab.HotCold(7), limit=0.25, pressure="high", aged=True, every=9,
+        round=3, window=5, phases=2, mmu="shadow", tlb_entries=8, swap_in_us=4.0, seed=5,
+    ),
+    "estimate --workload zipf --memory 8M --accesses 7000 --every 9 --warm-up 2 --tlb 8"
+    " --mmu shadow --protocol v9 --estimator damon --estimator mglru --seed 5":
+    lab.EstimateDescription(
+        memory=8 << 20, workload=lab.Zipf(7000), every=9, warm_up=2, tlb_entries=8,
+        estimators=("damon", "mglru"), seed=5, **_VM,
+    ),
+    "policies --layout address --size 0.25 --size 0.5 --algorithm mglru --tlb 8 --seed 5":
+    lab.PoliciesDescription(
+        workload=lab.TraceWorkload(layout="address"), sizes=(0.25, 0.5), algorithms=("mglru",),
+        tlb_entries=8, seed=5,
+    ),
+    "aging --vms 2 --memory 8M --accesses 7 --every 9 --warm-up 1 --tlb 8 --mmu shadow"
+    " --protocol v9 --capabilities 0x7 --seed 5":
+    lab.Aging(
+        seed=5, warm_up=1, host=lab.Machine(capabilities=7), schedule=lab.Schedule(every=9),
+        vms=(lab.VirtualMachine(memory=8 << 20, tlb_entries=8, workload=lab.Zipf(7), **_VM),) * 2,
+    ),
+    "mmu-stress --threads 3 --agers 1 --seconds 2 --rounds 4 --accesses 7 --mmu shadow"
+    " --protocol v9 --seed 5":
+    lab.Stress(threads=3, agers=1, duration=2.0, rounds=4, accesses=7, seed=5, **_VM),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_options_are_the_description(command):
+    assert lab.from_toml(invoke(*command.split(), "--print-experiment")) == OPTIONS[command]
+
+
+def test_every_kind_has_a_command_that_prints_it():
+    """The kinds, and the command that is a description of each."""
+    options = {"contention": ["access-tracking", "-l", "-p", "--against", "baseline"]}
+    for name, kind in lab.KINDS.items():
+        text = invoke(*options.get(name, [name]), "--print-experiment")
+        assert type(lab.from_toml(text)) is kind.type
+
+
+def test_run_draws_what_the_command_draws(tmp_path):
+    pytest.importorskip("matplotlib")
+    command = ["replay", "--every", "20000"]
+    run(*command, "--plot", tmp_path / "own.svg")
+    (tmp_path / "it.toml").write_text(run(*command, "--print-experiment").stdout)
+    run("run", tmp_path / "it.toml", "--plot", tmp_path / "again.svg")
+    assert (tmp_path / "own.svg").read_bytes() == (tmp_path / "again.svg").read_bytes()
+    (tmp_path / "aging.toml").write_text(lab.to_toml(small()))
+    error = run("run", tmp_path / "aging.toml", "--plot", tmp_path / "no.svg", code=2).stderr
+    assert "there is no picture of this kind of experiment" in error
+    assert not (tmp_path / "no.svg").exists()
 
 
 def test_run_keeps_what_it_printed(tmp_path):
@@ -468,7 +676,7 @@ def test_the_core_install_is_enough_to_run(tmp_path):
         "for name in ('pyarrow', 'distributed', 'pandas', 'polars', 'dask', 'matplotlib'):\n"
         "    sys.modules[name] = None\n"
         f"sys.argv = ['youngbit', *{[*map(str, ['run', described])]!r}, *sys.argv[1:]]\n"
-        "from youngbit.cli import main\n"
+        "from youngbit.commands.main import main\n"
         "main()\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True,
@@ -484,6 +692,21 @@ def test_the_core_install_is_enough_to_run(tmp_path):
     assert refused.returncode == 2
     assert refused.stderr == "youngbit: tables need pyarrow: pip install 'youngbit[lab]'\n"
     assert not Path(tmp_path / "out").exists()
+
+
+def test_gpl_code_is_imported_by_those_who_ask_for_it_only():
+    """libcachesim is GPL; everything of the package is imported without it."""
+    script = (
+        "import importlib, pkgutil, sys, youngbit\n"
+        "for each in pkgutil.walk_packages(youngbit.__path__, 'youngbit.'):\n"
+        "    if not each.name.endswith('__main__'):\n"
+        "        importlib.import_module(each.name)\n"
+        "from youngbit import lab\n"
+        "lab.run(lab.PoliciesDescription(sizes=(0.5,), algorithms=('mglru', 'belady')))\n"
+        "assert 'youngbit.experiments.policies' in sys.modules\n"
+        "assert 'libcachesim' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=100)
 
 
 # The guide.

@@ -18,8 +18,8 @@ from plotly.graph_objects import Figure, Scatter
 import youngbit as yb
 from browser import Browser
 from youngbit import defaults, lab
-from youngbit.lab_report import build
-from youngbit.report import Page
+from youngbit.reports.lab import build
+from youngbit.reports.page import Page
 
 EVIL = "</script><script>window.ran = 1</script><img src=x onerror='window.ran = 2'>"
 

@@ -11,12 +11,12 @@ import pytest
 
 from browser import Browser
 from youngbit.experiments import Bench, BenchResult
-from youngbit.report import Page
+from youngbit.reports.page import Page
 
 pytest.importorskip("matplotlib")
 
-from youngbit.bench_report import build, published
-from youngbit.report import new_figure
+from youngbit.reports.bench import build, published
+from youngbit.reports.page import new_figure
 
 FIGURES = [
     "pass-time",

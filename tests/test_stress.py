@@ -8,12 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from youngbit import _core
-from youngbit.cli_stress import mmu_stress
+from youngbit.commands.stress import mmu_stress
 
 
 def run(*arguments):
@@ -88,7 +89,10 @@ def test_ctrl_c_ends_it_with_the_counts_so_far():
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     ) as process:  # fmt: skip
-        time.sleep(2)
+        # Its vCPUs and agers are there when it is stopped, however slow the machine.
+        while process.poll() is None and len([*Path(f"/proc/{process.pid}/task").iterdir()]) < 4:
+            time.sleep(0.05)
+        time.sleep(0.5)
         os.kill(process.pid, signal.SIGINT)
         out, err = process.communicate(timeout=100)
     assert process.returncode == 130, err

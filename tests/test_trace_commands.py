@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from youngbit import traces
-from youngbit.cli import main
+from youngbit.commands.main import main
 from youngbit.traces.recorder import record
 
 ROOT = Path(__file__).parent.parent

@@ -200,6 +200,55 @@ def test_stats_count_what_is_there():
     }  # fmt: skip
 
 
+# Samples after lines that perf printed on Intel and Arm processors: columns, padding, names of
+# events and data sources are theirs; addresses, programs, the store and the IBS samples are not.
+PERF_SAMPLES = {
+    "intel-load": (
+        "some-browser   4657 [002] 544966.882384:      10000 \tcpu_core/"
+        "MEM_UOPS_RETIRED.LOAD_LATENCY/: 7ffd11122b0c     10268100142 |OP LOAD|LVL L1 hit"
+        "|SNP None|TLB L1 or L2 hit|LCK No|BLK"
+        "    N/A    5   7    0   7fad11122345 [unknown] (/usr/lib64/libglib-2.0.so.0.8000.3)\n",
+        [(544966882384000, 0x7FFD11122, False)],
+    ),
+    "intel-store": (
+        "          ls  9351 [001] 10212.123456:      1000       cpu/mem-stores/P:  7ffe00112a08"
+        "          5080184 |OP STORE|LVL L1 hit|SNP N/A|TLB L1 or L2 hit|LCK No"
+        "                  0      55d011123abc main+0x1c (/usr/bin/ls)\n",
+        [(10212123456000, 0x7FFE00112, True)],
+    ),
+    "arm-spe": (
+        "       memstress  3603 [020]   122.463754:          1            l1d-miss:   aaaa11123e88"
+        "       8688000842 |OP LOAD|LVL L3 or L3 hit|SNP N/A|TLB Walker hit|LCK No|BLK  N/A"
+        "               aaaa11100e88 [unknown] (/home/user/memstress)\n",
+        [(122463754000, 0xAAAA11123, False)],
+    ),
+    "arm-spe-simd": (
+        "  sve-test 4711 6516.714341:          1   memory:     ffff81112000  444000288100144"
+        " |OP STORE SIMD|LVL L1 hit|SNP None|TLB Walker hit|LCK No|BLK  N/A|AFF PRED SG\n",
+        [(6516714341000, 0xFFFF81112, True)],
+    ),
+    "amd-ibs": (
+        "  stream  1234/1240  [003]   512.000100:     100000   ibs_op//:                0"
+        "        26a080042 |OP LOAD|LVL N/A|SNP N/A|TLB N/A|LCK N/A|BLK  N/A"
+        "  7f1001112222 copy+0x12\n"
+        "  stream  1234/1240  [003]   512.000200:     100000   ibs_op//:     7f10a1112000"
+        "        26a080042 |OP LOAD|LVL L1 hit|SNP N/A|TLB N/A|LCK N/A|BLK  N/A"
+        "  7f1001112222 copy+0x12\n",
+        [(512000200000, 0x7F10A1112, False)],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PERF_SAMPLES)
+def test_perf_samples_of_real_processors(tmp_path, name):
+    text, events = PERF_SAMPLES[name]
+    path = tmp_path / "a.perf"
+    path.write_text(text)
+    trace = traces.read(path)
+    found = zip(trace.time.tolist(), trace.page.tolist(), trace.write.tolist(), strict=True)
+    assert list(found) == events
+
+
 # DAMON's records. The two texts are in the layout of the kernel's
 # Documentation/admin-guide/mm/damon/usage.rst and of damo 3.4's json files.
 DAMON_TEXT = (
@@ -352,6 +401,13 @@ BAD = {
     "perf-cut": ("a.perf", (LINE + LINE[:-4]).encode(), "line 2", "truncated"),
     "perf-no-address": ("a.perf", b"cat 71 8.2: mem:\n", "line 1", "perf script -F"),
     "perf-ip-only": ("a.perf", b"cat 71 8.2: mem: 401136 main+0x16 (/a)\n", "line 1", "-F"),
+    "perf-atom-no-address": (
+        "a.perf",
+        b"gnome  5342 [023] 544951.816227:  10000 cpu_atom/MEM_UOPS_RETIRED.LOAD_LATENCY/:"
+        b"   7f0a11122ae0  [unknown] (/usr/lib64/libx.so)\n",
+        "line 1",
+        "-F",
+    ),
     "perf-no-time": ("a.perf", b"cat mem: 5000\n", "line 1", "a sample"),
     "perf-unsorted": ("a.perf", (LINE + LINE.replace("8.2", "8.1")).encode(), "line 2", "time"),
     "perf-huge": ("a.perf", b"cat 71 8.2: mem: 4000000000000000\n", "line 1", r"2\^57"),

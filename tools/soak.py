@@ -1,10 +1,13 @@
 """Torture machines for an hour, and write down what was found.
 
 Slices of every MMU and protocol in turn, each begun with a seed of its own,
-which is drawn from the run's. The counts add up to docs/soak.md.
+which is drawn from the run's. Each slice is a line of out/soak.jsonl as soon as
+it is over; the lines add up to docs/soak.md. A run that was interrupted goes on
+with --resume, and two that share the file share the hour.
 
-    python3 tools/soak.py                      an hour: 20 minutes for each MMU
+    python3 tools/soak.py                      an hour: 30 minutes of TDP, 15 of each other
     python3 tools/soak.py --minutes 3          3 minutes in all
+    python3 tools/soak.py --resume             what is left of an interrupted run
     python3 tools/soak.py --under "nice -n 19" run each slice under a command
 """
 
@@ -12,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import itertools
 import json
 import os
 import platform
@@ -24,6 +28,10 @@ from random import Random
 
 ROOT = Path(__file__).resolve().parent.parent
 MMUS = ("tdp", "shadow", "nested")
+#: Slices of each in a turn: half of the time is the TDP MMU's. Accesses go
+#: through it ten times as fast as through the shadow MMU, whose guest rewrites
+#: its page tables, so by accesses it has far more.
+TURN = ("tdp", "shadow", "tdp", "nested")
 PROTOCOLS = ("baseline", "v7", "v9")
 #: Accesses of a vCPU in a round, so that a round takes about a second: a guest
 #: with page tables of its own that are rewritten makes far fewer.
@@ -51,6 +59,11 @@ def slice_of(mmu: str, protocol: str, seconds: float, seed: int, under: list[str
     return json.loads(done.stdout)
 
 
+def read(kept: Path) -> list[dict]:
+    """The slices that are over."""
+    return [json.loads(line) for line in kept.read_text().splitlines()]
+
+
 def table(slices: list[dict]) -> list[str]:
     """Sums for each MMU."""
     sums: dict[str, Counter[str]] = {mmu: Counter() for mmu in MMUS}
@@ -70,8 +83,19 @@ def table(slices: list[dict]) -> list[str]:
     return lines
 
 
-def report(slices: list[dict], seed: int) -> str:
+def found(slices: list[dict], minutes: float) -> str:
+    """One line: what was found, and whether the run came to its end."""
+    failed = sum(one["failure"] is not None for one in slices)
+    text = "nothing" if not failed else f"{failed} failures"
+    seconds = sum(one["seconds"] for one in slices)
+    if seconds < minutes * 60:
+        text += f"; the run was ended at {seconds / 60:.1f} of its {minutes:g} minutes"
+    return text
+
+
+def report(slices: list[dict], minutes: float) -> str:
     """The page that is kept."""
+    seeds = ", ".join(str(seed) for seed in dict.fromkeys(one["run"] for one in slices))
     seconds = sum(one["seconds"] for one in slices)
     accesses = sum(one["accesses"] for one in slices)
     failed = [one for one in slices if one["failure"] is not None]
@@ -84,11 +108,11 @@ def report(slices: list[dict], seed: int) -> str:
         "documentation of `rust/core/src/stress/`.",
         "",
         f"* date: {date}",
-        f"* seed: {seed}",
+        f"* seed: {seeds}",
         f"* machine: {os.cpu_count()} cores, {platform.machine()}",
         f"* torture: {seconds / 60:.1f} minutes in {len(slices)} slices",
         f"* guest accesses: {accesses:,}",
-        f"* found: {'nothing' if not failed else f'{len(failed)} failures'}",
+        f"* found: {found(slices, minutes)}",
         "",
         *table(slices),
         "",
@@ -108,29 +132,37 @@ def main() -> int:
     parser.add_argument("--slice", type=float, default=20.0, help="seconds of one slice")
     parser.add_argument("--seed", type=int, default=None, help="otherwise a fresh one")
     parser.add_argument("--under", type=shlex.split, default=[], help="run slices under this")
+    parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
+    parser.add_argument("--kept", type=Path, default=ROOT / "out/soak.jsonl")
     parser.add_argument("--write", type=Path, default=ROOT / "docs/soak.md")
     options = parser.parse_args()
     seed = options.seed if options.seed is not None else int.from_bytes(os.urandom(4))
     print(f"seed {seed}", flush=True)
     dice = Random(seed)
-    slices: list[dict] = []
+    options.kept.parent.mkdir(parents=True, exist_ok=True)
+    if not options.resume:
+        options.kept.write_text("")
+    options.kept.touch()
+    slices = read(options.kept)
     try:
-        while sum(one["seconds"] for one in slices) < options.minutes * 60:
-            for protocol in PROTOCOLS:
-                for mmu in MMUS:
-                    start = dice.getrandbits(63)
-                    one = slice_of(mmu, protocol, options.slice, start, options.under)
-                    slices.append(one)
-                    failure = one["failure"]
-                    print(
-                        f"{mmu} {protocol} seed {start}: {one['rounds']} rounds,"
-                        f" {one['accesses']:,} accesses: {failure or 'nothing lost'}",
-                        flush=True,
-                    )
-                    # After each slice: an interrupted run leaves what it has.
-                    whole = options.write.with_suffix(".part")
-                    whole.write_text(report(slices, seed))
-                    whole.replace(options.write)
+        turns = itertools.cycle(itertools.product(PROTOCOLS, TURN))
+        for protocol, mmu in itertools.islice(turns, len(slices), None):
+            if sum(one["seconds"] for one in slices) >= options.minutes * 60:
+                break
+            start = dice.getrandbits(63)
+            one = slice_of(mmu, protocol, options.slice, start, options.under)
+            with options.kept.open("a") as kept:
+                kept.write(json.dumps({"run": seed, **one}) + "\n")
+            slices = read(options.kept)
+            print(
+                f"{mmu} {protocol} seed {start}: {one['rounds']} rounds,"
+                f" {one['accesses']:,} accesses: {one['failure'] or 'nothing lost'}",
+                flush=True,
+            )
+            # After each slice: an interrupted run leaves what it has.
+            whole = options.write.with_suffix(".part")
+            whole.write_text(report(slices, options.minutes))
+            whole.replace(options.write)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

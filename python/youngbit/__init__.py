@@ -14,12 +14,10 @@ from . import access, defaults, errors, lru_gen, oracle, reuse, sizes, traces
 from ._core import build_info
 from .damon import Damon
 from .errors import FormatError, TraceError
+from .generations import Generation, GenerationDetail, Generations
 from .machine import (
     AgeStats,
     AgingRun,
-    Generation,
-    GenerationDetail,
-    Generations,
     Host,
     IdleStats,
     LruGen,

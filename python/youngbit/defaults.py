@@ -147,6 +147,8 @@ PLOT_DPI: Final = 120
 # accesses of each vCPU in a round.
 STRESS_THREADS: Final = 2
 STRESS_AGERS: Final = 2
+STRESS_MAX_THREADS: Final = 64
+STRESS_MAX_AGERS: Final = 16
 STRESS_SECONDS: Final = 10.0
 STRESS_ACCESSES: Final = 1 << 21
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike, fspath
 
-__all__ = ["FormatError", "TraceError"]
+__all__ = ["FormatError", "TraceError", "missing"]
 
 
 class FormatError(ValueError):
@@ -77,3 +77,8 @@ class TraceError(ValueError):
 
     def __str__(self) -> str:
         return f"{self.path}: {self.where}: found {self.found}, expected {self.expected}"
+
+
+def missing(what: str, package: str, extra: str) -> ImportError:
+    """Return the error for an optional package that is not installed."""
+    return ImportError(f"{what} needs {package}: pip install 'youngbit[{extra}]'")

@@ -25,7 +25,7 @@ from typing import Any, TypeAlias
 
 from . import _core
 from .errors import FormatError, format_errors
-from .machine import Generation, GenerationDetail, Generations
+from .generations import Generation, GenerationDetail, Generations
 from .policy import Choice, Policy
 
 __all__ = [

@@ -11,6 +11,7 @@ from .policies import ALGORITHMS, PoliciesResult, PolicyRow, ReclaimPolicies
 from .reclaim import Phase, Reclaim, ReclaimResult, ReclaimRun, Workload
 from .replay import Replay, ReplayPass, ReplayResult
 from .scenario import Conformance, ConformanceResult, Scenario, ScenarioResult
+from .stress import Stress, StressFailure, StressResult
 
 __all__ = [
     "ALGORITHMS",
@@ -44,5 +45,8 @@ __all__ = [
     "Scenario",
     "ScenarioResult",
     "Spread",
+    "Stress",
+    "StressFailure",
+    "StressResult",
     "Workload",
 ]

@@ -11,14 +11,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from .. import access, defaults
-from .._core import build_info
 from .._resources import check_memory
-from ..machine import AgingRun, Counters, Generations, Host, LruGen, Mode, Vm
+from ..generations import Generations
+from ..machine import AgingRun, Counters, Host, LruGen, Mode, Vm
 from ..sizes import PAGE_SIZE, Pages, parse_size
 from ..units import AgingAsks, Backing, Bytes, Format, Mask, Mmu, Protocol
+from ._parts import head, ignore, vm_options
 
 __all__ = ["AccessTracking", "AccessTrackingResult", "CheckFailed", "Step", "majority_generation"]
 
@@ -98,11 +100,7 @@ class AccessTrackingResult:
     def to_dict(self) -> dict[str, Any]:
         """Return everything as a plain dict; ``docs/json.md`` specifies it."""
         found: dict[str, Any] = {
-            "schema": SCHEMA,
-            "schema_version": SCHEMA_VERSION,
-            "parameters": self.parameters,
-            "seed": self.parameters["seed"],
-            "build": build_info(),
+            **head(SCHEMA, SCHEMA_VERSION, self.parameters),
             "test_pages": self.test_pages,
             "guest_physical": list(self.guest_physical),
             "verdict": self.verdict,
@@ -140,10 +138,6 @@ def majority_generation(generations: Generations, test_pages: int) -> int | None
         if generation.nr_pages * 2 > test_pages:
             return generation.seq
     return None
-
-
-def _ignore(*_: object) -> None:
-    pass
 
 
 _VCPU_BYTES = parse_size(defaults.VCPU_BYTES)
@@ -214,13 +208,16 @@ class AccessTracking:
     def run(
         self,
         *,
-        started: Callable[[AccessTrackingResult], None] = _ignore,
-        stepped: Callable[[Step], None] = _ignore,
-        warned: Callable[[str], None] = _ignore,
+        populated: float = 0.0,
+        started: Callable[[AccessTrackingResult], None] = ignore,
+        stepped: Callable[[Step], None] = ignore,
+        warned: Callable[[str], None] = ignore,
     ) -> AccessTrackingResult:
         """Run it.
 
         Args:
+            populated: With ``benchmark``, the share of each vCPU's memory that is
+                populated beforehand; the selftest has none.
             started: Called when the VM is there.
             stepped: Called after each step.
             warned: Called for each warning.
@@ -230,10 +227,12 @@ class AccessTracking:
             OSError: If the machine cannot be made, or memory runs out.
 
         """
+        if not 0 <= populated < 1:
+            raise ValueError(f"populated: expected a share below 1, not {populated}")
         run = _Run(self, started, stepped, warned)
         try:
             if self.benchmark:
-                run.benchmark()
+                run.benchmark(populated)
             elif self.lru_gen:
                 run.verify()
             else:
@@ -268,16 +267,7 @@ class _Run:
         memcg = self.host.create_memcg("/access_tracking_perf_test")
         self.vm: Vm = self.host.create_vm(
             Pages(memory // PAGE_SIZE),
-            vcpus=experiment.vcpus,
-            mmu=experiment.mmu,
-            protocol=experiment.protocol,
-            aging_asks=experiment.aging_asks,
-            ad=experiment.ad,
-            format=experiment.format,
-            l1_ad=experiment.l1_ad,
-            aliases=experiment.aliases,
-            backing=experiment.backing,
-            tlb_entries=experiment.tlb_entries,
+            **vm_options(experiment),
             memcg=memcg,
         )
         self.host.capabilities = experiment.capabilities
@@ -393,9 +383,29 @@ class _Run:
             )
         return now
 
-    def benchmark(self) -> None:
-        stream = access.sequential(write=True, seed=self.experiment.seed)
-        stats, aging = self.vm.run_while_aging(stream, self.lru, overlap=self.experiment.overlap)
+    def benchmark(self, populated: float) -> None:
+        # As the guest is shared out without regions.
+        vcpus, pages = self.experiment.vcpus, self.vm.nr_pages
+        shares = [(0, pages)] * vcpus
+        if not self.experiment.overlap:
+            ends = [pages * n // vcpus for n in range(vcpus + 1)]
+            shares = [(start, end - start) for start, end in pairwise(ends)]
+        seed = self.experiment.seed
+
+        def streams(regions: list[tuple[int, int]]) -> list[access.Stream]:
+            return [
+                access.sequential(write=True, seed=seed, region=(Pages(start), Pages(length)))
+                for start, length in regions
+            ]
+
+        before = [int(size * populated) for _, size in shares]
+        if any(before):
+            filled = [(start, part) for (start, _), part in zip(shares, before, strict=True)]
+            self.vm.run(streams(filled), mode="inline")
+        rest = [
+            (start + part, size - part) for (start, size), part in zip(shares, before, strict=True)
+        ]
+        stats, aging = self.vm.run_while_aging(streams(rest), self.lru)
         self.result.generations.append(self.lru.generations())
         self.result.vcpu_wall_seconds = max(stats.vcpu_seconds)
         self.result.aging_passes = list(aging.seconds)

@@ -24,7 +24,8 @@ import numpy.typing as npt
 
 from .. import access, defaults
 from ..access import Recorded
-from ..machine import AgeStats, Generations, Host, Kind, LruGen, Mode, Vm
+from ..generations import Generations
+from ..machine import AgeStats, Host, LruGen, Mode, Vm
 from ..policy import Policy
 from ..sizes import PAGE_SIZE, Pages
 from ..units import (
@@ -41,6 +42,7 @@ from ..units import (
     Seconds,
     Share,
 )
+from ._parts import ignore, vm_options
 from .workloads import Guest, TraceWorkload, Zipf, recorded, vcpu_seed
 
 __all__ = ["Aging", "AgingPass", "AgingResult", "Machine", "Pressure", "Schedule", "VirtualMachine"]
@@ -196,10 +198,6 @@ class AgingResult:
     guest_seconds: float = 0.0
 
 
-def _ignore(_: object) -> None:
-    pass
-
-
 @dataclass(frozen=True)
 class Aging:
     """The description; `run` runs it.
@@ -238,7 +236,7 @@ class Aging:
             raise ValueError(f"policy: {self.policy!r} is neither FILE.py:NAME nor MODULE:NAME")
 
     def run(
-        self, *, base: Path | None = None, passed: Callable[[AgingPass], None] = _ignore
+        self, *, base: Path | None = None, passed: Callable[[AgingPass], None] = ignore
     ) -> AgingResult:
         """Run it.
 
@@ -348,18 +346,7 @@ class _Run:
     def _guest(self, described: VirtualMachine, pages: int, streams: list[Recorded]) -> _Guest:
         vm = self.host.create_vm(
             Pages(pages),
-            vcpus=described.vcpus,
-            mmu=described.mmu,
-            protocol=described.protocol,
-            aging_asks=described.aging_asks,
-            ad=described.ad,
-            format=described.format,
-            levels=described.levels,
-            backing=described.backing,
-            kind=cast("Kind", described.kind),
-            l1_ad=described.l1_ad,
-            aliases=described.aliases,
-            tlb_entries=described.tlb_entries,
+            **vm_options(described),
         )
         # What the protocol's kernel does not have was dropped; so was the request.
         self.host.capabilities = self.experiment.host.capabilities

@@ -18,6 +18,7 @@ from typing import Any
 
 from .. import defaults
 from .._core import bench_run, bench_suites, build_info
+from ._parts import ignore
 
 __all__ = ["Bench", "BenchResult", "machine", "read"]
 
@@ -250,10 +251,6 @@ def _row(line: str) -> dict[str, Any]:
     return row
 
 
-def _ignore(_: object) -> None:
-    pass
-
-
 @dataclass(frozen=True)
 class Bench:
     """What to measure; `run` measures it.
@@ -310,8 +307,8 @@ class Bench:
         self,
         result: BenchResult | None = None,
         *,
-        progress: Callable[[str], None] = _ignore,
-        finished: Callable[[list[dict[str, Any]]], None] = _ignore,
+        progress: Callable[[str], None] = ignore,
+        finished: Callable[[list[dict[str, Any]]], None] = ignore,
     ) -> BenchResult:
         """Measure. An exception stops it and leaves whole cases in the result.
 

@@ -16,12 +16,16 @@ from typing import Any
 from .. import defaults
 from .._core import build_info
 from ..units import Protocol
+from ._parts import ignore
 from .access_tracking import AccessTracking, AccessTrackingResult
 
 __all__ = ["Contention", "ContentionPoint", "ContentionResult", "ContentionRun", "Spread"]
 
 SCHEMA = "youngbit/contention"
 SCHEMA_VERSION = 1
+
+#: The share of the guest that is populated before a run.
+POPULATED = 0.5
 
 
 @dataclass(frozen=True)
@@ -177,10 +181,6 @@ class ContentionResult:
         }
 
 
-def _ignore(*_: object) -> None:
-    pass
-
-
 @dataclass(frozen=True)
 class Contention:
     """Two protocols side by side; `run` runs them.
@@ -212,8 +212,8 @@ class Contention:
     def run(
         self,
         *,
-        running: Callable[[int, str, int], None] = _ignore,
-        measured: Callable[[ContentionPoint], None] = _ignore,
+        running: Callable[[int, str, int], None] = ignore,
+        measured: Callable[[ContentionPoint], None] = ignore,
     ) -> ContentionResult:
         """Run it.
 
@@ -232,6 +232,7 @@ class Contention:
             "against": self.against,
             "vcpus": list(self.vcpus),
             "repetitions": self.repetitions,
+            "populated": POPULATED,
         }
         processors = os.cpu_count() or 1
         if hasattr(os, "sched_getaffinity"):
@@ -243,7 +244,7 @@ class Contention:
                 for protocol, runs in point.runs.items():
                     running(vcpus, protocol, repetition)
                     one = replace(self.experiment, vcpus=vcpus, protocol=protocol)
-                    run = ContentionRun.of(one.run())
+                    run = ContentionRun.of(one.run(populated=POPULATED))
                     if repetition > 0:
                         runs.append(run)
             result.points.append(point)

@@ -16,11 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import access, defaults, units
-from .._core import build_info
 from ..damon import Damon
 from ..machine import Host, LruGen, Vm
 from ..sizes import Pages
 from ..units import Accesses, Mmu
+from ._parts import head, ignore
 from .heat_map import interval
 from .reclaim import Workload
 
@@ -258,18 +258,10 @@ class EstimateResult:
     def to_dict(self) -> dict[str, Any]:
         """Return everything as a plain dict; ``docs/estimators.md`` specifies it."""
         return {
-            "schema": SCHEMA,
-            "schema_version": SCHEMA_VERSION,
-            "parameters": self.parameters,
-            "seed": self.parameters["seed"],
-            "build": build_info(),
+            **head(SCHEMA, SCHEMA_VERSION, self.parameters),
             "workload": self.workload,
             "estimators": [each.to_dict() for each in self.estimators],
         }
-
-
-def _ignore(_: str) -> None:
-    pass
 
 
 @dataclass(frozen=True)
@@ -312,7 +304,7 @@ class Estimate:
             raise ValueError("estimators: expected at least one")
 
     def run(
-        self, workload: Workload, *, finished: Callable[[str], None] = _ignore
+        self, workload: Workload, *, finished: Callable[[str], None] = ignore
     ) -> EstimateResult:
         """Run it.
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from .. import access, defaults
-from .._core import build_info
 from ..machine import Host
 from ..sizes import Pages
 from ..traces import Trace
+from ..units import Accesses, Choice, Mask, Protocol
+from ._parts import head
 
 __all__ = ["ABSENT", "HeatMap", "HeatMapResult", "interval", "laid_out"]
 
@@ -71,10 +72,7 @@ class HeatMapResult:
     def to_dict(self) -> dict[str, Any]:
         """Return everything as a plain dict."""
         return {
-            "schema": SCHEMA,
-            "schema_version": SCHEMA_VERSION,
-            "parameters": self.parameters,
-            "build": build_info(),
+            **head(SCHEMA, SCHEMA_VERSION, self.parameters),
             "trace": self.trace,
             **{
                 name: getattr(self, name).tolist()
@@ -93,19 +91,22 @@ class HeatMap:
         tlb_entries: Of the vCPU's modelled TLB.
         protocol: How the VM is aged.
         capabilities: Mask of ``lru_gen/enabled``.
-        layout: Which guest page stands for which page, see `laid_out`.
+        layout: How pages become the guest's: by address without the gaps, or numbered by
+            first touch.
         rows: Rows of the map, at most.
         columns: Columns of the map.
+        seed: Kept with the result; a recording has nothing random.
 
     """
 
-    every: int | None = None
+    every: Accesses | None = None
     tlb_entries: int = defaults.REPLAY_TLB_ENTRIES
-    protocol: str = defaults.PROTOCOL
-    capabilities: int = defaults.CAPABILITIES
-    layout: str = "address"
+    protocol: Protocol = defaults.PROTOCOL
+    capabilities: Mask = defaults.CAPABILITIES
+    layout: Annotated[str, Choice(defaults.LAYOUTS)] = "address"
     rows: int = defaults.HEAT_MAP_ROWS
     columns: int = defaults.HEAT_MAP_COLUMNS
+    seed: int = defaults.SEED
 
     def __post_init__(self) -> None:
         for name in ("every", "rows", "columns"):

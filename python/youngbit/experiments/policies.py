@@ -17,14 +17,14 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from .. import access, defaults
-from .._core import build_info
+from ..errors import missing
 from ..machine import Host
 from ..oracle import optimal
 from ..policy import Policy
 from ..sizes import PAGE_SIZE, Pages
 from ..traces import Block
-from ..traces._read import missing
 from ..traces._write import writing
+from ._parts import head, ignore
 from .reclaim import Workload
 
 __all__ = [
@@ -115,19 +115,11 @@ class PoliciesResult:
     def to_dict(self) -> dict[str, Any]:
         """Return everything as a plain dict; ``docs/estimators.md`` specifies it."""
         return {
-            "schema": SCHEMA,
-            "schema_version": SCHEMA_VERSION,
-            "parameters": self.parameters,
-            "seed": self.parameters["seed"],
-            "build": build_info(),
+            **head(SCHEMA, SCHEMA_VERSION, self.parameters),
             "workload": self.workload,
             "rows": [row.to_dict() for row in self.rows],
             "left_out": self.left_out,
         }
-
-
-def _ignore(_: str) -> None:
-    pass
 
 
 def _libcachesim() -> Any:
@@ -172,7 +164,7 @@ class ReclaimPolicies:
         workload: Workload,
         *,
         own: Mapping[str, Cache | Policy] | None = None,
-        finished: Callable[[str], None] = _ignore,
+        finished: Callable[[str], None] = ignore,
     ) -> PoliciesResult:
         """Run it.
 

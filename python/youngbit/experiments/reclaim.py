@@ -25,12 +25,12 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import access, defaults
-from .._core import build_info
 from ..machine import Host, LruGen, Vm
 from ..oracle import OracleTick, least_recent, optimal
 from ..sizes import PAGE_SIZE, Pages
 from ..traces import Trace
 from ..units import Accesses, Choice, Mask, Microseconds, Mmu, Share
+from ._parts import head, ignore
 from .heat_map import laid_out
 
 __all__ = [
@@ -298,11 +298,7 @@ class ReclaimResult:
         names = ("evicted", "hot", "recent", "refaults", "swap_ins", "stall_seconds")
         cuts = ("hot", "refaults", "swap_ins")
         return {
-            "schema": SCHEMA,
-            "schema_version": SCHEMA_VERSION,
-            "parameters": self.parameters,
-            "seed": self.parameters["seed"],
-            "build": build_info(),
+            **head(SCHEMA, SCHEMA_VERSION, self.parameters),
             "workload": self.workload,
             **{run: {name: self.total(run, name) for name in names} for run in RUNS},
             "cut": {name: self.cut(name) for name in cuts},
@@ -316,10 +312,6 @@ class ReclaimResult:
 
 def _share(off: float, on: float) -> float | None:
     return (off - on) / off if off else None
-
-
-def _ignore(_: object) -> None:
-    pass
 
 
 class _Future:
@@ -404,7 +396,7 @@ class Reclaim:
     def _has_agent(self) -> bool:
         return self.pressure in ("proactive", "reclaim")
 
-    def run(self, workload: Workload, *, ticked: Callable[[str], None] = _ignore) -> ReclaimResult:
+    def run(self, workload: Workload, *, ticked: Callable[[str], None] = ignore) -> ReclaimResult:
         """Run it.
 
         Args:

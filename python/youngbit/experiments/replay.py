@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 
 from .. import access, defaults
-from .._core import build_info
-from ..machine import AgeStats, Generations, Host
+from ..generations import Generations
+from ..machine import AgeStats, Host
 from ..sizes import Pages
 from ..traces import Trace
 from ..units import Accesses, Mask, Protocol
+from ._parts import head, ignore
 
 __all__ = ["Replay", "ReplayPass", "ReplayResult"]
 
@@ -85,19 +86,11 @@ class ReplayResult:
     def to_dict(self) -> dict[str, Any]:
         """Return everything as a plain dict; ``docs/json.md`` specifies it."""
         return {
-            "schema": SCHEMA,
-            "schema_version": SCHEMA_VERSION,
-            "parameters": self.parameters,
-            "seed": self.parameters["seed"],
-            "build": build_info(),
+            **head(SCHEMA, SCHEMA_VERSION, self.parameters),
             "trace": self.trace,
             "passes": [each.to_dict() for each in self.passes],
             "counters": self.counters,
         }
-
-
-def _ignore(_: object) -> None:
-    pass
 
 
 @dataclass(frozen=True)
@@ -123,7 +116,7 @@ class Replay:
         if self.every < 1:
             raise ValueError(f"every: {self.every} is below 1")
 
-    def run(self, trace: Trace, *, passed: Callable[[ReplayPass], None] = _ignore) -> ReplayResult:
+    def run(self, trace: Trace, *, passed: Callable[[ReplayPass], None] = ignore) -> ReplayResult:
         """Run it.
 
         Args:

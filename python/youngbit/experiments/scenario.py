@@ -16,6 +16,7 @@ from typing import Any
 
 from .. import _core, defaults
 from ..errors import FormatError, format_errors
+from ._parts import ignore
 
 __all__ = [
     "Comparison",
@@ -56,10 +57,6 @@ class ScenarioResult:
         """Return the run as a recording: one JSON object a line."""
         objects = [self.header, *(step.record for step in self.steps)]
         return "".join(json.dumps(each, separators=(",", ":")) + "\n" for each in objects)
-
-
-def _ignore(_: object) -> None:
-    pass
 
 
 @dataclass(frozen=True)
@@ -127,7 +124,7 @@ class Scenario:
         self,
         path: str | os.PathLike[str],
         *,
-        stepped: Callable[[ScenarioStep], None] = _ignore,
+        stepped: Callable[[ScenarioStep], None] = ignore,
     ) -> ScenarioResult:
         """Run a scenario file.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from ..experiments.access_tracking import AccessTracking
 from ..experiments.aging import Aging, Machine, Pressure, Schedule, VirtualMachine
+from ..experiments.stress import Stress
 from ..experiments.workloads import (
     HotCold,
     Sequential,
@@ -31,10 +32,12 @@ from .experiment import (
 )
 from .kinds import (
     EstimateDescription,
+    HeatMapDescription,
     PoliciesDescription,
     ReclaimDescription,
     ReplayDescription,
 )
+from .live_kinds import ContentionDescription
 from .plan import Range, Sweep
 from .results import Results, Table, load
 from .sweep import Progress, run_sweep
@@ -44,8 +47,10 @@ __all__ = [
     "AccessTracking",
     "Aging",
     "Column",
+    "ContentionDescription",
     "EstimateDescription",
     "Experiment",
+    "HeatMapDescription",
     "HotCold",
     "Kind",
     "Machine",
@@ -60,6 +65,7 @@ __all__ = [
     "Results",
     "Schedule",
     "Sequential",
+    "Stress",
     "Sweep",
     "Table",
     "TraceFile",

@@ -9,7 +9,17 @@ from typing import Any, Literal, TypeAlias
 
 from .._core import counter_help
 
-__all__ = ["COUNTERS", "Column", "Group", "Type", "column", "documented", "register"]
+__all__ = [
+    "COUNTERS",
+    "REASON",
+    "VERDICT",
+    "Column",
+    "Group",
+    "Type",
+    "column",
+    "documented",
+    "register",
+]
 
 #: What a column may be compared by.
 Group: TypeAlias = Literal["parameter", "result", "timing", "place"]
@@ -46,6 +56,11 @@ class Column:
         """Return a plain dict."""
         return asdict(self)
 
+
+#: Of every kind that checks something: whether it held.
+VERDICT = Column("verdict", "string", "pass, fail", "Whether what is checked held.")
+#: What did not.
+REASON = Column("reason", "string", "text", "What failed.")
 
 _COLUMNS: dict[tuple[str, str], Column] = {}
 

@@ -162,7 +162,8 @@ def run(
     measured = kind.measure(experiment, None if base is None else Path(base), **callbacks)
     seconds = time.perf_counter() - begun
     asked = parameters(experiment)
-    twice = sorted(asked.keys() & measured.summary.keys())
+    found = {*measured.summary, "experiment", "status", "error", "passes", "seconds"}
+    twice = sorted(asked.keys() & found)
     if twice:
         raise ValueError(f"{kind.name}: {', '.join(twice)} are parameters and results")
     lengths = {len(values) for values in measured.passes.values()}

@@ -10,18 +10,20 @@ from .. import defaults
 from ..experiments.access_tracking import AGE, AccessTracking, majority_generation
 from ..experiments.aging import Aging
 from ..experiments.estimate import COSTS, ESTIMATORS, Estimate
+from ..experiments.heat_map import ABSENT, HeatMap
 from ..experiments.policies import ALGORITHMS, ReclaimPolicies
 from ..experiments.reclaim import RUNS, Reclaim, ReclaimRun, Workload
 from ..experiments.replay import Replay
 from ..experiments.workloads import Guest, TraceFile, TraceWorkload, Zipf, accessed
-from ..machine import Generations
+from ..generations import Generations
 from ..sizes import parse_size
 from ..units import Bytes
-from .columns import COUNTERS, Column, Type
+from .columns import COUNTERS, REASON, VERDICT, Column, Type
 from .experiment import Kind, Measured, Scalar, add_kind
 
 __all__ = [
     "EstimateDescription",
+    "HeatMapDescription",
     "PoliciesDescription",
     "ReclaimDescription",
     "ReplayDescription",
@@ -34,6 +36,18 @@ _GENERATIONS = 4
 @dataclass(frozen=True)
 class ReplayDescription(Replay):
     """A replay of a trace that is named.
+
+    Attributes:
+        trace: The recorded program.
+
+    """
+
+    trace: TraceFile = field(default_factory=TraceFile)
+
+
+@dataclass(frozen=True)
+class HeatMapDescription(HeatMap):
+    """Accesses of a named trace over address and time, and the age of each page.
 
     Attributes:
         trace: The recorded program.
@@ -326,6 +340,35 @@ def _policies(experiment: PoliciesDescription, base: Path | None, **callbacks: A
     return Measured(summary, _columns(rows), result)
 
 
+#: Ages that a heat map tells apart; the last is this or older.
+_AGES = 4
+
+
+def _heat_map(experiment: HeatMapDescription, base: Path | None, **callbacks: Any) -> Measured:
+    result = experiment.run(experiment.trace.read(base), **callbacks)
+    absent = result.ages == ABSENT
+    ages = result.ages.clip(max=_AGES - 1)
+    rows: list[dict[str, Any]] = [
+        {
+            "number": number,
+            "time": int(result.pass_times[number + 1]),
+            **{f"rows_{age}": int((ages[:, number] == age).sum()) for age in range(_AGES)},
+            "rows_absent": int(absent[:, number].sum()),
+        }
+        for number in range(ages.shape[1])
+    ]
+    return Measured(
+        {
+            "footprint_pages": int(result.trace["pages"]),
+            "interval": result.parameters["every"],
+            "map_rows": len(ages),
+            "hottest_cell": int(result.accesses.max()),
+        },
+        _columns(rows),
+        result,
+    )
+
+
 def _column(name: str, type_: Type, unit: str, meaning: str) -> Column:
     return Column(name, type_, unit, meaning)
 
@@ -371,9 +414,9 @@ _RESIDENT = _column("resident_pages", "int64", "pages", "Guest pages in memory a
 add_kind(
     Kind("access-tracking", AccessTracking, _access_tracking),
     runs=[
-        _column("verdict", "string", "pass, fail", "Whether aging followed the guest."),
+        VERDICT,
         _column("failed_check", "int64", "number", "Which of the five checks failed, from 1."),
-        _column("reason", "string", "text", "What failed, in the selftest's words."),
+        REASON,
         _column("test_pages", "int64", "pages",
                 "Pages of the test, of the larger of guest and host page size."),
         _column("warnings", "int64", "count", "Warnings of the selftest."),
@@ -520,5 +563,26 @@ add_kind(
         _column("capacity_pages", "int64", "pages", "Pages that may stay in memory."),
         _column("misses", "int64", "count", "Accesses to pages that were not there."),
         _column("miss_ratio", "double", "share", "Misses as a share of accesses."),
+    ],
+)  # fmt: skip
+add_kind(
+    Kind("heatmap", HeatMapDescription, _heat_map),
+    runs=[
+        _FOOTPRINT,
+        _column("interval", "int64", "accesses", "Accesses between two agings."),
+        _column("map_rows", "int64", "count", "Rows of the map that have pages."),
+        _column("hottest_cell", "int64", "accesses", "Accesses in the cell that has most."),
+    ],
+    passes=[
+        _column("time", "int64", "the recording's", "Time of the last access."),
+        _column("rows_0", "int64", "count",
+                "Rows of the map with a page that was touched since the pass before."),
+        *[
+            _column(f"rows_{age}", "int64", "count",
+                    f"Rows whose youngest page is {age} generations older"
+                    f"{', or more' if age == _AGES - 1 else ''}.")
+            for age in range(1, _AGES)
+        ],
+        _column("rows_absent", "int64", "count", "Rows without a page in memory."),
     ],
 )  # fmt: skip

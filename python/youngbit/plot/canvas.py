@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import defaults
 from .._files import atomic_write
+from ..errors import missing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,8 +45,11 @@ def new(width: float, height: float) -> Figure:
         ImportError: If matplotlib is not installed.
 
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise missing("a picture", "matplotlib", "plot") from None
 
     figure = Figure(figsize=(width, height), layout="constrained")
     # Never a window: the backend is chosen with the canvas.

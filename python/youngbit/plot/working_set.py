@@ -13,9 +13,9 @@ from ..sizes import PAGE_SIZE
 from . import canvas
 
 if TYPE_CHECKING:
-    from ..experiments import ReplayResult
+    from ..experiments import EstimateResult, ReplayResult
 
-__all__ = ["replay_working_set", "working_set_over_time"]
+__all__ = ["estimate_working_sets", "replay_working_set", "working_set_over_time"]
 
 MIB = 1 << 20
 
@@ -26,6 +26,7 @@ def working_set_over_time(
     estimates: Mapping[str, npt.ArrayLike],
     path: str | os.PathLike[str],
     *,
+    begin: float = 0.0,
     unit: str = "guest accesses",
     title: str = "Working set over time",
 ) -> None:
@@ -34,10 +35,11 @@ def working_set_over_time(
     Below stands by how much each is wrong, in percent of the truth.
 
     Args:
-        time: Where the intervals end; they begin at 0.
+        time: Where the intervals end.
         truth: Pages touched in each interval.
         estimates: By name, pages that an estimator took for touched.
         path: The file, PNG or SVG by its suffix; it appears whole or not at all.
+        begin: Where the first interval begins.
         unit: What time is counted in.
         title: Above the picture.
 
@@ -47,7 +49,7 @@ def working_set_over_time(
 
     """
     canvas.format_of(path)
-    edges = np.concatenate(([0.0], np.asarray(time, dtype=np.float64)))
+    edges = np.concatenate(([begin], np.asarray(time, dtype=np.float64)))
     true = np.asarray(truth, dtype=np.float64)
     found = {name: np.asarray(pages, dtype=np.float64) for name, pages in estimates.items()}
     for name, pages in {"truth": true, **found}.items():
@@ -96,4 +98,24 @@ def replay_working_set(result: ReplayResult, path: str | os.PathLike[str]) -> No
         path,
         title=f"Working set of {result.trace['source']}, aged every"
         f" {result.parameters['every']:,} accesses",
+    )
+
+
+def estimate_working_sets(result: EstimateResult, path: str | os.PathLike[str]) -> None:
+    """Draw the working set over time: the truth, and what each estimator says of it.
+
+    Arguments and errors as `replay_working_set`.
+    """
+    intervals = result.estimators[0].intervals
+    every = result.parameters["every"]
+    working_set_over_time(
+        [each.accesses for each in intervals],
+        [each.true_pages for each in intervals],
+        {
+            each.name: [interval.estimated_pages for interval in each.intervals]
+            for each in result.estimators
+        },
+        path,
+        begin=result.parameters["warm_up"] * every,
+        title=f"Working set of {result.workload['name']} in {every:,} accesses",
     )

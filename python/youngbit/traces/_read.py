@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import _core
-from ..errors import TraceError
+from ..errors import TraceError, missing
 from ._trace import PAGE_LIMIT, Block, Trace, joined
 
 if TYPE_CHECKING:
@@ -66,11 +66,6 @@ def format_of(path: str | os.PathLike[str]) -> str:
         if name.endswith(ending):
             return known
     return "lackey"
-
-
-def missing(what: str, package: str, extra: str) -> ImportError:
-    """Return the error for an optional package that is not installed."""
-    return ImportError(f"{what} needs {package}: pip install 'youngbit[{extra}]'")
 
 
 def pyarrow(what: str) -> ModuleType:

@@ -10,9 +10,10 @@ use crate::mm::swap::Swap;
 use crate::mm::{FolioWord, Memcg, Mm, NotifierList, Pfn};
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::sync::lock::{Mutex, RwSem};
+use crate::sync::once::OnceLock;
 use crate::sync::rcu::Domain;
 use crate::trace::{CounterTotals, Record};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Instant;
 
 /// The host's clock, which birth times and trace records are taken from.
@@ -293,10 +294,14 @@ impl Drop for Host {
     fn drop(&mut self) {
         // Subscriptions hold VMs and VMs hold their mm; the last owner of the
         // host cuts these circles. Nothing can run on it any more, so nobody
-        // is waited for.
+        // is inside a section, and all that waits for a grace period is freed.
         let reader = self.srcu.register();
         for mm in self.mms.get_mut().drain(..) {
             mm.forget_notifiers(&reader);
         }
+        drop(reader);
+        // What waits in one may own what defers in the other.
+        let left = self.srcu.drain() + self.rcu.drain() + self.srcu.drain();
+        debug_assert_eq!(left, 0, "callbacks that no grace period ends for");
     }
 }

@@ -129,7 +129,7 @@ mod selected {
 
     // Not an atomic of the checked code but a setting of the check: chosen
     // before a run's threads start, constant while they run.
-    static SELECTED: std::sync::OnceLock<u32> = std::sync::OnceLock::new();
+    static SELECTED: crate::sync::once::OnceLock<u32> = crate::sync::once::OnceLock::new();
 
     /// Select a mutant for this process, or none.
     ///

@@ -10,7 +10,7 @@
 
 use crate::sync::atomic::{AtomicU8, AtomicU64, Ordering, zeroed};
 use crate::sync::lock::Mutex;
-use std::sync::OnceLock;
+use crate::sync::once::OnceLock;
 
 /// log2 of the number of entries in a table; small under a model checker.
 pub const TABLE_SHIFT: u32 = if cfg!(loom) { 1 } else { 9 };
@@ -132,7 +132,7 @@ impl<M: Default> Arena<M> {
     pub fn free(&self, id: TableId) {
         let chunk = self.chunk(id);
         let was = chunk.state[id.0 as usize % CHUNK_TABLES].swap(FREE, Ordering::Relaxed);
-        assert_eq!(was, LIVE, "table {} freed twice", id.0);
+        assert!(was == LIVE, "table {} freed twice", id.0);
         for entry in self.entries(id) {
             entry.store(POISON, Ordering::Relaxed);
         }

@@ -132,3 +132,38 @@ fn a_scan_without_flush_misses_what_the_tlb_holds() {
     assert!(young::scan(&cpu, &vm.mm, at + 1, 1, Flush::No).is_err());
     assert!(young::scan(&cpu, &vm.mm, at, u64::MAX, Flush::No).is_err());
 }
+
+#[test]
+fn what_cannot_be_watched_is_refused() {
+    let sane = Attrs::default();
+    for (pages, attrs) in [
+        (0, sane),
+        (u64::MAX, sane),
+        (64, Attrs { samples: 0, ..sane }),
+        (
+            64,
+            Attrs {
+                min_regions: 2,
+                ..sane
+            },
+        ),
+        (
+            64,
+            Attrs {
+                max_regions: 9,
+                ..sane
+            },
+        ),
+        (
+            64,
+            Attrs {
+                max_regions: u32::MAX,
+                ..sane
+            },
+        ),
+    ] {
+        let refused = Damon::new(0, pages, attrs, 1).err();
+        let refused = refused.unwrap_or_else(|| panic!("{pages} pages, {attrs:?} were accepted"));
+        assert_eq!(refused.errno(), youngbit_core::Errno::EINVAL, "{refused}");
+    }
+}

@@ -15,12 +15,18 @@ mod machine;
 
 #[path = "protocols/folio.rs"]
 mod folio;
+#[path = "protocols/lock.rs"]
+mod lock;
 #[path = "protocols/lru.rs"]
 mod lru;
+#[path = "protocols/nested.rs"]
+mod nested;
 #[path = "protocols/notifier.rs"]
 mod notifier;
 #[path = "protocols/rmap.rs"]
 mod rmap;
+#[path = "protocols/scenes.rs"]
+mod scenes;
 #[path = "protocols/shadow.rs"]
 mod shadow;
 #[path = "protocols/tdp.rs"]

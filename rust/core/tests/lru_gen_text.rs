@@ -1,5 +1,7 @@
 //! The text interface: layout, commands, and what real kernels printed.
 
+mod budget;
+
 use proptest::prelude::*;
 use std::sync::Arc;
 use youngbit_core::lru_gen::histogram::{self, Letters};
@@ -360,7 +362,7 @@ fn nearly() -> impl Strategy<Value = Vec<u8>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(3000))]
+    #![proptest_config(ProptestConfig::with_cases(budget::cases(3000)))]
     #[test]
     fn no_bytes_make_a_parser_panic(bytes in prop_oneof![nearly(), prop::collection::vec(any::<u8>(), 0..200)]) {
         let located = |e: youngbit_core::Error| {

@@ -11,6 +11,8 @@ const FORBIDDEN: &[&str] = &[
     "std::sync::Condvar",
     "std::sync::Barrier",
     "std::sync::mpsc",
+    "std::sync::OnceLock",
+    "std::sync::Once",
     "std::thread",
     "parking_lot",
     "crossbeam",

@@ -136,3 +136,18 @@ fn what_is_no_user_memory_is_never_idle() {
     assert!(page_idle::mark_range(&cpu, &mm, at + PAGE_SIZE, at).is_err());
     assert!(!page_idle::mark(&cpu, youngbit_core::mm::Pfn(1 << 30)));
 }
+
+#[test]
+fn a_range_of_everything_is_asked_in_no_time() {
+    // Tables say where nothing is: 128 TiB are not visited page by page.
+    let host = Host::new(&HostConfig {
+        nodes: vec![64],
+        swap_pages: 0,
+        virtual_clock: true,
+    })
+    .expect("a valid host");
+    let cpu = Cpu::new(&host);
+    let mm = host.create_mm(0).expect("mm");
+    let found = page_idle::mark_range(&cpu, &mm, 0, youngbit_core::mm::pagetable::TASK_SIZE);
+    assert_eq!(found.expect("nothing to mark").present, 0);
+}

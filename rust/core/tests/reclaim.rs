@@ -1,5 +1,7 @@
 //! Reclaim: nothing is lost, nothing leaks, whatever happens meanwhile.
 
+mod budget;
+
 use proptest::prelude::*;
 use rand::{Rng, SeedableRng};
 use rand_xoshiro::Xoshiro256PlusPlus;
@@ -926,7 +928,7 @@ fn run_program(ops: &[Op], swap_pages: u64) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: budget::cases(2000), ..ProptestConfig::default() })]
 
     #[test]
     fn random_programs_lose_and_leak_nothing(

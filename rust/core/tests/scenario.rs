@@ -1,6 +1,8 @@
 //! Random scenarios: whatever is asked, the machine stays consistent, and the
 //! same scenario does the same again.
 
+mod budget;
+
 use proptest::prelude::*;
 use std::collections::BTreeSet;
 use youngbit_core::error::Errno;
@@ -131,7 +133,7 @@ fn a_worker_that_cannot_have_its_pages_ends_the_scenario() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(60))]
+    #![proptest_config(ProptestConfig::with_cases(budget::cases(60)))]
     #[test]
     fn any_scenario_leaves_a_consistent_machine(conditions in conditions(),
                                                lines in prop::collection::vec(line(), 1..40)) {

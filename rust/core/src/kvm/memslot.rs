@@ -13,9 +13,10 @@ use crate::mutant::{self, Mutant};
 use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering, zeroed};
 use crate::sync::cell::Witness;
 use crate::sync::lock::{Condvar, Mutex};
-use crate::sync::rcu::{Domain, Guard};
+use crate::sync::once::OnceLock;
+use crate::sync::rcu::{Domain, DomainId, Guard};
 use std::cell::UnsafeCell;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use super::mmu::rmap::SlotRmaps;
 use super::mmu::shadow::SlotTracking;
@@ -423,7 +424,7 @@ pub(super) struct Update {
 
 /// The slots of a VM: all address spaces.
 pub struct Spaces {
-    rcu: Domain,
+    rcu: DomainId,
     spaces: Vec<AddressSpaceSlots>,
     /// `slots_lock`: one update at a time.
     pub(super) slots_lock: Mutex<()>,
@@ -433,11 +434,11 @@ pub struct Spaces {
 impl Spaces {
     pub(super) fn new(rcu: &Domain, address_spaces: usize) -> Self {
         Spaces {
-            rcu: rcu.clone(),
+            rcu: rcu.id(),
             spaces: (0..address_spaces)
                 .map(|_| AddressSpaceSlots {
                     sets: Default::default(),
-                    witness: Default::default(),
+                    witness: ["slot set 0", "slot set 1"].map(Witness::new),
                     active: AtomicUsize::new(0),
                 })
                 .collect(),
@@ -486,7 +487,7 @@ impl Spaces {
         );
     }
 
-    /// `guard` is a section of `self.rcu`.
+    /// `guard` is a section of the domain `self.rcu`.
     #[inline]
     fn active<'g>(&'g self, space: &'g AddressSpaceSlots, _guard: &'g Guard<'_>) -> &'g Memslots {
         // Acquire: pairs with the release store in `swap`.
@@ -516,7 +517,7 @@ impl Spaces {
     /// Make the slot with number `id` be `slot`, or be gone
     /// (`kvm_replace_memslot()`, `kvm_swap_active_memslots()`). The caller
     /// holds `slots_lock` and is in no RCU section.
-    pub(super) fn swap(&self, as_id: usize, id: u32, slot: Option<&Arc<Memslot>>) {
+    pub(super) fn swap(&self, cpu: &Cpu, as_id: usize, id: u32, slot: Option<&Arc<Memslot>>) {
         let space = &self.spaces[as_id];
         let active = space.active.load(Ordering::Relaxed);
         let inactive = 1 - active;
@@ -535,7 +536,7 @@ impl Spaces {
             space.active.store(inactive, Ordering::Release);
         }
         if !mutant::active(Mutant::NoSrcuWait) {
-            self.rcu.synchronize();
+            cpu.host().rcu.synchronize();
         }
         space.witness[active].write();
         // SAFETY: as above; the grace period just waited for began after the

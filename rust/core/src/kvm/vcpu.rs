@@ -173,6 +173,12 @@ pub struct RunStats {
 /// What the caller of a live run does in its own thread.
 type Meanwhile<'a> = &'a mut dyn FnMut(&Cpu) -> Result<()>;
 
+/// Faults of one access that are handled without a pause: what a page may need
+/// on the way through two sets of page tables. A vCPU that still faults waits
+/// for somebody who invalidates, and who may need its processor; the kernel's
+/// reschedules before it enters (`xfer_to_guest_mode_handle_work()`).
+const PROMPT_FAULTS: u32 = 4;
+
 impl Vm {
     /// Make every vCPU forget its translations, and wait until none uses an
     /// old one (`kvm_flush_remote_tlbs()`). A vCPU in guest mode never waits
@@ -258,6 +264,8 @@ impl Vm {
             for access in accesses {
                 let write = access.is_write();
                 let page = mmu.address(self, vcpu, access.page());
+                let mut faults = 0;
+                let waits = Backoff::new();
                 let pfn = loop {
                     if !self.is_current(mmu, &mut inside, tlb) {
                         drop(inside);
@@ -279,6 +287,10 @@ impl Vm {
                             mmu.fault(self, cpu, vcpu, page, write, present)?;
                             if cpu.poll() {
                                 cpu.finish()?;
+                            }
+                            faults += 1;
+                            if faults > PROMPT_FAULTS {
+                                waits.wait();
                             }
                             inside = self.enter(cpu, mmu, vcpu, tlb)?;
                         }

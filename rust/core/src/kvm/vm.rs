@@ -20,8 +20,9 @@ use crate::mutant::{self, Mutant};
 use crate::sync::CachePadded;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::lock::QrwLock;
+use crate::sync::once::OnceLock;
 use crate::trace::{Counter, Event};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Weak};
 
 /// Which MMU maps the guest's memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -280,7 +281,9 @@ pub struct Vm {
     pub vcpus: Vec<Vcpu>,
     /// How many TLB flushes were asked for.
     pub(super) tlb_generation: CachePadded<AtomicU64>,
-    subscription: OnceLock<Arc<Subscription>>,
+    /// The process's list owns the subscription, which owns the VM: a VM that
+    /// owned it too would own itself.
+    subscription: OnceLock<Weak<Subscription>>,
     dead: AtomicBool,
     torn_down: AtomicBool,
 }
@@ -314,7 +317,7 @@ impl Vm {
         });
         let subscription = mm.register_notifier(cpu, Arc::clone(&vm) as Arc<dyn MmuNotifier>);
         subscription.set_fast_aging(&mm.notifiers, vm.protocol().has_fast_aging);
-        let first = vm.subscription.set(subscription);
+        let first = vm.subscription.set(Arc::downgrade(&subscription));
         debug_assert!(first.is_ok(), "a VM is registered once");
         if let Some(shadow) = &vm.shadow
             && let Err(error) = shadow.boot(&vm, cpu)
@@ -336,13 +339,14 @@ impl Vm {
             .subscription
             .get()
             .ok_or_else(|| Error::invalid("the VM was never set up"))?;
-        match self.mm.unregister_notifier(cpu, subscription) {
-            Err(error) if error.errno() == Errno::EBUSY => return Err(error),
-            // The mm went first, and released the VM; or this is the second call.
-            _ if self.torn_down.swap(true, Ordering::AcqRel) => {
-                return Err(Error::invalid("the VM was destroyed before"));
-            }
-            _ => {}
+        Mm::refuse_inside_call(cpu)?;
+        if let Some(subscription) = subscription.upgrade() {
+            // Fails when the mm went first, and released the VM; or this is
+            // the second call.
+            let _ = self.mm.unregister_notifier(cpu, &subscription);
+        }
+        if self.torn_down.swap(true, Ordering::AcqRel) {
+            return Err(Error::invalid("the VM was destroyed before"));
         }
         let _slots = self.memslots.slots_lock.lock();
         self.unload_vcpus(cpu);
@@ -500,10 +504,10 @@ impl Vm {
                 flags: old.flags | INVALID,
                 ..Memslot::clone(old)
             });
-            self.memslots.swap(as_id, id, Some(&invalid));
+            self.memslots.swap(cpu, as_id, id, Some(&invalid));
             self.flush_shadow_memslot(cpu, old);
         }
-        self.memslots.swap(as_id, id, new.as_ref());
+        self.memslots.swap(cpu, as_id, id, new.as_ref());
         if let (Change::FlagsOnly, Some(old), Some(new)) = (change, old, new) {
             self.apply_flags(cpu, old, new);
         }

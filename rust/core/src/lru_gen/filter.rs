@@ -5,7 +5,7 @@
 //! cleared does not exist: it passes everything and drops insertions.
 
 use crate::sync::atomic::{AtomicU64, Ordering, zeroed};
-use std::sync::OnceLock;
+use crate::sync::once::OnceLock;
 
 /// log2 of the bits (`BLOOM_FILTER_SHIFT`).
 const SHIFT: u32 = 15;

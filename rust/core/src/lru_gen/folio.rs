@@ -10,6 +10,7 @@ use crate::mm::folio::{
 };
 use crate::mm::{Memcg, PhysMem, release_if_unused};
 use crate::mutant::{self, Mutant};
+use crate::sync::lock::lock_timed;
 use crate::trace::Counter;
 
 /// Referenced and workingset (`LRU_REFS_FLAGS`).
@@ -66,7 +67,10 @@ impl LruVec {
     ) -> bool {
         let mut generation = 0;
         let (old, added) = memory.word(pfn).modify(|word| {
-            debug_assert!(word.generation().is_none(), "{pfn:?} {word:?}");
+            debug_assert!(
+                word.generation().is_none(),
+                "an isolated folio was given a generation: {pfn:?} {word:?}"
+            );
             if word.has(UNEVICTABLE) {
                 return None;
             }
@@ -248,7 +252,7 @@ fn add_folios(cpu: &Cpu, folios: &[Pfn]) {
     let mut rest = folios.iter().copied().peekable();
     while let Some(&first) = rest.peek() {
         let lruvec = lruvec_of(first);
-        let (mut lists, wait) = lruvec.lru_lock.lock_timed();
+        let (mut lists, wait) = lock_timed(&lruvec.lru_lock);
         cpu.waited_for_lru_lock(wait);
         while let Some(pfn) = rest.next_if(|&pfn| std::ptr::eq(lruvec_of(pfn), lruvec)) {
             // Set under the lock: whoever then clears the flag, and so owns

@@ -26,7 +26,7 @@ use crate::mm::folio::{
 };
 use crate::mm::pagetable::{ACCESSED, DIRTY, PMD, PTE, SPECIAL, level_index, level_size};
 use crate::mm::rmap::{Rmap, mapped_walk};
-use crate::mm::{Entry, Mm, PAGE_SIZE, Pfn, Pte, Vma, Word};
+use crate::mm::{Area, Entry, Mm, PAGE_SIZE, Pfn, Pte, Word};
 use crate::sync::atomic::Ordering;
 use crate::trace::Counter;
 
@@ -147,7 +147,7 @@ impl<'a> LookAround<'a> {
     fn look_around(
         &mut self,
         mm: &Mm,
-        vma: &Vma,
+        vma: &Area,
         address: u64,
         at: Entry,
         pte: Pte,
@@ -194,7 +194,7 @@ impl<'a> LookAround<'a> {
     fn neighbours(
         &mut self,
         mm: &Mm,
-        vma: &Vma,
+        vma: &Area,
         address: u64,
         at: Entry,
         folio: Word,
@@ -295,7 +295,7 @@ impl<'a> LookAround<'a> {
 }
 
 /// The pages to look at around `address`.
-fn window(vma: &Vma, address: u64) -> (u64, u64) {
+fn window(vma: &Area, address: u64) -> (u64, u64) {
     const SPAN: u64 = MIN_LRU_BATCH as u64 * PAGE_SIZE;
     let table = level_size(PMD);
     let mut start = (address & !(table - 1)).max(vma.start);

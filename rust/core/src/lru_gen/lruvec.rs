@@ -16,7 +16,7 @@ use crate::mm::memory::{MAX_FRAMES, PhysMem};
 use crate::mutant::{self, Mutant};
 use crate::sync::CachePadded;
 use crate::sync::atomic::{AtomicU64, Ordering};
-use crate::sync::lock::PatientMutex;
+use crate::sync::lock::SpinLock;
 
 /// Generations that eviction leaves alone: the two youngest.
 pub const MIN_NR_GENS: usize = 2;
@@ -156,7 +156,9 @@ impl Lists {
     /// Move folios, at most `most` and from a list's tail on, each to the tail
     /// of the generation that `to` says, which is another one; returns how
     /// many. As [`move_tail`](Self::move_tail) of each, but the list that they
-    /// leave is mended once.
+    /// leave and the ends of those that they enter are mended once: two stores
+    /// a folio, in front of the next one's atomic exchange, which waits for
+    /// them.
     #[inline]
     pub fn move_from_tail(
         &mut self,
@@ -166,20 +168,26 @@ impl Lists {
         most: usize,
         mut to: impl FnMut(Pfn) -> usize,
     ) -> usize {
-        let mut at = self.ends[generation * NR_TYPES + ty][HEADWARD];
+        let mut lasts: [u32; MAX_NR_GENS] =
+            std::array::from_fn(|to| self.ends[to * NR_TYPES + ty][HEADWARD]);
+        let mut at = lasts[generation];
         let mut moved = 0;
         while moved < most && at < MAX_FRAMES {
             let pfn = Pfn(at);
             let next = memory.link(pfn, HEADWARD).load(Ordering::Relaxed);
-            let target = to(pfn);
+            let target = to(pfn) % MAX_NR_GENS;
             debug_assert_ne!(target, generation);
-            self.add_tail(memory, target, ty, pfn);
+            let last = std::mem::replace(&mut lasts[target], at);
+            memory.link(pfn, HEADWARD).store(last, Ordering::Relaxed);
+            self.set(memory, last, TAILWARD, at);
             at = next;
             moved += 1;
         }
-        let end = Self::end(generation, ty);
-        self.ends[generation * NR_TYPES + ty][HEADWARD] = at;
-        self.set(memory, at, TAILWARD, end);
+        lasts[generation] = at;
+        for (to, &last) in lasts.iter().enumerate() {
+            self.ends[to * NR_TYPES + ty][HEADWARD] = last;
+            self.set(memory, last, TAILWARD, Self::end(to, ty));
+        }
         moved
     }
 
@@ -264,16 +272,15 @@ pub struct LruVec {
     pub memcg: u16,
     /// The node.
     pub node: usize,
-    /// The LRU lock, and what it guards. Where the kernel has a queued
-    /// spinlock, one that sleeps after a while: aging holds it for thousands
-    /// of folios, and a lock that is handed on in order goes at the pace of
-    /// the scheduler as soon as there are more threads than processors
-    /// (measured: two vCPUs beside an ager on two busy processors, 20 s
-    /// instead of 0.2 s).
+    /// The LRU lock, and what it guards. Handed on in order of arrival: aging
+    /// holds it for thousands of folios at a time, and comes back at once for
+    /// the next thousands, behind whoever waits by then.
     ///
     /// Padded, as the sums below are: faults write them, and the aging walk
-    /// reads what is beside them once a page.
-    pub lru_lock: CachePadded<PatientMutex<Lists>>,
+    /// reads what is beside them once a page. The lists are on lines of their
+    /// own, as in the kernel: a waiter looks at the lock all the time, and
+    /// would take the ends of the lists from the holder, who writes them.
+    pub lru_lock: CachePadded<SpinLock<CachePadded<Lists>>>,
     /// The youngest generation.
     max_seq: AtomicU64,
     /// The oldest generation of each type.
@@ -311,7 +318,7 @@ impl LruVec {
         LruVec {
             memcg,
             node,
-            lru_lock: CachePadded::new(PatientMutex::new(Lists::new())),
+            lru_lock: CachePadded::new(SpinLock::new(CachePadded::new(Lists::new()))),
             max_seq: AtomicU64::new(MIN_NR_GENS as u64 + 1),
             min_seq: [AtomicU64::new(0), AtomicU64::new(0)],
             timestamps: std::array::from_fn(|_| AtomicU64::new(now_ns)),
@@ -339,6 +346,13 @@ impl LruVec {
     pub fn max_seq(&self) -> u64 {
         // Acquire: pairs with the release in `publish_max_seq`.
         self.max_seq.load(Ordering::Acquire)
+    }
+
+    /// The words of `max_seq` and of a generation's birth, for a checker's
+    /// report.
+    #[cfg(loom)]
+    pub fn words(&self, seq: u64) -> (&AtomicU64, &AtomicU64) {
+        (&self.max_seq, &self.timestamps[gen_from_seq(seq)])
     }
 
     /// The oldest generation of a type.

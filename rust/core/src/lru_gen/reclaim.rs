@@ -27,6 +27,7 @@ use crate::sync::lock::{Condvar, Mutex};
 use crate::sync::thread;
 use crate::trace::Counter;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// The least that reclaim is asked for (`SWAP_CLUSTER_MAX`).
 const SWAP_CLUSTER_MAX: u64 = 32;
@@ -34,6 +35,8 @@ const SWAP_CLUSTER_MAX: u64 = 32;
 const CHARGE_BATCH: u64 = 64;
 /// Rounds without progress before giving up (`MAX_RECLAIM_RETRIES`).
 const MAX_RETRIES: u32 = 16;
+/// Time that a task gives way, a yield; two seconds in all its tries.
+const GIVE_WAY: Duration = Duration::from_micros(16);
 /// Dirty file pages written when reclaim meets nothing else.
 const FLUSH_BATCH: u64 = 1024;
 /// Rounds of a thread's direct reclaim between two batches of periodic
@@ -719,9 +722,17 @@ pub(crate) fn charge(cpu: &Cpu, memcg: &Memcg, pages: u64) -> Result<()> {
 /// Let others run before the next try, longer each time
 /// (`reclaim_throttle()`): what cannot be reclaimed now may be isolated by, or
 /// waiting for the aging walk of, a thread that has no processor.
+///
+/// On a busy machine each yield takes as long as others run, so the time is
+/// bounded too: a task that is out of memory is not to say so minutes later.
 fn give_way(retries_left: u32) {
-    for _ in 0..1u32 << (MAX_RETRIES - retries_left.min(MAX_RETRIES)) {
+    let times = 1u32 << (MAX_RETRIES - retries_left.min(MAX_RETRIES));
+    let start = Instant::now();
+    for _ in 0..times {
         thread::yield_now();
+        if start.elapsed() > GIVE_WAY * times {
+            return;
+        }
     }
 }
 

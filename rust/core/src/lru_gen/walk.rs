@@ -83,6 +83,9 @@ impl Batch {
     }
 }
 
+/// Pages in a word of a mask.
+const MASK_BITS: usize = u64::BITS as usize;
+
 const LANE_BITS: u32 = u64::BITS / MAX_NR_GENS as u32;
 const LANE_MASK: u64 = (1 << LANE_BITS) - 1;
 const _: () = assert!((TABLE_ENTRIES as u64) < LANE_MASK);
@@ -485,15 +488,21 @@ impl MmWalk<'_> {
     ) -> u64 {
         let mut wanted = PageMask::EMPTY;
         let mut primary = PageMask::EMPTY;
+        let mut words = [Word(TAIL); TABLE_ENTRIES];
         let masks = wanted.words_mut().iter_mut().zip(primary.words_mut());
-        for (entries, (wanted, primary)) in entries.chunks(u64::BITS as usize).zip(masks) {
-            for (entry, n) in entries.iter().zip(0..) {
+        let lines = entries.chunks(MASK_BITS).zip(words.chunks_mut(MASK_BITS));
+        for ((entries, words), (wanted, primary)) in lines.zip(masks) {
+            for ((entry, kept), n) in entries.iter().zip(words).zip(0..) {
                 // Acquire: pairs with the release that published the folio.
                 let pte = Pte(entry.load(Ordering::Acquire));
-                let ours =
-                    pte.is_present() && !pte.has(SPECIAL) && self.folio_behind(cpu, pte).is_some();
-                *wanted |= u64::from(ours) << n;
-                *primary |= u64::from(ours && pte.is_young()) << n;
+                if !pte.is_present() || pte.has(SPECIAL) {
+                    continue;
+                }
+                if let Some((_, word)) = self.folio_behind(cpu, pte) {
+                    *kept = word;
+                    *wanted |= 1 << n;
+                    *primary |= u64::from(pte.is_young()) << n;
+                }
             }
         }
         if wanted.is_empty() {
@@ -504,48 +513,30 @@ impl MmWalk<'_> {
             .clear_young_each(cpu, start, &wanted, fast_only);
         let mut young = 0;
         let mut moves = Moves::default();
-        let pages = primary | secondary;
-        let mut pages = pages.iter();
-        let mut next = pages.next().map(|n| self.read_ahead(cpu, entries, n));
-        while let Some((n, pte, folio)) = next {
-            // The next one is read before this one is written: a load behind an
-            // atomic operation waits for it.
-            next = pages.next().map(|n| self.read_ahead(cpu, entries, n));
+        for n in (primary | secondary).iter() {
+            // The table's lock is held: only its accessed and dirty bits may
+            // differ from what was read before.
+            let pte = Pte(entries[n].load(Ordering::Acquire));
             if primary.has(n) {
                 // Relaxed: the bit carries nothing but itself.
                 entries[n].fetch_and(!ACCESSED, Ordering::Relaxed);
             }
-            let Some((pfn, word)) = folio else {
-                continue;
-            };
+            let mut pfn = pte.pfn();
+            let mut word = words[n];
+            if word.order() != 0 || word.has(TAIL) {
+                // Another page of the folio may have moved it just now.
+                let Some(folio) = self.folio_behind(cpu, pte) else {
+                    continue;
+                };
+                (pfn, word) = folio;
+            }
             young += 1;
             self.promote(cpu, pte, pfn, word, new_gen, &mut moves);
-            if word.order() != 0
-                && let Some((n, ..)) = next
-            {
-                // Perhaps another page of the folio that was just moved.
-                next = Some(self.read_ahead(cpu, entries, n));
-            }
         }
         self.batch.note_all(moves, new_gen);
         self.stat(MmStat::LeafYoung, young);
         self.stat(MmStat::LeafOld, wanted.count() - young);
         young
-    }
-
-    /// A page whose folio is about to be moved.
-    #[inline(always)]
-    fn read_ahead(
-        &self,
-        cpu: &Cpu,
-        entries: &[AtomicU64],
-        n: usize,
-    ) -> (usize, Pte, Option<(Pfn, Word)>) {
-        // The table's lock is held: only its accessed and dirty bits may differ
-        // from what was read before. The folio's owner may have changed since:
-        // then it is not ours to move.
-        let pte = Pte(entries[n].load(Ordering::Acquire));
-        (n, pte, self.folio_behind(cpu, pte))
     }
 }
 

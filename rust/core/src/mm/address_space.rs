@@ -8,7 +8,7 @@
 
 use super::Mm;
 use super::folio::Pfn;
-use super::vma::Vma;
+use super::vma::{Area, Vma};
 use crate::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, zeroed};
 use crate::sync::lock::{Mutex, RwLockReadGuard, RwSem};
 use std::sync::{Arc, Weak};
@@ -53,8 +53,9 @@ impl Slot {
     }
 }
 
-/// One VMA of one mm that maps an address space.
-pub(crate) type Mapped = (Weak<Mm>, Vma);
+/// One VMA of one mm that maps an address space. Mms own their VMAs and VMAs
+/// what they map; from here upward nothing is owned.
+pub(crate) type Mapped = (Weak<Mm>, Area);
 
 /// An anon_vma or an inode's mapping.
 pub struct AddressSpace {
@@ -128,7 +129,7 @@ impl AddressSpace {
     }
 
     pub(crate) fn link(&self, mm: &Arc<Mm>, vma: &Vma) {
-        self.i_mmap.write().push((Arc::downgrade(mm), vma.clone()));
+        self.i_mmap.write().push((Arc::downgrade(mm), vma.area));
     }
 
     pub(crate) fn unlink(&self, mm: &Mm, start: u64) {
@@ -147,7 +148,7 @@ impl AddressSpace {
 
     /// Call `visit(mm, vma, address)` for every place that page `index` is
     /// mapped at, until it returns false (`rmap_walk()`).
-    pub fn rmap_walk(&self, index: u64, mut visit: impl FnMut(&Arc<Mm>, &Vma, u64) -> bool) {
+    pub fn rmap_walk(&self, index: u64, mut visit: impl FnMut(&Arc<Mm>, &Area, u64) -> bool) {
         for (mm, vma) in self.i_mmap.read().iter() {
             if let (Some(mm), Some(address)) = (mm.upgrade(), vma.address_of(index))
                 && !visit(&mm, vma, address)

@@ -25,6 +25,10 @@ use crate::error::{Error, Result};
 use rand::{Rng, SeedableRng};
 use rand_xoshiro::Xoshiro256PlusPlus;
 
+/// Most regions that may be asked for. The kernel's limit is its memory; here a
+/// number that is meant for something else is not to take all of the host's.
+pub const MAX_REGIONS: u32 = 1 << 20;
+
 /// How a [`Damon`] samples (`struct damon_attrs`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Attrs {
@@ -109,9 +113,14 @@ impl Damon {
                 "{pages} pages at {start:#x}: expected whole pages below {TASK_SIZE:#x}"
             )));
         }
-        if attrs.samples == 0 || attrs.min_regions < 3 || attrs.min_regions > attrs.max_regions {
+        if attrs.samples == 0
+            || attrs.min_regions < 3
+            || attrs.min_regions > attrs.max_regions
+            || attrs.max_regions > MAX_REGIONS
+        {
             return Err(Error::invalid(format!(
-                "{} samples, {} to {} regions: expected at least 1 sample, and at least 3 regions",
+                "{} samples, {} to {} regions: expected at least 1 sample, and 3 to {MAX_REGIONS} \
+                 regions",
                 attrs.samples, attrs.min_regions, attrs.max_regions
             )));
         }
@@ -191,7 +200,7 @@ impl Damon {
                 return;
             }
             // Regions less alike than wanted, rather than too many.
-            threshold = (threshold * 2).clamp(1, self.attrs.samples);
+            threshold = threshold.saturating_mul(2).clamp(1, self.attrs.samples);
         }
     }
 

@@ -11,7 +11,7 @@ use super::pagetable::{
     ACCESSED, DIRTY, LEVELS, PMD, PTE, PUD, PtDesc, Pte, RW, SPECIAL, TASK_SIZE, level_index,
     level_size,
 };
-use super::vma::{VmFlags, Vma, Vmas};
+use super::vma::{Area, VmFlags, Vma, Vmas};
 use crate::cpu::Cpu;
 use crate::error::{Errno, Error, Result};
 use crate::host::Host;
@@ -229,12 +229,15 @@ impl Mm {
                 )
                 .ok_or_else(|| Error::new(Errno::ENOMEM, format!("no gap of {len:#x} bytes")))?,
         };
-        let vma = Vma {
+        let area = Area {
             start,
             end: start + len,
             pgoff,
-            mapping: Arc::clone(space),
             flags,
+        };
+        let vma = Vma {
+            area,
+            mapping: Arc::clone(space),
         };
         space.link(self, &vma);
         vmas.insert(vma);
@@ -267,7 +270,7 @@ impl Mm {
             let Some(mut vma) = vmas.remove(at) else {
                 continue;
             };
-            change(&mut vma.flags);
+            change(&mut vma.area.flags);
             vma.mapping.unlink(self, at);
             vma.mapping.link(self, &vma);
             vmas.insert(vma);
@@ -812,9 +815,15 @@ impl Mm {
         if pte.is_leaf(at.level) { at.level } else { PTE }
     }
 
-    /// Call `visit(address, entry)` for every present leaf of the range. Not
-    /// locked: for inspection and tests.
-    pub fn for_each_leaf(&self, start: u64, end: u64, mut visit: impl FnMut(u64, Entry, Pte)) {
+    /// Call `visit(address, entry)` for every present leaf of the range; returns
+    /// where the last leaf or hole ends, at `end` or beyond. Not locked: for
+    /// inspection and tests.
+    pub fn for_each_leaf(
+        &self,
+        start: u64,
+        end: u64,
+        mut visit: impl FnMut(u64, Entry, Pte),
+    ) -> u64 {
         let mut address = start;
         while address < end {
             let (at, pte) = self.lookup(address);
@@ -824,6 +833,7 @@ impl Mm {
             let size = level_size(at.level);
             address = (address & !(size - 1)) + size;
         }
+        address
     }
 
     /// Unmap everything and end every subscription (`exit_mmap()`).

@@ -47,4 +47,4 @@ pub(crate) use mm::release_if_unused;
 pub use mm::{Entry, Mm, UserPage};
 pub use notifier::{MmuNotifier, NotifierList, Ops, Subscription};
 pub use pagetable::Pte;
-pub use vma::{VmFlags, Vma};
+pub use vma::{Area, VmFlags, Vma};

@@ -384,12 +384,7 @@ impl Mm {
     /// `EBUSY` from inside a callback, which would wait for itself; `EINVAL`
     /// when the subscription is not of this mm or was ended before.
     pub fn unregister_notifier(&self, cpu: &Cpu, subscription: &Subscription) -> Result<()> {
-        if cpu.srcu.is_inside() {
-            return Err(Error::new(
-                Errno::EBUSY,
-                "a notifier cannot be unregistered from inside a notifier call",
-            ));
-        }
+        Self::refuse_inside_call(cpu)?;
         subscription.release(cpu);
         if !self.notifiers.unlink(cpu, subscription) {
             return Err(Error::invalid(
@@ -398,6 +393,17 @@ impl Mm {
         }
         if !mutant::active(Mutant::NoUnregisterWait) {
             cpu.host().srcu.synchronize();
+        }
+        Ok(())
+    }
+
+    /// `EBUSY` from inside a notifier call, which unregistering would wait for.
+    pub(crate) fn refuse_inside_call(cpu: &Cpu) -> Result<()> {
+        if cpu.srcu.is_inside() {
+            return Err(Error::new(
+                Errno::EBUSY,
+                "a notifier cannot be unregistered from inside a notifier call",
+            ));
         }
         Ok(())
     }

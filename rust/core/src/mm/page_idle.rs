@@ -11,7 +11,7 @@ use super::folio::{ANON, FolioWord, IDLE, LOCKED, LRU, Pfn, TAIL, YOUNG};
 use super::mm::{Entry, Mm};
 use super::pagetable::level_size;
 use super::young::{Flush, clear_young_notify};
-use super::{PAGE_SIZE, Pte, Vma, Word};
+use super::{Area, PAGE_SIZE, Pte, Word};
 use crate::cpu::Cpu;
 use crate::error::{Errno, Error, Result};
 use crate::sync::atomic::Ordering;
@@ -102,7 +102,7 @@ fn clear_refs(cpu: &Cpu, pfn: Pfn, word: Word) {
 
 /// Clear the accessed bits of a folio where one VMA maps it, and ask the
 /// secondary MMUs of its mm (`page_idle_clear_pte_refs_one()`).
-fn clear_mapping(cpu: &Cpu, mm: &Arc<Mm>, vma: &Vma, address: u64, pfn: Pfn, word: Word) -> bool {
+fn clear_mapping(cpu: &Cpu, mm: &Arc<Mm>, vma: &Area, address: u64, pfn: Pfn, word: Word) -> bool {
     let _rcu = cpu.rcu.lock();
     let frames = pfn.0..pfn.0 + word.nr_pages() as u32;
     let end = (address + word.nr_pages() * PAGE_SIZE).min(vma.end);
@@ -145,12 +145,11 @@ fn for_range(
     let mut at = start;
     while at < end {
         let stop = end.min(at + POLL_PAGES * PAGE_SIZE);
-        let mut next = stop;
         let mut found = Vec::new();
-        mm.for_each_leaf(at, stop, |address, entry, pte| {
+        // A hole is left behind at once, however large.
+        let next = mm.for_each_leaf(at, stop, |address, entry, pte| {
             let size = level_size(entry.level);
             let leaf_end = (address & !(size - 1)) + size;
-            next = next.max(leaf_end.min(end));
             let pages = (leaf_end.min(end) - address).div_ceil(PAGE_SIZE);
             found.push((memory.head(pte.pfn()), pages));
         });

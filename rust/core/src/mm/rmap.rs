@@ -14,7 +14,7 @@ use super::address_space::{AddressSpace, Mapped};
 use super::folio::{DIRTY as FOLIO_DIRTY, FolioWord};
 use super::memory::{PAGE_SIZE, PMD_ORDER, PhysMem};
 use super::pagetable::{DIRTY, PMD, PTE, Pte, RW, level_size};
-use super::{Entry, Mm, Pfn, Vma};
+use super::{Area, Entry, Mm, Pfn};
 use crate::cpu::Cpu;
 use crate::sync::atomic::Ordering;
 use crate::sync::lock::RwLockReadGuard;
@@ -50,7 +50,7 @@ impl<'a> Rmap<'a> {
         &self,
         index: u64,
         nr_pages: u64,
-        mut visit: impl FnMut(&Arc<Mm>, &Vma, u64, u64) -> bool,
+        mut visit: impl FnMut(&Arc<Mm>, &Area, u64, u64) -> bool,
     ) {
         for ((weak, vma), mm) in self.maps.iter().zip(&self.mms) {
             let Some((start, end)) = vma.addresses_of(index, nr_pages) else {

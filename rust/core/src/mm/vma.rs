@@ -3,6 +3,7 @@
 use super::address_space::AddressSpace;
 use super::memory::PAGE_SHIFT;
 use std::collections::BTreeMap;
+use std::ops::Deref;
 use std::sync::Arc;
 
 /// Properties of a VMA that aging and faults ask about.
@@ -24,22 +25,39 @@ pub struct VmFlags {
     pub hugetlb_order: u32,
 }
 
-/// One mapping `[start, end)` of an address space's pages from `pgoff` on.
-#[derive(Clone)]
-pub struct Vma {
+/// Where an mm shows which pages of an address space, and how: a VMA without
+/// what it maps, as the address space itself keeps it.
+#[derive(Clone, Copy, Debug)]
+pub struct Area {
     /// First byte.
     pub start: u64,
     /// One past the last byte.
     pub end: u64,
     /// Page of the address space that `start` shows.
     pub pgoff: u64,
-    /// What is mapped.
-    pub mapping: Arc<AddressSpace>,
     /// Properties.
     pub flags: VmFlags,
 }
 
-impl Vma {
+/// One mapping `[start, end)` of an address space's pages from `pgoff` on.
+#[derive(Clone)]
+pub struct Vma {
+    /// Where and how.
+    pub area: Area,
+    /// What is mapped.
+    pub mapping: Arc<AddressSpace>,
+}
+
+impl Deref for Vma {
+    type Target = Area;
+
+    #[inline]
+    fn deref(&self) -> &Area {
+        &self.area
+    }
+}
+
+impl Area {
     /// The address space's page at `address` (`linear_page_index()`).
     #[inline]
     pub fn page_index(&self, address: u64) -> u64 {
@@ -121,9 +139,9 @@ impl Vmas {
         let vma = self.find(at).filter(|vma| vma.start < at)?.clone();
         let mut low = vma.clone();
         let mut high = vma;
-        high.pgoff = high.page_index(at);
-        high.start = at;
-        low.end = at;
+        high.area.pgoff = high.page_index(at);
+        high.area.start = at;
+        low.area.end = at;
         self.insert(low.clone());
         self.insert(high.clone());
         Some((low, high))

@@ -178,3 +178,176 @@ fn taken_apart(room: &Room, cpu: Cpu) -> Outcome {
     }
     conserve::check(host)
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    //! Every check can fail: each is shown a machine that was damaged behind
+    //! its back in just the way that it is there for.
+
+    use super::*;
+    use crate::kvm::MmuKind;
+    use crate::kvm::vm::Vm;
+    use crate::mm::folio::{FolioWord, LRU};
+    use crate::stress::Options;
+    use crate::sync::atomic::AtomicU64;
+    use std::sync::Arc;
+
+    /// A machine whose guest has written to some pages of two regions, and
+    /// whose first logs dirty pages and is followed by a copy.
+    fn room(mmu: MmuKind) -> Room {
+        let options = Options {
+            mmu,
+            ..Options::default()
+        };
+        let room = Room::new(&options).expect("a machine");
+        let cpu = room.cpu();
+        room.log_dirty(&cpu, &room.regions[KEPT], true)
+            .expect("a log");
+        room.copies[0].lock().follows = true;
+        for region in [KEPT, HUGE].map(|n| &room.regions[n]) {
+            for page in 0..64 {
+                let place = region.places[0] + region.offset(page);
+                let stored = room.vm.access(&cpu, 0, place, true, Some(7));
+                stored.expect("memory is there");
+                if let Some(ledger) = &region.ledger {
+                    ledger[page as usize].store(7, RELAXED);
+                }
+            }
+        }
+        drop(cpu);
+        room
+    }
+
+    /// The word of the page-table entry that maps a page in the process.
+    fn pte(room: &Room, page: u64) -> &AtomicU64 {
+        let (at, _) = room.mm.lookup(room.regions[KEPT].hva_of(page));
+        room.mm.word(at)
+    }
+
+    fn frame(room: &Room, page: u64) -> crate::mm::Pfn {
+        let (_, pte) = room.mm.lookup(room.regions[KEPT].hva_of(page));
+        pte.pfn()
+    }
+
+    /// A present entry of the shadow MMU that is a leaf or a link.
+    fn shadow_entry(vm: &Vm, leaf: bool) -> &AtomicU64 {
+        let shadow = vm.shadow.as_ref().expect("it has one");
+        (0..shadow.tables().live())
+            .map(crate::table::TableId)
+            .flat_map(|id| {
+                let level = shadow.tables().meta(id).level();
+                let entries = shadow.tables().entries(id).iter();
+                entries.map(move |entry| (level, entry))
+            })
+            .find(|(level, entry)| {
+                let value = entry.load(RELAXED);
+                spte::is_present(value) && spte::is_last(value, *level) == leaf
+            })
+            .map(|(_, entry)| entry)
+            .expect("something is mapped")
+    }
+
+    #[test]
+    fn what_is_whole_passes() {
+        for mmu in [MmuKind::Tdp, MmuKind::Shadow, MmuKind::Nested] {
+            all(&room(mmu)).expect("nothing is wrong");
+        }
+    }
+
+    #[test]
+    fn every_damage_is_found() {
+        type Damage = fn(&Room);
+        let damages: &[(MmuKind, &str, Damage)] = &[
+            (MmuKind::Tdp, "entries of freed tables were read", |room| {
+                room.cpu().count(Counter::PoisonReads);
+            }),
+            (MmuKind::Shadow, "chains were found corrupt", |room| {
+                room.cpu().count(Counter::RmapCorrupt);
+            }),
+            (MmuKind::Tdp, "and the last store to it was", |room| {
+                let byte = room.host.memory.content(frame(room, 3));
+                byte.store(9, RELAXED);
+                // The copy too: it is not what finds this.
+                room.copies[0].lock().bytes[3] = 9;
+            }),
+            (MmuKind::Tdp, "its copy by the dirty log", |room| {
+                let region = &room.regions[KEPT];
+                let vm = &room.vm;
+                let harvested = vm.get_dirty_log(&room.cpu(), 0, region.slot);
+                harvested.expect("it logs");
+            }),
+            (MmuKind::Tdp, "the process", |room| {
+                // Another frame, mapped as often.
+                let (one, other) = (pte(room, 3), pte(room, 4));
+                let first = one.load(RELAXED);
+                one.store(other.swap(first, RELAXED), RELAXED);
+            }),
+            (MmuKind::Tdp, "the process", |room| {
+                pte(room, 3).fetch_and(!pagetable::RW, RELAXED);
+            }),
+            (MmuKind::Shadow, "shadow MMU: the rmap holds", |room| {
+                shadow_entry(&room.vm, true).store(0, RELAXED);
+            }),
+            (MmuKind::Shadow, "has parents", |room| {
+                shadow_entry(&room.vm, false).store(0, RELAXED);
+            }),
+            (MmuKind::Tdp, "node 0", |room| {
+                room.host.memory.word(frame(room, 3)).clear(LRU);
+            }),
+            (MmuKind::Tdp, "are free and", |room| {
+                room.memcg.uncharge(1);
+            }),
+            (MmuKind::Tdp, "mappings and has", |room| {
+                room.host.memory.map(frame(room, 3));
+            }),
+            (MmuKind::Tdp, "names and has", |room| {
+                let memory = &room.host.memory;
+                let cpu = room.cpu();
+                let folio = room.host.alloc_folio(&cpu, &room.memcg, 0, 0);
+                let folio = folio.expect("room");
+                let slot = room.host.swap.add_folio(memory, folio);
+                room.host.swap.duplicate(slot.expect("a slot"));
+            }),
+            (MmuKind::Tdp, "page tables of the TDP MMU", |room| {
+                let tdp = room.vm.tdp.as_ref().expect("it has one");
+                tdp.tables.alloc().expect("room");
+            }),
+            (MmuKind::Nested, "shadow pages are left", |room| {
+                let shadow = room.vm.shadow.as_ref().expect("it has one");
+                shadow.tables().alloc().expect("room");
+            }),
+            (MmuKind::Tdp, "charged pages are left", |room| {
+                let cpu = room.cpu();
+                let folio = room.host.alloc_folio(&cpu, &room.memcg, 0, 0);
+                folio.expect("room");
+            }),
+        ];
+        for (mmu, said, damage) in damages {
+            let room = room(*mmu);
+            damage(&room);
+            let found = all(&room).expect_err(said);
+            assert!(found.contains(said), "expected {said:?}, found {found:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_never_freed_is_named() {
+        let room = room(MmuKind::Nested);
+        let kept = Arc::clone(&room.vm);
+        all(&room).expect("nothing else is wrong");
+        let owned = room.owned();
+        drop(room);
+        let left: Vec<_> = owned.iter().filter_map(|alive| alive()).collect();
+        // The VM owns its process, which owns its memory cgroup.
+        let expected = [
+            "the process",
+            "the VM",
+            "the memory cgroup",
+            "the tables of the TDP MMU",
+            "the tables of the shadow MMU",
+        ];
+        assert_eq!(left, expected);
+        drop(kept);
+        assert!(owned.iter().all(|alive| alive().is_none()));
+    }
+}

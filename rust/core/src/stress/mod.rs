@@ -26,7 +26,8 @@
 //! not there, wherever the page has been; a copy that follows the dirty log and
 //! differs; an SPTE that maps another frame than the process does; frames, swap
 //! slots, LRU lists, rmap chains, counts that do not add up; tables, descriptors
-//! or callbacks left over.
+//! or callbacks left over; and, when the room is gone, an object of the machine that
+//! something still owns.
 
 mod check;
 mod crew;
@@ -196,15 +197,26 @@ pub fn round(options: &Options, poll: &mut dyn FnMut(u64) -> bool) -> Result<Rou
             }
         }
     }
-    Ok(Round {
+    let mut done = Round {
         machine: room.describe(),
         accesses: room.accesses(),
         interrupted,
-        wall_ns: u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX),
+        wall_ns: 0,
         deeds: room.deeds(),
         counters: room.host.totals.snapshot(),
         failure: room.failure(),
-    })
+    };
+    if !stalled {
+        let owned = room.owned();
+        drop(room);
+        let left: Vec<&str> = owned.iter().filter_map(|alive| alive()).collect();
+        if !left.is_empty() {
+            let what = format!("never freed: {}", left.join(", "));
+            done.failure.get_or_insert(what);
+        }
+    }
+    done.wall_ns = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
+    Ok(done)
 }
 
 /// The seed of the round that follows one, so that every round has a seed that

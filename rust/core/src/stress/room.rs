@@ -117,6 +117,9 @@ deeds! {
     GracePeriod = "objects_replaced",
 }
 
+/// The name of an object, for as long as something owns it.
+pub type Alive = Box<dyn Fn() -> Option<&'static str>>;
+
 /// The machine of a round, and what every thread shares of it.
 pub struct Room {
     pub host: Arc<Host>,
@@ -463,6 +466,30 @@ impl Room {
             self.left.wait_for(&mut inside, time);
         }
         *inside == 0
+    }
+
+    /// What must be gone when the room is: each names itself for as long as
+    /// something owns it.
+    pub fn owned(&self) -> Vec<Alive> {
+        fn alive<T: Send + Sync + 'static>(name: &'static str, object: &Arc<T>) -> Alive {
+            let object = Arc::downgrade(object);
+            Box::new(move || (object.strong_count() > 0).then_some(name))
+        }
+        let mut owned = vec![
+            alive("the host", &self.host),
+            alive("the process", &self.mm),
+            alive("the VM", &self.vm),
+            alive("the memory cgroup", &self.memcg),
+            alive("the file", &self.file),
+            alive("anonymous memory", &self.space),
+        ];
+        if let Some(tdp) = &self.vm.tdp {
+            owned.push(alive("the tables of the TDP MMU", &tdp.tables));
+        }
+        if let Some(shadow) = &self.vm.shadow {
+            owned.push(alive("the tables of the shadow MMU", shadow.tables()));
+        }
+        owned
     }
 
     /// A per-CPU area.

@@ -3,8 +3,9 @@
 /// Stands beside data that atomics hold but a lock orders. A model checker
 /// treats it as ordinary memory, and reports a read and a write of it that
 /// nothing orders; elsewhere it is nothing.
-#[derive(Default)]
 pub struct Witness {
+    #[cfg(loom)]
+    what: &'static str,
     #[cfg(loom)]
     cell: loom::cell::UnsafeCell<()>,
 }
@@ -15,9 +16,15 @@ pub struct Witness {
 unsafe impl Sync for Witness {}
 
 impl Witness {
-    /// A witness of nothing yet.
-    pub fn new() -> Self {
-        Self::default()
+    /// A witness of nothing yet, beside `what`.
+    #[cfg_attr(not(loom), allow(unused_variables, reason = "only a report names it"))]
+    pub fn new(what: &'static str) -> Self {
+        Witness {
+            #[cfg(loom)]
+            what,
+            #[cfg(loom)]
+            cell: loom::cell::UnsafeCell::new(()),
+        }
     }
 
     /// The guarded data is read.
@@ -25,7 +32,7 @@ impl Witness {
     pub fn read(&self) {
         #[cfg(loom)]
         {
-            super::step::note("reads what the lock guards");
+            super::step::note(format!("reads {}", self.what));
             self.cell.with(|_| ());
         }
     }
@@ -35,7 +42,7 @@ impl Witness {
     pub fn write(&self) {
         #[cfg(loom)]
         {
-            super::step::note("writes what the lock guards");
+            super::step::note(format!("writes {}", self.what));
             self.cell.with_mut(|_| ());
         }
     }

@@ -1,11 +1,13 @@
 //! Locks, by the kernel's kinds.
 //!
-//! * [`SpinLock`]: `spinlock_t`. A ticket lock: first come, first served.
+//! * [`SpinLock`]: `spinlock_t`. Tickets: first come, first served.
 //! * [`QrwLock`]: `rwlock_t`, the queued reader-writer lock that `mmu_lock` is.
 //! * [`Mutex`], [`RwSem`]: `struct mutex`, `struct rw_semaphore`: sleeping.
 
 use super::atomic::{AtomicU32, Ordering};
-use super::spin::Backoff;
+use super::spin::LockWait;
+#[cfg(not(loom))]
+use super::ticket::TicketLock;
 use std::time::{Duration, Instant};
 
 #[cfg(not(loom))]
@@ -16,40 +18,13 @@ pub use parking_lot::{
 /// What waiting for a lock cost; [`Duration::ZERO`] when it was free.
 pub type Wait = Duration;
 
+/// `spinlock_t`: fair, because the kernel's queued spinlock is
+/// ([`TicketLock`]).
 #[cfg(not(loom))]
-mod spinlock {
-    use std::cell::Cell;
-
-    thread_local! {
-        static ROUNDS: Cell<u32> = const { Cell::new(0) };
-    }
-
-    /// Spin, and every 64 rounds give the processor away: the holder may be
-    /// waiting for it.
-    pub struct Relax;
-
-    impl spin::RelaxStrategy for Relax {
-        #[inline]
-        fn relax() {
-            ROUNDS.with(|rounds| {
-                let n = rounds.get().wrapping_add(1);
-                rounds.set(n);
-                if n % 64 == 0 {
-                    std::thread::yield_now();
-                } else {
-                    core::hint::spin_loop();
-                }
-            });
-        }
-    }
-
-    /// `spinlock_t`: fair, because the kernel's queued spinlock is.
-    pub type SpinLock<T> = spin::mutex::TicketMutex<T, Relax>;
-    /// Proof that a [`SpinLock`] is held.
-    pub type SpinGuard<'a, T> = spin::mutex::TicketMutexGuard<'a, T>;
-}
+pub type SpinLock<T> = parking_lot::lock_api::Mutex<TicketLock, T>;
+/// Proof that a [`SpinLock`] is held.
 #[cfg(not(loom))]
-pub use spinlock::{SpinGuard, SpinLock};
+pub type SpinGuard<'a, T> = parking_lot::lock_api::MutexGuard<'a, TicketLock, T>;
 
 #[cfg(loom)]
 mod model {
@@ -168,81 +143,18 @@ mod model {
 #[cfg(loom)]
 pub use model::*;
 
-/// A sleeping lock whose waiters spin for some tens of microseconds first, and
-/// whose holder can pass it on between two holds.
-///
-/// For a lock that the kernel spins for and that is held for thousands of
-/// steps. Sleeping at once costs the waiter more than the hold that it waits
-/// for; spinning in a queue costs everyone a time slice when the next in line
-/// does not run; and a holder that drops the lock only to take it again is
-/// faster than any waiter unless it steps aside.
-#[derive(Default)]
-pub struct PatientMutex<T> {
-    lock: Mutex<T>,
-    waiters: AtomicU32,
-}
-
-impl<T> PatientMutex<T> {
-    /// Rounds of [`Backoff::wait`] before a waiter sleeps, most of which give
-    /// the processor away if another thread can use it.
-    const ROUNDS: u32 = 1000;
-
-    /// An unlocked lock.
-    pub fn new(value: T) -> Self {
-        PatientMutex {
-            lock: Mutex::new(value),
-            waiters: AtomicU32::new(0),
-        }
+/// Take a spinlock, and say what waiting cost.
+#[inline]
+pub fn lock_timed<T>(lock: &SpinLock<T>) -> (SpinGuard<'_, T>, Wait) {
+    if cfg!(loom) {
+        return (lock.lock(), Wait::ZERO);
     }
-
-    /// Take it.
-    #[inline]
-    pub fn lock(&self) -> MutexGuard<'_, T> {
-        self.lock_timed().0
-    }
-
-    /// Take it, and say what waiting cost.
-    #[inline]
-    pub fn lock_timed(&self) -> (MutexGuard<'_, T>, Wait) {
-        if cfg!(loom) {
-            return (self.lock.lock(), Wait::ZERO);
-        }
-        match self.lock.try_lock() {
-            Some(guard) => (guard, Wait::ZERO),
-            None => self.lock_slow(),
-        }
-    }
-
-    #[cold]
-    fn lock_slow(&self) -> (MutexGuard<'_, T>, Wait) {
-        let start = Instant::now();
-        // Relaxed, here and below: a hint to the holder.
-        self.waiters.fetch_add(1, Ordering::Relaxed);
-        let backoff = Backoff::new();
-        let spun = (0..Self::ROUNDS).find_map(|_| {
-            backoff.wait();
-            self.lock.try_lock()
-        });
-        let guard = spun.unwrap_or_else(|| self.lock.lock());
-        self.waiters.fetch_sub(1, Ordering::Relaxed);
-        (guard, start.elapsed())
-    }
-
-    /// Drop the lock and, if anyone waits for it, let one have it before the
-    /// caller takes it again.
-    pub fn pass_on(&self, held: MutexGuard<'_, T>) {
-        let waiting = self.waiters.load(Ordering::Relaxed);
-        if cfg!(loom) || waiting == 0 {
-            return drop(held);
-        }
-        #[cfg(not(loom))]
-        MutexGuard::unlock_fair(held);
-        let backoff = Backoff::new();
-        for _ in 0..Self::ROUNDS {
-            if self.waiters.load(Ordering::Relaxed) != waiting {
-                return;
-            }
-            backoff.wait();
+    match lock.try_lock() {
+        Some(guard) => (guard, Wait::ZERO),
+        None => {
+            let start = Instant::now();
+            let guard = lock.lock();
+            (guard, start.elapsed())
         }
     }
 }
@@ -301,10 +213,10 @@ impl QrwLock {
         self.count.fetch_sub(READER, Ordering::Relaxed);
         let _turn = self.queue.lock();
         self.count.fetch_add(READER, Ordering::Relaxed);
-        let backoff = Backoff::new();
+        let waiting = LockWait::new();
         // Acquire: pairs with the release of the writer's unlock.
         while self.count.load(Ordering::Acquire) & WRITER != 0 {
-            backoff.wait();
+            waiting.round();
         }
         start.elapsed()
     }
@@ -334,7 +246,7 @@ impl QrwLock {
         // Only the head of the queue sets this bit, so `fetch_or` is enough;
         // from here on new readers queue behind this writer.
         self.count.fetch_or(WRITER_WAITING, Ordering::Relaxed);
-        let backoff = Backoff::new();
+        let waiting = LockWait::new();
         loop {
             // Acquire: pairs with the release of every earlier unlock.
             if self.count.load(Ordering::Relaxed) == WRITER_WAITING
@@ -345,7 +257,7 @@ impl QrwLock {
             {
                 return start.elapsed();
             }
-            backoff.wait();
+            waiting.round();
         }
     }
 

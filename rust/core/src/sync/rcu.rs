@@ -9,6 +9,11 @@
 //! section is a store and a full fence, which pairs with the fence that the
 //! collector makes before it advances the epoch. So everything a reader does
 //! inside a section happens before what is deferred from its view runs.
+//!
+//! A domain owns what waits in it, so nothing that may ever wait in one owns
+//! it: a cell and the memslots only know *which* domain they are of
+//! ([`DomainId`]). Everything that waits is counted, and who ends a domain's
+//! life runs all of it first ([`Domain::drain`]).
 
 #[cfg(not(loom))]
 mod imp {
@@ -17,7 +22,7 @@ mod imp {
     use crate::sync::spin::Backoff;
     use crossbeam_epoch::LocalHandle;
     use std::mem::ManuallyDrop;
-    use std::sync::Arc;
+    use std::sync::{Arc, Weak};
 
     /// One set of readers and what waits for them (`struct srcu_struct`). A
     /// clone is the same domain.
@@ -37,10 +42,22 @@ mod imp {
     // mutex of the list orders its last use before its next.
     unsafe impl Send for Idle {}
 
+    /// One for each domain, so it is also what tells domains apart.
     #[derive(Default)]
     struct Counts {
         deferred: AtomicU64,
         freed: AtomicU64,
+    }
+
+    /// Which domain something belongs to. It keeps no domain alive.
+    pub struct DomainId(Weak<Counts>);
+
+    impl DomainId {
+        /// Whether `guard` is a section of this domain.
+        #[inline]
+        pub fn owns(&self, guard: &Guard<'_>) -> bool {
+            std::ptr::eq(self.0.as_ptr(), Arc::as_ptr(guard.counts))
+        }
     }
 
     impl Default for Domain {
@@ -70,10 +87,9 @@ mod imp {
             }
         }
 
-        /// Whether `guard` is a section of this domain.
-        #[inline]
-        pub fn owns(&self, guard: &Guard<'_>) -> bool {
-            guard.guard.collector() == Some(&self.collector)
+        /// Which domain it is, for what must not own it.
+        pub fn id(&self) -> DomainId {
+            DomainId(Arc::downgrade(&self.counts))
         }
 
         /// Wait until every section that was entered before this call is left
@@ -106,6 +122,26 @@ mod imp {
                 reader.handle.pin().flush();
                 backoff.wait();
             }
+        }
+
+        /// Run everything that waits, and what that defers in turn, at the end
+        /// of the domain's life, when nobody can be inside a section. Were
+        /// somebody inside for ever (a section that was forgotten), what waits
+        /// for that stays; how many do is returned.
+        pub fn drain(&self) -> u64 {
+            // The epoch advances in every try that meets no section; three
+            // advances make everything ripe, and each try runs some of it.
+            const TRIES_WITHOUT_PROGRESS: u32 = 16;
+            let reader = self.register();
+            let mut tries = 0;
+            let (mut deferred, mut run) = self.deferred_and_run();
+            while run < deferred && tries < TRIES_WITHOUT_PROGRESS {
+                let before = run;
+                reader.handle.pin().flush();
+                (deferred, run) = self.deferred_and_run();
+                tries = if run > before { 0 } else { tries + 1 };
+            }
+            deferred - run
         }
 
         /// How many callbacks were deferred, and how many of them have run.
@@ -160,7 +196,7 @@ mod imp {
     /// A pointer that readers follow inside a section and writers replace
     /// (`rcu_dereference()`, `rcu_assign_pointer()`).
     pub struct RcuCell<T> {
-        collector: crossbeam_epoch::Collector,
+        domain: DomainId,
         pointer: crossbeam_epoch::Atomic<T>,
     }
 
@@ -168,7 +204,7 @@ mod imp {
         /// A cell read in sections of `domain`.
         pub fn new(domain: &Domain, value: T) -> Self {
             RcuCell {
-                collector: domain.collector.clone(),
+                domain: domain.id(),
                 pointer: crossbeam_epoch::Atomic::new(value),
             }
         }
@@ -180,7 +216,7 @@ mod imp {
         #[inline]
         pub fn load<'g>(&self, guard: &'g Guard<'_>) -> &'g T {
             assert!(
-                guard.guard.collector() == Some(&self.collector),
+                self.domain.owns(guard),
                 "an RcuCell was read in a section of another domain"
             );
             // Acquire: pairs with the release of `replace`.
@@ -197,7 +233,7 @@ mod imp {
         /// If `guard` is a section of another domain.
         pub fn replace(&self, value: T, guard: &Guard<'_>) {
             assert!(
-                guard.guard.collector() == Some(&self.collector),
+                self.domain.owns(guard),
                 "an RcuCell was written in a section of another domain"
             );
             // Release: publishes the new value's contents; pairs with `load`.
@@ -207,8 +243,9 @@ mod imp {
                 &guard.guard,
             );
             // SAFETY: `old` is unlinked, was made by `Owned::new`, and only
-            // the thread that swapped it out gets here with it.
-            unsafe { guard.guard.defer_destroy(old) };
+            // the thread that swapped it out gets here with it; `T` may be
+            // dropped by another thread, and borrows nothing.
+            unsafe { guard.defer_unchecked(move || drop(old.into_owned())) };
         }
     }
 
@@ -230,12 +267,23 @@ mod imp {
         /// Run `f` once no reader that could hold what was unlinked is left
         /// (`call_rcu()`).
         pub fn defer(&self, f: impl FnOnce() + Send + 'static) {
+            // SAFETY: the bounds of `f`.
+            unsafe { self.defer_unchecked(f) };
+        }
+
+        /// # Safety
+        /// `f` may run on another thread, after everything it borrows is gone.
+        unsafe fn defer_unchecked(&self, f: impl FnOnce()) {
             self.counts.deferred.fetch_add(1, Ordering::Release);
             let counts = Arc::clone(self.counts);
-            self.guard.defer(move || {
-                f();
-                counts.freed.fetch_add(1, Ordering::Release);
-            });
+            // SAFETY: the caller's word for `f`; the counts are shared, and
+            // owned by the callback.
+            unsafe {
+                self.guard.defer_unchecked(move || {
+                    f();
+                    counts.freed.fetch_add(1, Ordering::Release);
+                });
+            }
             // Out of this thread's own bag: a thread that is idle from here on
             // must not keep `barrier` waiting.
             self.guard.flush();
@@ -256,7 +304,7 @@ mod imp {
     use loom::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
     use std::cell::Cell;
     use std::collections::BTreeSet;
-    use std::sync::{Arc, Mutex};
+    use std::sync::{Arc, Mutex, Weak};
 
     type Callback = Box<dyn FnOnce() + Send>;
 
@@ -341,6 +389,16 @@ mod imp {
     #[derive(Clone)]
     pub struct Domain(Arc<Shared>);
 
+    /// Which domain something belongs to. It keeps no domain alive.
+    pub struct DomainId(Weak<Shared>);
+
+    impl DomainId {
+        /// Whether `guard` is a section of this domain.
+        pub fn owns(&self, guard: &Guard<'_>) -> bool {
+            std::ptr::eq(self.0.as_ptr(), Arc::as_ptr(&guard.0.shared))
+        }
+    }
+
     impl Default for Domain {
         fn default() -> Self {
             Self::new()
@@ -366,9 +424,16 @@ mod imp {
             }
         }
 
-        /// Whether `guard` is a section of this domain.
-        pub fn owns(&self, guard: &Guard<'_>) -> bool {
-            Arc::ptr_eq(&self.0, &guard.0.shared)
+        /// Which domain it is, for what must not own it.
+        pub fn id(&self) -> DomainId {
+            DomainId(Arc::downgrade(&self.0))
+        }
+
+        /// Run everything that waits: nobody is inside a section.
+        pub fn drain(&self) -> u64 {
+            self.0.run_ready();
+            let (deferred, run) = self.deferred_and_run();
+            deferred - run
         }
 
         /// Wait until every section entered before this call is left.
@@ -450,25 +515,25 @@ mod imp {
     }
 
     /// A pointer that readers follow inside a section and writers replace.
-    pub struct RcuCell<T>(AtomicPtr<T>, Arc<Shared>);
+    pub struct RcuCell<T>(AtomicPtr<T>, DomainId);
 
     impl<T: Send + Sync + 'static> RcuCell<T> {
         /// A cell read in sections of `domain`.
         pub fn new(domain: &Domain, value: T) -> Self {
             let pointer = AtomicPtr::new(Box::into_raw(Box::new(value)));
-            RcuCell(pointer, Arc::clone(&domain.0))
+            RcuCell(pointer, domain.id())
         }
 
         /// The value now.
         pub fn load<'g>(&self, guard: &'g Guard<'_>) -> &'g T {
-            assert!(Arc::ptr_eq(&self.1, &guard.0.shared));
+            assert!(self.1.owns(guard));
             // SAFETY: never null, and dropped only after this section.
             unsafe { &*self.0.load(Ordering::Acquire) }
         }
 
         /// Publish another value; the old one is dropped after a grace period.
         pub fn replace(&self, value: T, guard: &Guard<'_>) {
-            assert!(Arc::ptr_eq(&self.1, &guard.0.shared));
+            assert!(self.1.owns(guard));
             let new = Box::into_raw(Box::new(value));
             let old = self.0.swap(new, Ordering::AcqRel);
             // SAFETY: made by `Box::into_raw`, unlinked just now, and by this
@@ -487,4 +552,4 @@ mod imp {
     }
 }
 
-pub use imp::{Domain, Guard, RcuCell, Reader};
+pub use imp::{Domain, DomainId, Guard, RcuCell, Reader};

@@ -1,9 +1,11 @@
 //! Threads: one per vCPU and one per ager, started for a run and joined before it returns.
 
 #[cfg(not(loom))]
-pub use std::thread::{
-    JoinHandle, Scope, ScopedJoinHandle, available_parallelism, scope, sleep, spawn,
-};
+pub use std::thread::{JoinHandle, ScopedJoinHandle, available_parallelism, sleep, spawn};
+#[cfg(not(any(loom, youngbit_tsan)))]
+pub use std::thread::{Scope, scope};
+#[cfg(youngbit_tsan)]
+pub use told::{Scope, scope};
 
 // Under loom a model starts its threads itself, with `spawn`; whole runs, which
 // use `scope`, are no part of models.
@@ -110,3 +112,54 @@ pub fn lose_time_slice() {
 /// As with mutants, without them: nothing.
 #[cfg(not(feature = "mutants"))]
 pub fn lose_time_slice() {}
+
+#[cfg(youngbit_tsan)]
+mod told {
+    use crate::sync::atomic::{Ordering, fence};
+    use std::thread::ScopedJoinHandle;
+
+    /// As the standard library's, which tells ThreadSanitizer nothing of the
+    /// order that the end of a scope makes: it is not instrumented, and joins
+    /// no thread whose handle was dropped.
+    #[repr(transparent)]
+    pub struct Scope<'scope, 'env: 'scope>(std::thread::Scope<'scope, 'env>);
+
+    /// What a thread does last.
+    struct End;
+
+    impl Drop for End {
+        fn drop(&mut self) {
+            // Pairs with the fence at the end of `scope`.
+            fence(Ordering::Release);
+        }
+    }
+
+    impl<'scope> Scope<'scope, '_> {
+        /// Start a thread that ends before the scope does.
+        pub fn spawn<F, T>(&'scope self, f: F) -> ScopedJoinHandle<'scope, T>
+        where
+            F: FnOnce() -> T + Send + 'scope,
+            T: Send + 'scope,
+        {
+            self.0.spawn(|| {
+                let _end = End;
+                f()
+            })
+        }
+    }
+
+    /// Start threads that may borrow, and wait for them.
+    pub fn scope<'env, F, T>(f: F) -> T
+    where
+        F: for<'scope> FnOnce(&'scope Scope<'scope, 'env>) -> T,
+    {
+        let result = std::thread::scope(|scope| {
+            // SAFETY: `Scope` is transparent, so the reference is one of it.
+            let scope = unsafe { &*std::ptr::from_ref(scope).cast::<Scope<'_, 'env>>() };
+            f(scope)
+        });
+        // Pairs with the end of each thread.
+        fence(Ordering::Acquire);
+        result
+    }
+}

@@ -325,7 +325,7 @@ fn run(plan: &Plan, program: &[Do]) -> TestCaseResult {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: 100,
+        cases: crate::budget::cases(100),
         max_shrink_iters: 2000,
         ..ProptestConfig::default()
     })]

@@ -2,10 +2,13 @@
 //! statement, then with threads, then against an oracle.
 
 mod batched;
+#[path = "../budget/mod.rs"]
+mod budget;
 mod machine;
 mod memslots;
 mod notifiers;
 mod oracle;
+mod program;
 mod sptes;
 mod tdp;
 mod threads;

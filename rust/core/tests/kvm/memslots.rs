@@ -145,7 +145,7 @@ fn lookups_by_gfn_and_id_find_the_slot_that_has_it() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
+    #![proptest_config(ProptestConfig::with_cases(crate::budget::cases(200)))]
 
     /// Slots that overlap in host addresses, created, moved and deleted in any
     /// order: both sets, and all three lookups, agree with a plain list.

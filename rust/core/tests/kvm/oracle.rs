@@ -16,12 +16,13 @@ use youngbit_core::kvm::{MmuKind, VmConfig};
 use youngbit_core::sync::atomic::Ordering;
 
 /// Units of memory (pages, or huge pages) that a program plays with.
-const UNITS: u64 = 24;
+pub const UNITS: u64 = 24;
 /// Where the slots that a program makes may begin.
-const PLACES: u64 = 64;
+pub const PLACES: u64 = 64;
 
+/// One step of a program.
 #[derive(Clone, Debug)]
-enum Op {
+pub enum Op {
     Access {
         unit: u64,
         offset: u64,
@@ -234,7 +235,8 @@ impl Oracle {
     }
 }
 
-fn run(program: &[Op], config: VmConfig, huge: bool) -> TestCaseResult {
+/// Run a program on a machine and on the plain model; they must agree.
+pub fn run(program: &[Op], config: VmConfig, huge: bool) -> TestCaseResult {
     let unit = if huge { 512 } else { 1 };
     let slot_zap_all = config.slot_zap_all;
     let backing = if huge {
@@ -471,7 +473,7 @@ fn any_config(huge: bool) -> impl Strategy<Value = VmConfig> {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: 4500,
+        cases: crate::budget::cases(4500),
         max_shrink_iters: 4000,
         ..ProptestConfig::default()
     })]
@@ -486,7 +488,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(600))]
+    #![proptest_config(ProptestConfig::with_cases(crate::budget::cases(600)))]
 
     #[test]
     fn and_with_huge_pages(program in program(), config in any_config(true)) {

@@ -1,6 +1,6 @@
 //! The folio's word: walkers promote, others isolate and set flags.
 
-use super::model::{USUAL, check, name, spawn};
+use super::model::{check, name, spawn};
 use std::sync::Arc;
 use youngbit_core::mm::folio::{FolioWord, LRU, REFERENCED, Word};
 use youngbit_core::sync::atomic::AtomicU64;
@@ -13,7 +13,6 @@ fn word_text(word: u64) -> String {
 fn folio_flags_survive_promotion_and_isolation() {
     check(
         "a folio's word: one thread isolates, no flag and no generation update is lost",
-        USUAL,
         || {
             let word = Arc::new(AtomicU64::new(LRU));
             name(&*word, "folio", word_text);

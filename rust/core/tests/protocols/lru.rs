@@ -2,7 +2,7 @@
 //! alone while others isolate them.
 
 use super::machine::HVA;
-use super::model::{self, USUAL, check, cpu, host, name, spawn};
+use super::model::{self, check, cpu, host, i_am, name, number, spawn};
 use std::sync::Arc;
 use youngbit_core::host::Host;
 use youngbit_core::lru_gen::folio::update_gen;
@@ -26,45 +26,54 @@ fn one_page() -> (Arc<Host>, Arc<Mm>, Pfn) {
     mm.touch(&here, HVA, true, Some(1)).expect("room");
     let pfn = mm.lookup(HVA).1.pfn();
     name(host.memory.word(pfn), "folio", word_text);
+    let memcg = host.memcg(0).expect("root");
+    let lruvec = &memcg.lruvecs[0];
+    let (max_seq, born) = lruvec.words(lruvec.max_seq() + 1);
+    name(max_seq, "max_seq", number);
+    name(born, "the next generation's birth time", number);
     (host, mm, pfn)
+}
+
+/// Every folio with a generation is on the list of that generation, and counted.
+fn consistent(host: &Host) {
+    if let Err(wrong) = consistency::check(host) {
+        panic!("lists, sizes and folios' generations disagree: {wrong}");
+    }
 }
 
 #[test]
 fn lru_one_generation_per_sequence() {
-    check(
-        "two agers of one sequence make one generation",
-        USUAL,
-        || {
-            let (host, _mm, _) = one_page();
-            let here = cpu(&host);
-            let memcg = host.memcg(0).expect("root");
-            let seq = memcg.lruvecs[0].max_seq();
-            let other = {
-                let host = Arc::clone(&host);
-                spawn("ager 2", move || {
-                    let cpu = cpu(&host);
-                    let memcg = host.memcg(0).expect("root");
-                    run_aging(&cpu, &memcg, &memcg.lruvecs[0], seq, true, true).expect("valid")
-                })
-            };
-            let mine = run_aging(&here, &memcg, &memcg.lruvecs[0], seq, true, true);
-            let mine = mine.expect("valid");
-            let theirs = other.join().unwrap();
-            let now = memcg.lruvecs[0].max_seq();
-            assert!(now <= seq + 1, "{seq} was incremented twice, to {now}");
-            assert_eq!(
-                u64::from(mine) + u64::from(theirs),
-                now - seq,
-                "who made it knows"
-            );
-            consistency::check(&host).expect("consistent");
-        },
-    );
+    check("two agers of one sequence make one generation", || {
+        let (host, _mm, _) = one_page();
+        let here = cpu(&host);
+        let memcg = host.memcg(0).expect("root");
+        let seq = memcg.lruvecs[0].max_seq();
+        let other = {
+            let host = Arc::clone(&host);
+            spawn("ager 2", move || {
+                let cpu = cpu(&host);
+                let memcg = host.memcg(0).expect("root");
+                run_aging(&cpu, &memcg, &memcg.lruvecs[0], seq, true, true).expect("valid")
+            })
+        };
+        let mine = run_aging(&here, &memcg, &memcg.lruvecs[0], seq, true, true);
+        let mine = mine.expect("valid");
+        let theirs = other.join().unwrap();
+        let now = memcg.lruvecs[0].max_seq();
+        assert!(now <= seq + 1, "{seq} was incremented twice, to {now}");
+        assert_eq!(
+            u64::from(mine) + u64::from(theirs),
+            now - seq,
+            "who made it knows"
+        );
+        consistent(&host);
+    });
 }
 
 #[test]
 fn lru_new_generation_is_seen_whole() {
-    check("who sees a new max_seq sees its birth time", USUAL, || {
+    check("who sees a new max_seq sees its birth time", || {
+        i_am("ager");
         let (host, _mm, _) = one_page();
         let here = cpu(&host);
         let memcg = host.memcg(0).expect("root");
@@ -77,7 +86,10 @@ fn lru_new_generation_is_seen_whole() {
                 let seen = lruvec.max_seq();
                 if seen > seq {
                     let born = lruvec.timestamp(seen);
-                    assert_eq!(born, 1000, "generation {seen} without its birth time");
+                    assert!(
+                        born == 1000,
+                        "generation {seen} is there without its birth time"
+                    );
                 }
             })
         };
@@ -91,8 +103,8 @@ fn lru_new_generation_is_seen_whole() {
 fn lru_promotion_against_isolation() {
     check(
         "a walker gives no generation to a folio that is isolated, and sizes stay right",
-        USUAL,
         || {
+            i_am("isolator");
             let (host, _mm, pfn) = one_page();
             let memcg = host.memcg(0).expect("root");
             let old = memcg.lruvecs[0].max_seq() as usize % 4;
@@ -133,7 +145,7 @@ fn lru_promotion_against_isolation() {
                 assert!(lruvec.add_folio(&mut lists, &host.memory, pfn, false));
             }
             walker.join().unwrap();
-            consistency::check(&host).expect("consistent");
+            consistent(&host);
         },
     );
 }
@@ -142,8 +154,8 @@ fn lru_promotion_against_isolation() {
 fn lru_walk_against_munmap() {
     check(
         "an aging walk against munmap: no folio is left on a list or with a generation",
-        USUAL,
         || {
+            i_am("munmap");
             let (host, mm, pfn) = one_page();
             let here = cpu(&host);
             let walker = {
@@ -158,7 +170,7 @@ fn lru_walk_against_munmap() {
             mm.munmap(&here, HVA, PAGE_SIZE).expect("mapped");
             walker.join().unwrap();
             assert_eq!(host.memory.word(pfn).get().0, 0, "the folio is free");
-            consistency::check(&host).expect("consistent");
+            consistent(&host);
         },
     );
 }

@@ -12,25 +12,84 @@ use youngbit_core::host::{Host, HostConfig};
 use youngbit_core::mutant::{self, Mutant};
 use youngbit_core::sync::step::{self, Log, Op, Step};
 
-pub use youngbit_core::sync::step::{exchanges, name, note};
+pub use youngbit_core::sync::step::{exchanges, name, note, thread as i_am};
 
-/// How far to look: preemptions per run, in the reduced set and in the full one.
-pub struct Bound {
-    pub reduced: usize,
-    pub full: usize,
+/// How far a check looks. Everything is counted and nothing timed, so that a
+/// set does the same wherever it runs.
+struct Set {
+    /// Bounds of preemptions a run, tried in this order; `None` is no bound.
+    bounds: &'static [Option<usize>],
+    /// Interleavings of one bound after which the check stops.
+    budget: usize,
 }
 
-/// What most models can afford.
-pub const USUAL: Bound = Bound {
-    reduced: 2,
-    full: 3,
+const QUICK: Set = Set {
+    bounds: &[Some(0), Some(1), Some(2)],
+    budget: 9_000,
 };
+const USUAL: Set = Set {
+    bounds: &[Some(0), Some(1), Some(2), Some(3)],
+    budget: 10_000,
+};
+const FULL: Set = Set {
+    bounds: &[
+        Some(0),
+        Some(1),
+        Some(2),
+        Some(3),
+        Some(4),
+        Some(5),
+        Some(6),
+        None,
+    ],
+    budget: 20_000,
+};
+
+fn set() -> &'static Set {
+    match std::env::var("YOUNGBIT_SET").as_deref() {
+        Err(_) | Ok("quick") => &QUICK,
+        Ok("usual") => &USUAL,
+        Ok("full") => &FULL,
+        Ok(other) => panic!("YOUNGBIT_SET is {other:?}: expected quick, usual or full"),
+    }
+}
+
+fn bound_text(bound: Option<usize>) -> String {
+    bound.map_or_else(|| "any".into(), |bound| bound.to_string())
+}
+
+/// One test for each protocol, as `name::baseline`, `name::v7` and `name::v9`.
+macro_rules! by_protocol {
+    ($(
+        $(#[$doc:meta])*
+        fn $name:ident($protocol:ident) $body:block
+    )*) => {$(
+        $(#[$doc])*
+        mod $name {
+            use super::*;
+            fn $name($protocol: youngbit_core::kvm::Protocol) $body
+            #[test]
+            fn baseline() {
+                $name(youngbit_core::kvm::Protocol::BASELINE);
+            }
+            #[test]
+            fn v7() {
+                $name(youngbit_core::kvm::Protocol::V7);
+            }
+            #[test]
+            fn v9() {
+                $name(youngbit_core::kvm::Protocol::V9);
+            }
+        }
+    )*};
+}
+pub(crate) use by_protocol;
 
 static SPAWNED: AtomicBool = AtomicBool::new(false);
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 static RUNS: AtomicU64 = AtomicU64::new(0);
 static REPORTED: AtomicBool = AtomicBool::new(false);
-static WHAT: Mutex<(String, usize)> = Mutex::new((String::new(), 0));
+static WHAT: Mutex<(String, String)> = Mutex::new((String::new(), String::new()));
 static SETUP: Once = Once::new();
 
 /// Values that a model counts over all its runs: largest of one run, and sum.
@@ -70,10 +129,13 @@ fn setup() {
             }
             let (claim, bound) = WHAT.lock().unwrap_or_else(PoisonError::into_inner).clone();
             let runs = RUNS.load(Ordering::SeqCst);
-            let message = info
-                .payload_as_str()
-                .unwrap_or("panicked")
-                .replace('\n', " / ");
+            let message = info.payload_as_str().unwrap_or("panicked");
+            let message = if message.starts_with("Causality violation") {
+                "nothing orders the last step with what another thread did to the same memory"
+                    .to_owned()
+            } else {
+                message.replace('\n', " / ")
+            };
             let mut text =
                 format!("FAILED {claim} | bound {bound} | interleaving {runs} | {message}\n");
             if let Some(log) = step::end() {
@@ -90,24 +152,35 @@ fn setup() {
 }
 
 /// Check `model` under every interleaving with at most as many preemptions as
-/// `bound` says, fewest first, so that what fails first is short. `claim` is
+/// the set says, fewest first, so that what fails first is short. `claim` is
 /// what is printed; the test's own name says which.
-pub fn check(claim: &str, bound: Bound, model: impl Fn() + Send + Sync + 'static) {
+pub fn check(claim: &str, model: impl Fn() + Send + Sync + 'static) {
+    check_up_to(claim, usize::MAX, model);
+}
+
+/// [`check`] with a bound of its own: waiters that yield to each other have no
+/// end of interleavings beyond it.
+pub fn check_up_to(claim: &str, most: usize, model: impl Fn() + Send + Sync + 'static) {
     let _one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     setup();
     let test = std::thread::current().name().unwrap_or("main").to_owned();
     println!("CLAIM {test} | {claim}");
-    let full = std::env::var_os("YOUNGBIT_FULL").is_some();
-    let most = if full { bound.full } else { bound.reduced };
+    let set = set();
     let model = Arc::new(model);
-    for preemptions in 1..=most {
-        *WHAT.lock().unwrap_or_else(PoisonError::into_inner) = (test.clone(), preemptions);
+    for &bound in set.bounds {
+        if bound.is_none_or(|bound| bound > most) && most != usize::MAX {
+            break;
+        }
+        let shown = bound_text(bound);
+        *WHAT.lock().unwrap_or_else(PoisonError::into_inner) = (test.clone(), shown.clone());
         RUNS.store(0, Ordering::SeqCst);
         tally_lock().clear();
         let start = Instant::now();
         let mut builder = loom::model::Builder::new();
-        builder.preemption_bound = Some(preemptions);
+        builder.preemption_bound = bound;
         builder.max_branches = 100_000;
+        builder.max_permutations = Some(set.budget);
+        builder.checkpoint_interval = set.budget;
         let model = Arc::clone(&model);
         builder.check(move || {
             RUNS.fetch_add(1, Ordering::SeqCst);
@@ -126,9 +199,15 @@ pub fn check(claim: &str, bound: Bound, model: impl Fn() + Send + Sync + 'static
         step::end();
         let runs = RUNS.load(Ordering::SeqCst);
         let time = start.elapsed().as_secs_f64();
-        println!("CHECKED {test} | bound {preemptions} | {runs} interleavings | {time:.2} s");
+        // The checker stops before the run that the budget ends with.
+        let stopped = runs + 1 >= set.budget as u64;
+        let how = if stopped { "STOPPED" } else { "CHECKED" };
+        println!("{how} {test} | bound {shown} | {runs} interleavings | {time:.2} s");
         for (what, max, sum) in tally_lock().iter() {
-            println!("COUNT {test} | bound {preemptions} | {what} | most {max} | sum {sum}");
+            println!("COUNT {test} | bound {shown} | {what} | most {max} | sum {sum}");
+        }
+        if stopped {
+            break;
         }
     }
 }
@@ -170,6 +249,9 @@ struct Sources(HashMap<PathBuf, Vec<String>>);
 impl Sources {
     /// The kernel's name of the function around a line, else its own.
     fn function(&mut self, at: &Location<'_>) -> String {
+        if at.file().contains("tests/protocols") {
+            return "the check".into();
+        }
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let path = [root.join("../..").join(at.file()), root.join(at.file())]
             .into_iter()
@@ -210,7 +292,9 @@ impl Sources {
             }
         }
         // "(`kvm_rmap_lock()`" names the kernel's function.
-        let kernel = doc.split("(`").nth(1).and_then(|rest| {
+        // So does "`kvm_mmu_invalidate_end()`" where it begins.
+        let first = doc.trim_start().strip_prefix('`');
+        let kernel = doc.split("(`").nth(1).or(first).and_then(|rest| {
             let name = rest.split('`').next()?;
             name.ends_with(')').then(|| name.to_owned())
         });
@@ -218,13 +302,36 @@ impl Sources {
     }
 }
 
+/// One line of the report.
+#[derive(PartialEq)]
+struct Line {
+    thread: usize,
+    text: String,
+    /// A read of an entry above a leaf, on the way down: function and word.
+    way_down: Option<(String, String)>,
+}
+
 fn lines(log: &Log) -> Vec<String> {
     let mut sources = Sources(HashMap::new());
-    let mut out: Vec<String> = Vec::new();
-    let mut last = (usize::MAX, String::new());
+    let mut out: Vec<Line> = Vec::new();
+    // The value that each word has by now: a load may return an older one.
+    let mut newest: HashMap<usize, u64> = HashMap::new();
     for step in &log.steps {
-        let (thread, text) = match step {
-            Step::Note { thread, text } => (*thread, text.clone()),
+        let line = match step {
+            Step::Note { thread, text } => {
+                let ends = text == "rcu_read_unlock()";
+                let begun = |last: &Line| last.thread == *thread && last.text == "rcu_read_lock()";
+                if ends && out.last().is_some_and(begun) {
+                    // A section in which nothing was done that has a name.
+                    out.pop();
+                    continue;
+                }
+                Line {
+                    thread: *thread,
+                    text: text.clone(),
+                    way_down: None,
+                }
+            }
             Step::Word {
                 thread,
                 address,
@@ -233,11 +340,21 @@ fn lines(log: &Log) -> Vec<String> {
                 after,
                 at,
             } => {
+                let stale = newest.get(address).is_some_and(|now| now != after);
+                if *op != Op::Load && *op != Op::ExchangeFailed {
+                    newest.insert(*address, *after);
+                }
                 let Some((word, value)) = log.names.get(address) else {
                     continue;
                 };
+                let now = newest.get(address).map(|&now| value(now));
                 let (before, after) = (value(*before), value(*after));
+                let function = sources.function(at);
                 let what = match op {
+                    Op::Load if stale => format!(
+                        "reads {word} = {after}, an older value: it is {} by now",
+                        now.unwrap_or_default()
+                    ),
                     Op::Load => format!("reads {word} = {after}"),
                     Op::Store => format!("stores {word} := {after}"),
                     Op::Update | Op::Exchanged if before == after => {
@@ -249,17 +366,41 @@ fn lines(log: &Log) -> Vec<String> {
                         format!("fails to exchange {word}: it is {after}")
                     }
                 };
-                (*thread, format!("{}: {what}", sources.function(at)))
+                let above = *op == Op::Load && !stale && word.contains("level-");
+                Line {
+                    thread: *thread,
+                    text: format!("{function}: {what}"),
+                    way_down: above.then(|| (function, word.clone())),
+                }
             }
         };
-        if last == (thread, text.clone()) {
-            continue;
+        if out.last() != Some(&line) {
+            out.push(line);
         }
-        let who = log.threads.get(thread).map_or("?", String::as_str);
-        out.push(format!("{who:<10} {text}"));
-        last = (thread, text);
     }
-    out
+    let mut text = Vec::new();
+    let mut rest = &out[..];
+    while let Some(line) = rest.first() {
+        let who = log.threads.get(line.thread).map_or("?", String::as_str);
+        let same_way = |other: &&Line| {
+            other.thread == line.thread
+                && matches!((&other.way_down, &line.way_down), (Some(a), Some(b)) if a.0 == b.0)
+        };
+        let together = rest.iter().take_while(same_way).count();
+        match &line.way_down {
+            Some((function, word)) if together > 1 => {
+                let last = rest[together - 1].way_down.as_ref();
+                let last = last.map_or("", |(_, word)| word.split(' ').next().unwrap_or(""));
+                text.push(format!("{who:<10} {function}: walks from {word} to {last}"));
+                rest = &rest[together..];
+            }
+            _ => {
+                text.push(format!("{who:<10} {}", line.text));
+                rest = &rest[1..];
+            }
+        }
+    }
+    text
 }
 
 /// What an SPTE of EPT reads as.
@@ -302,7 +443,7 @@ pub fn spte_text(spte: u64) -> String {
 
 /// A number.
 pub fn number(value: u64) -> String {
-    format!("{value:#x}")
+    value.to_string()
 }
 
 /// What an rmap head reads as.

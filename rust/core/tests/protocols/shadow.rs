@@ -1,229 +1,180 @@
 //! The shadow MMU's SPTEs, found through rmaps.
 
-use super::machine::{HVA, Machine, config};
-use super::model::{self, USUAL, check, head_text, spawn};
-use youngbit_core::kvm::mmu::shadow::ShadowConfig;
-use youngbit_core::kvm::mmu::spte::{self, SpteFormat};
-use youngbit_core::kvm::{MmuKind, Protocol, VmConfig};
+use super::RELAXED;
+use super::machine::{EPT, HVA, L1, Machine, NO_AD, Setup};
+use super::model::{by_protocol, i_am};
+use super::scenes;
+use youngbit_core::cpu::Cpu;
+use youngbit_core::kvm::memslot::LOG_DIRTY_PAGES;
+use youngbit_core::kvm::mmu::spte;
 use youngbit_core::mm::folio::REFERENCED;
-use youngbit_core::mm::{FolioWord, MmuNotifier, PAGE_SIZE, VmFlags};
-use youngbit_core::sync::atomic::{AtomicU64, Ordering};
+use youngbit_core::mm::{MmuNotifier, PAGE_SIZE};
+use youngbit_core::sync::atomic::Ordering;
 use youngbit_core::trace::Counter;
 
-/// Direct shadow pages: the TDP MMU switched off.
-fn direct(format: SpteFormat, protocol: Protocol) -> VmConfig {
-    VmConfig {
-        mmu: MmuKind::Shadow,
-        shadow: ShadowConfig {
-            direct: true,
-            ..ShadowConfig::default()
-        },
-        ..config(1, format, protocol)
+by_protocol! {
+    fn shadow_write_against_age(protocol) {
+        let setup = Setup::direct(EPT, protocol).leaf(|f, spte| (spte | f.accessed) & !f.dirty);
+        scenes::access_against_age(&setup, L1, true, Machine::age);
     }
-}
 
-/// The word of the leaf of GFN 0 in the shadow MMU's tables.
-fn word(machine: &Machine) -> &AtomicU64 {
-    let shadow = machine.vm.shadow.as_deref().expect("a shadow MMU");
-    let vcpu = &machine.vm.vcpus[0];
-    let mut table = vcpu.root().expect("loaded");
-    for level in (2..=machine.vm.config.levels).rev() {
-        let word = &shadow.tables().entries(table)[spte::gfn_index(0, level)];
-        table = spte::table(word.load(Ordering::Relaxed));
+    fn shadow_read_against_age(protocol) {
+        let setup = Setup::direct(EPT, protocol).leaf(|f, spte| spte & !f.accessed);
+        scenes::access_against_age(&setup, L1, false, Machine::age);
     }
-    &shadow.tables().entries(table)[spte::gfn_index(0, 1)]
-}
 
-/// Name the leaf and its head.
-fn name(machine: &Machine, cpu: &youngbit_core::cpu::Cpu) {
-    model::name(word(machine), "SPTE of gfn 0", model::spte_text);
-    let guard = cpu.rcu.lock();
-    let slots = machine.vm.memslots.load(0, &guard);
-    let slot = slots.by_gfn(0).expect("a slot");
-    model::name(slot.rmaps().head(0, 1).0, "rmap head", head_text);
-}
+    /// A fast page fault against what each protocol does without A/D bits: age
+    /// under `mmu_lock`, leave alone, or exchange.
+    fn shadow_fast_page_fault_against_age(protocol) {
+        let setup = Setup::direct(NO_AD, protocol).leaf(|_, spte| spte & !spte::WRITABLE);
+        scenes::access_against_age(&setup, L1, true, Machine::age);
+    }
 
-fn clean(machine: &Machine) -> youngbit_core::mm::Pfn {
-    let pfn = machine.pfn(0);
-    machine.clean_folio(pfn);
-    machine.host.memory.word(pfn).clear(REFERENCED);
-    pfn
-}
+    fn shadow_write_against_zap(protocol) {
+        let setup = Setup::direct(EPT, protocol).leaf(|f, spte| (spte | f.accessed) & !f.dirty);
+        scenes::write_against_zap(&setup, L1);
+    }
 
-#[test]
-fn shadow_write_against_age() {
-    check(
-        "shadow MMU: no Dirty lost, an accessed bit set by hardware is seen",
-        USUAL,
-        || {
-            let machine = Machine::new(1, direct(SpteFormat::EPT, Protocol::V7));
-            let here = machine.cpu();
-            machine.write(&here, 0, 0, 1);
-            let leaf = word(&machine);
-            let format = SpteFormat::EPT;
-            let spte = leaf.load(Ordering::Relaxed);
-            leaf.store((spte | format.accessed) & !format.dirty, Ordering::Relaxed);
-            let pfn = clean(&machine);
-            name(&machine, &here);
-            let vcpu = {
-                let machine = machine.clone();
-                spawn("vCPU", move || {
-                    let cpu = machine.cpu();
-                    machine.write(&cpu, 0, 0, 7);
-                    machine.check(&cpu);
-                })
-            };
-            let first = machine.age(&here, 0);
-            vcpu.join().unwrap();
-            let now = word(&machine).load(Ordering::Relaxed);
-            let second = machine.age(&here, 0);
-            assert!(first || second, "the access was seen by neither aging");
-            assert!(
-                format.is_dirty(now) || machine.folio_is_dirty(pfn),
-                "a write is lost"
-            );
-            assert!(!machine.age(&here, 0));
-            machine.check(&here);
-        },
-    );
-}
+    fn shadow_age_against_zap(protocol) {
+        scenes::age_against_zap(&Setup::direct(EPT, protocol), L1);
+    }
 
-/// An ager against a zap, by v9's rules, without A/D bits.
-#[test]
-fn shadow_access_is_passed_on_once() {
-    check(
-        "without A/D bits (v9), an access is passed on by an ager or by who zaps, not by both",
-        USUAL,
-        || {
-            let machine = Machine::new(1, direct(SpteFormat::EPT_NO_AD, Protocol::V9));
-            let here = machine.cpu();
-            machine.write(&here, 0, 0, 1);
-            let pfn = clean(&machine);
-            name(&machine, &here);
-            let ager = {
-                let machine = machine.clone();
-                spawn("ager", move || {
-                    let cpu = machine.cpu();
-                    machine.age(&cpu, 0);
-                    machine.check(&cpu);
+    fn shadow_access_track_against_zap(protocol) {
+        scenes::age_against_zap(&Setup::direct(NO_AD, protocol), L1);
+    }
+
+    fn shadow_two_agers(protocol) {
+        scenes::two_agers(&Setup::direct(EPT, protocol), L1);
+    }
+
+    fn shadow_two_agers_without_ad(protocol) {
+        scenes::two_agers(&Setup::direct(NO_AD, protocol), L1);
+    }
+
+    fn shadow_write_against_dirty_log(protocol) {
+        let setup = Setup::direct(EPT, protocol).slot_flags(LOG_DIRTY_PAGES);
+        scenes::write_against_dirty_log(&setup, L1);
+    }
+
+    fn shadow_fault_against_munmap(protocol) {
+        scenes::fault_against_munmap(&Setup::direct(EPT, protocol), L1);
+    }
+
+    fn shadow_slot_deleted_against_age(protocol) {
+        scenes::slot_change_against_age(&Setup::direct(EPT, protocol), scenes::delete_slot);
+    }
+
+    fn shadow_slot_moved_against_age(protocol) {
+        scenes::slot_change_against_age(&Setup::direct(EPT, protocol), scenes::move_slot);
+    }
+
+    fn shadow_destroyed_under_a_vcpu(protocol) {
+        scenes::destroyed_under_a_vcpu(&Setup::direct(EPT, protocol), L1);
+    }
+
+    /// An ager against who zaps the shadow page: the SPTE is written before its
+    /// chain is held, so only the SPTE itself settles it between them.
+    fn shadow_access_is_passed_on_once(protocol) {
+        Setup::direct(NO_AD, protocol).check(
+            "without A/D bits, an access is passed on by an ager or by who zaps, not by both",
+            |machine, here| {
+                i_am("mm exit");
+                let pfn = machine.pfn(0);
+                let ager = machine.spawn("ager", |machine, cpu| {
+                    machine.age(cpu, 0);
                     cpu.counters.get(Counter::SptesAged) == 1
-                })
-            };
-            // Zaps the shadow page: the SPTE is written before its chain is
-            // held, so only the SPTE itself settles it with the ager.
-            machine.vm.release(&here);
-            let aged = ager.join().unwrap();
-            let zapped = machine.host.memory.word(pfn).get().has(REFERENCED);
-            assert!(aged || zapped, "an access is lost");
-            assert!(!(aged && zapped), "one access was passed on twice");
-            assert!(machine.folio_is_dirty(pfn), "a write is lost");
-            machine.check(&here);
-        },
-    );
-}
+                });
+                machine.vm.release(here);
+                let aged = ager.join().unwrap();
+                let zapped = machine.folio_has(pfn, REFERENCED);
+                assert!(aged || zapped, "an access is lost");
+                assert!(!(aged && zapped), "one access was passed on twice");
+                assert!(machine.folio_is_dirty(pfn), "a write is lost");
+            },
+        );
+    }
 
-#[test]
-fn shadow_unlinked_spte_is_dead() {
-    check(
-        "an SPTE is zapped before it leaves its chain: what is in no chain maps nothing",
-        USUAL,
-        || {
-            let machine = Machine::new(1, direct(SpteFormat::EPT, Protocol::V7));
-            let here = machine.cpu();
-            machine.write(&here, 0, 0, 1);
-            name(&machine, &here);
-            let reader = {
-                let machine = machine.clone();
-                spawn("reader", move || {
-                    let leaf = word(&machine);
-                    let cpu = machine.cpu();
+    fn shadow_unlinked_spte_is_dead(protocol) {
+        Setup::direct(EPT, protocol).check(
+            "an SPTE is zapped before it leaves its chain: what is in no chain maps nothing",
+            |machine, here| {
+                i_am("mm exit");
+                let reader = machine.spawn("reader", |machine, cpu| {
+                    let leaf = machine.shadow_word(L1);
                     let guard = cpu.rcu.lock();
                     let slots = machine.vm.memslots.load(0, &guard);
                     let slot = slots.by_gfn(0).expect("a slot");
                     let head = slot.rmaps().head(0, 1).0.load(Ordering::Acquire);
                     if head == 0 {
-                        let spte = leaf.load(Ordering::Relaxed);
+                        let spte = leaf.load(RELAXED);
                         assert!(
                             !spte::is_present(spte),
                             "an SPTE outside its chain is live: {spte:#x}"
                         );
                     }
-                })
-            };
-            // Zaps every shadow page.
-            machine.vm.release(&here);
-            reader.join().unwrap();
-            machine.check(&here);
-        },
-    );
-}
+                });
+                // Zaps every shadow page.
+                machine.vm.release(here);
+                reader.join().unwrap();
+            },
+        );
+    }
 
-#[test]
-fn shadow_fault_and_zap_against_age() {
-    check(
-        "shadow MMU: faults and zaps against an ager without mmu_lock read no freed memory",
-        USUAL,
-        || {
-            let machine = Machine::new(1, direct(SpteFormat::EPT, Protocol::V7));
-            let here = machine.cpu();
-            machine.write(&here, 0, 0, 1);
-            name(&machine, &here);
-            let ager = {
-                let machine = machine.clone();
-                spawn("ager", move || {
-                    let cpu = machine.cpu();
-                    machine.age(&cpu, 0);
-                    machine.check(&cpu);
-                })
-            };
-            machine.zap(&here, 0);
-            machine.write(&here, 0, 0, 2);
-            ager.join().unwrap();
-            let shadow = machine.vm.shadow.as_deref().expect("a shadow MMU");
-            shadow.verify(&machine.vm, &here).expect("sound");
-            assert_eq!(machine.content(machine.pfn(0)), 2);
-            machine.check(&here);
-        },
-    );
-}
+    fn shadow_fault_and_zap_against_age(protocol) {
+        Setup::direct(EPT, protocol).check(
+            "shadow MMU: faults and zaps against an ager read no freed memory",
+            |machine, here| {
+                let ager = machine.spawn("ager", |machine, cpu| {
+                    machine.age(cpu, 0);
+                });
+                machine.zap(here, 0);
+                machine.write(here, L1, 0, 2);
+                ager.join().unwrap();
+                machine.shadow().verify(&machine.vm, here).expect("sound");
+                assert_eq!(machine.content(machine.pfn(0)), 2);
+            },
+        );
+    }
 
-#[test]
-fn shadow_range_across_huge_pages() {
-    check(
-        "a walk without mmu_lock ages every huge page that its range meets, from any start",
-        USUAL,
-        || {
-            let mut config = direct(SpteFormat::EPT, Protocol::V7);
-            config.max_level = 2;
-            let flags = VmFlags {
-                hugetlb_order: 1,
-                ..VmFlags::default()
-            };
-            let machine = Machine::with_flags(4, config, flags);
-            let here = machine.cpu();
-            for start in 0..4 {
-                for end in start + 1..=4 {
-                    // Two huge pages of two small ones.
-                    for gfn in [0, 2] {
-                        machine.read(&here, 0, gfn);
+    /// Two huge pages of two small ones.
+    fn shadow_range_across_huge_pages(protocol) {
+        Setup::direct(EPT, protocol).pages(4).huge().check(
+            "a walk ages every huge page that its range meets, from any start",
+            |machine, here| {
+                i_am("ager");
+                // Each range of the four, while nothing else happens.
+                for start in 0..4 {
+                    for end in start + 1..=4 {
+                        range_across_huge_pages(machine, here, start, end);
                     }
-                    let (from, to) = (HVA + start * PAGE_SIZE, HVA + end * PAGE_SIZE);
-                    assert!(machine.vm.clear_young(&here, from, to, true));
-                    for huge in start / 2..=(end - 1) / 2 {
-                        let young = machine
-                            .vm
-                            .test_young(&here, HVA + huge * 2 * PAGE_SIZE, true);
-                        assert!(
-                            !young,
-                            "aged gfns [{start}, {end}): huge page {huge} was missed"
-                        );
-                    }
-                    machine
-                        .vm
-                        .clear_young(&here, HVA, HVA + 4 * PAGE_SIZE, false);
                 }
-            }
-            machine.check(&here);
-        },
-    );
+                // And one while another thread looks at its second page, and
+                // so holds that one's chain.
+                machine.read(here, L1, 2);
+                let tester = machine.spawn("tester", |machine, cpu| {
+                    machine.test(cpu, 2);
+                });
+                range_across_huge_pages(machine, here, 1, 3);
+                tester.join().unwrap();
+            },
+        );
+    }
+}
+
+fn range_across_huge_pages(machine: &Machine, cpu: &Cpu, start: u64, end: u64) {
+    for gfn in [0, 2] {
+        machine.read(cpu, L1, gfn);
+    }
+    let (from, to) = (HVA + start * PAGE_SIZE, HVA + end * PAGE_SIZE);
+    let young = machine.vm.clear_young(cpu, from, to, machine.fast_only());
+    assert!(young, "aged gfns [{start}, {end}): nothing was young");
+    for huge in 0..2 {
+        let asked = start / 2 <= huge && huge <= (end - 1) / 2;
+        let young = machine.test(cpu, huge * 2);
+        assert!(
+            young != asked,
+            "aged gfns [{start}, {end}): huge page {huge} was {}",
+            if asked { "missed" } else { "aged too" }
+        );
+    }
 }

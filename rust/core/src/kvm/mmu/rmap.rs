@@ -34,10 +34,10 @@ use crate::mutant::{self, Mutant};
 use crate::sync::atomic::{AtomicU64, Ordering, zeroed};
 use crate::sync::cell::Witness;
 use crate::sync::lock::Mutex;
+use crate::sync::once::OnceLock;
 use crate::sync::spin::Backoff;
 use crate::table::{POISON, TABLE_ENTRIES, TABLE_SHIFT, TableId};
 use crate::trace::{Counter, Counters};
-use std::sync::OnceLock;
 
 /// SPTE addresses in one descriptor; small under a model checker.
 pub const PTE_LIST_EXT: usize = if cfg!(loom) { 2 } else { 14 };
@@ -155,8 +155,8 @@ impl RmapHead<'_> {
         self.0.store(value, Ordering::Release);
     }
 
-    /// Let go of a chain that was only read. `value` is what [`lock`](Self::lock)
-    /// returned.
+    /// Let go of a chain that was only read (`kvm_rmap_unlock_readonly()`).
+    /// `value` is what [`lock`](Self::lock) returned.
     #[inline]
     pub fn unlock_readonly(self, value: u64) {
         debug_assert!(value != 0 && value & RMAP_LOCKED == 0);
@@ -172,7 +172,7 @@ impl RmapHead<'_> {
         self.0.store(value, order);
     }
 
-    /// The head's value without the bit. Good for a walk only under `mmu_lock`
+    /// The head's value without the bit (`kvm_rmap_get()`). Good for a walk only under `mmu_lock`
     /// for write, which keeps chains from changing.
     #[inline]
     pub fn value(self) -> u64 {
@@ -213,7 +213,7 @@ pub const DESC_BYTES: usize = DESC_WORDS * size_of::<u64>();
 #[cfg(not(loom))]
 const _: () = assert!(DESC_BYTES == 128);
 
-const CHUNK_DESCS: usize = if cfg!(loom) { 8 } else { 1024 };
+const CHUNK_DESCS: usize = if cfg!(loom) { 16 } else { 1024 };
 const MAX_CHUNKS: usize = if cfg!(loom) { 1 } else { 65_536 };
 /// How many descriptors a fault may need: one for the leaf's chain and one for
 /// each parent's (`mmu_topup_memory_caches()`).
@@ -338,7 +338,9 @@ impl DescArena {
                 }
                 Chunk {
                     words,
-                    witness: (0..CHUNK_DESCS).map(|_| Witness::new()).collect(),
+                    witness: (0..CHUNK_DESCS)
+                        .map(|_| Witness::new("the descriptor"))
+                        .collect(),
                 }
             });
             free.live += 1;

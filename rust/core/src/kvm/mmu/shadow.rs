@@ -54,11 +54,12 @@ use crate::mm::{Kind, PAGE_SHIFT};
 use crate::mutant::{self, Mutant};
 use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use crate::sync::lock::Mutex;
+use crate::sync::once::OnceLock;
 use crate::sync::rcu::Guard;
 use crate::table::{Arena, TABLE_ENTRIES, TableId};
 use crate::trace::Counter;
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 /// Fewest shadow pages a VM may be limited to (`KVM_MIN_ALLOC_MMU_PAGES`).
 pub const MIN_SHADOW_PAGES: u64 = 64;
@@ -75,9 +76,9 @@ const FLOOD_WRITES: u32 = 3;
 /// The memslot that a guest's own page tables are in: the last number.
 pub const GUEST_TABLE_SLOT: u32 = MAX_SLOTS - 1;
 /// Its first frame.
-pub const GUEST_TABLE_GFN: u64 = 1 << 33;
+pub const GUEST_TABLE_GFN: u64 = if cfg!(loom) { 8 } else { 1 << 33 };
 /// Its frames, enough to map 512 GiB.
-pub const GUEST_TABLE_FRAMES: u64 = 1 << 18;
+pub const GUEST_TABLE_FRAMES: u64 = if cfg!(loom) { 4 } else { 1 << 18 };
 
 /// What a VM's shadow MMU is to be.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -204,6 +205,13 @@ pub struct ShadowMeta {
     obsolete: AtomicBool,
     /// Its level.
     level: AtomicU32,
+}
+
+impl ShadowMeta {
+    /// The level of its entries.
+    pub fn level(&self) -> u32 {
+        self.level.load(Ordering::Relaxed)
+    }
 }
 
 /// A shadow page (`struct kvm_mmu_page`).
@@ -335,7 +343,7 @@ impl Shadow {
 
     /// The shadow page tables, for vCPUs' walks.
     #[inline]
-    pub fn tables(&self) -> &Arena<ShadowMeta> {
+    pub fn tables(&self) -> &Arc<Arena<ShadowMeta>> {
         &self.tables
     }
 
@@ -497,7 +505,7 @@ impl Shadow {
         if format.is_accessed(old) {
             vm.set_pfn_accessed(cpu, spte::pfn(old));
         }
-        if format.is_dirty(old) {
+        if format.is_dirty(old) && !mutant::active(Mutant::ZapDropsDirty) {
             vm.set_pfn_dirty(cpu, spte::pfn(old));
         }
         old
@@ -864,7 +872,8 @@ impl Shadow {
                 }
             }
         }
-        for (child, mut expected) in links {
+        for &child in state.active.values() {
+            let mut expected = links.remove(&child).unwrap_or_default();
             let mut found = self.descs.verify(RmapHead(&state.page(child).parents))?;
             found.sort_unstable();
             expected.sort_unstable();
@@ -874,6 +883,12 @@ impl Shadow {
                     child.0
                 ));
             }
+        }
+        if let Some((child, from)) = links.iter().next() {
+            return wrong(format!(
+                "{from:?} links page {}, which is not in use",
+                child.0
+            ));
         }
         for as_id in 0..vm.memslots.len() {
             for slot in vm.memslots.load(as_id, &guard).iter() {

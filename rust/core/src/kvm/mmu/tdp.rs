@@ -267,7 +267,7 @@ impl TdpMmu {
         }
     }
 
-    /// Unlink everything below a root. `mmu_lock` is held for read.
+    /// Unlink everything below a root (`tdp_mmu_zap_root()`). `mmu_lock` is held for read.
     fn zap_root(&self, vm: &Vm, cpu: &Cpu, root: TableId) {
         let mut gather = Gather::default();
         let guard = cpu.rcu.lock();
@@ -320,6 +320,7 @@ impl TdpMmu {
         self.tables.free(table);
     }
 
+    /// Free tables after a grace period (`tdp_mmu_free_sp_rcu_callback()`).
     fn free_deferred(&self, cpu: &Cpu, tables: Vec<TableId>) {
         let arena = Arc::clone(&self.tables);
         if mutant::active(Mutant::NoRcuDelay) {
@@ -505,7 +506,7 @@ impl TdpMmu {
     /// [`for_each_run`](Self::for_each_run) that also passes the table that
     /// `visit` gets two tables later, or nothing, so that it can fetch that as
     /// it goes: processors fetch ahead only within a page, and a page is a
-    /// table.
+    /// table (`tdp_root_for_each_leaf_pte()`).
     #[inline]
     fn for_each_run_ahead<F>(
         &self,
@@ -818,7 +819,8 @@ impl TdpMmu {
         }
     }
 
-    /// Age what maps one page, by one walk from the root.
+    /// Age what maps one page, by one walk from the root
+    /// (`kvm_tdp_mmu_age_gfn_range()`).
     #[inline(always)]
     fn age_page(
         &self,
@@ -885,7 +887,8 @@ impl TdpMmu {
         fetch_and
     }
 
-    /// Age a run of entries; `ahead` is fetched meanwhile.
+    /// Age a run of entries; `ahead` is fetched meanwhile
+    /// (`kvm_tdp_mmu_age_gfn_range()`).
     #[allow(clippy::too_many_arguments)]
     fn age_run(
         vm: &Vm,
@@ -1182,6 +1185,7 @@ impl TdpMmu {
         }
     }
 
+    /// The part of it below one table (`zap_collapsible_spte_range()`).
     #[allow(clippy::too_many_arguments)]
     fn zap_collapsible_in(
         &self,

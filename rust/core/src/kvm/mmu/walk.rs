@@ -80,7 +80,7 @@ pub(super) fn walk_as_hardware<M: Default>(
 }
 
 /// The lowest entry on the way to a page that the table reaches: its level and
-/// word. The caller is in an RCU section or in guest mode.
+/// word (`for_each_tdp_pte()`). The caller is in an RCU section or in guest mode.
 #[inline]
 pub(super) fn lookup<M: Default>(
     tables: &Arena<M>,

@@ -60,7 +60,8 @@ impl Shadow {
         young
     }
 
-    /// One chain, held by its bit and read from the value the lock returned.
+    /// One chain, held by its bit and read from the value the lock returned
+    /// (`kvm_rmap_age_gfn_range()`).
     #[inline(always)]
     fn age_head_lockless(
         &self,
@@ -140,7 +141,10 @@ impl Shadow {
                         // Before W goes: afterwards nobody would know.
                         vm.set_pfn_dirty(cpu, spte::pfn(seen));
                     }
-                    count_aged(cpu, &format.age_locked(word, level));
+                    // By the value that was just read: the fast page fault takes
+                    // no lock, and if it gives W back in between, the page is
+                    // young and stays so, and nobody forgets that write.
+                    count_aged(cpu, &format.age_young_locked(word, seen));
                 }
             }
         }

@@ -1,0 +1,127 @@
+//! A guest with a guest: the TDP MMU and the shadow MMU of one VM map the same
+//! page, and aging asks the one and then the other.
+
+use super::RELAXED;
+use super::machine::{EPT, HVA, L1, L2, Machine, Setup};
+use super::model::by_protocol;
+use super::scenes;
+use youngbit_core::kvm::Protocol;
+use youngbit_core::kvm::mmu::ShadowMmu;
+use youngbit_core::mm::{MmuNotifier, PAGE_SIZE};
+
+/// L2's SPTE is young and clean; L1's is old, so that what aging reports is
+/// what L2 did.
+fn l1_is_old(l1_ad: bool, protocol: Protocol) -> Setup {
+    Setup::nested(l1_ad, protocol)
+        .leaf(|f, spte| f.mark_old(spte) & !f.dirty)
+        .l2_leaf(|f, spte| (spte | f.accessed) & !f.dirty)
+}
+
+by_protocol! {
+    fn nested_l2_write_against_age(protocol) {
+        scenes::access_against_age(&l1_is_old(true, protocol), L2, true, Machine::age);
+    }
+
+    fn nested_l2_write_against_batched_age(protocol) {
+        scenes::access_against_age(&l1_is_old(true, protocol), L2, true, Machine::age_batched);
+    }
+
+    /// L1 gave its guest no A/D bits.
+    fn nested_l2_write_against_age_without_ad(protocol) {
+        let setup = Setup::nested(false, protocol).leaf(|f, spte| f.mark_old(spte) & !f.dirty);
+        scenes::access_against_age(&setup, L2, true, Machine::age);
+    }
+
+    fn nested_l1_write_against_age(protocol) {
+        let setup = Setup::nested(true, protocol)
+            .leaf(|f, spte| (spte | f.accessed) & !f.dirty)
+            .l2_leaf(|f, spte| f.mark_old(spte));
+        scenes::access_against_age(&setup, L1, true, Machine::age);
+    }
+
+    fn nested_l2_write_against_zap(protocol) {
+        scenes::write_against_zap(&l1_is_old(true, protocol), L2);
+    }
+
+    fn nested_age_against_zap(protocol) {
+        scenes::age_against_zap(&l1_is_old(true, protocol), L2);
+    }
+
+    fn nested_two_agers(protocol) {
+        let setup = Setup::nested(true, protocol).leaf(|f, spte| f.mark_old(spte));
+        scenes::two_agers(&setup, L2);
+    }
+
+    fn nested_l2_fault_against_munmap(protocol) {
+        scenes::fault_against_munmap(&Setup::nested(true, protocol), L2);
+    }
+
+    fn nested_slot_deleted_against_age(protocol) {
+        scenes::slot_change_against_age(&Setup::nested(true, protocol), scenes::delete_slot);
+    }
+
+    fn nested_destroyed_under_l2(protocol) {
+        scenes::destroyed_under_a_vcpu(&Setup::nested(true, protocol), L2);
+    }
+
+    /// L1 and L2 have used the page, each by an SPTE of its own.
+    fn nested_both_are_aged(protocol) {
+        Setup::nested(true, protocol).check(
+            "aging asks the TDP MMU and the shadow MMU, and leaves the page old in both; whoever \
+             used it meanwhile is seen",
+            |machine, here| {
+                let l1 = machine.spawn("L1", |machine, cpu| machine.read(cpu, L1, 0));
+                assert!(machine.age(here, 0), "both have used it");
+                l1.join().unwrap();
+                let (tdp, shadow) = (machine.word(here, 0), machine.shadow_word(L2));
+                let l2_left = shadow.load(RELAXED);
+                assert!(!EPT.is_accessed(l2_left), "L2's SPTE is young: {l2_left:#x}");
+                // L1 may have used it after it was aged.
+                let again = EPT.is_accessed(tdp.load(RELAXED));
+                assert_eq!(machine.test(here, 0), again, "test against the SPTE");
+                assert_eq!(machine.age(here, 0), again, "age against the SPTE");
+                assert!(!machine.test(here, 0), "aged twice, and young still");
+            },
+        );
+    }
+
+    /// The shadow MMU is asked only while there are indirect shadow pages: their
+    /// number rises with L2's first fault.
+    fn nested_first_l2_fault_against_age(protocol) {
+        Setup::nested(true, protocol).l2_untouched().check(
+            "an ager that finds no indirect shadow pages misses only what is being mapped",
+            |machine, here| {
+                assert_eq!(machine.shadow().indirect_shadow_pages(), 0);
+                while machine.age(here, 0) {}
+                let l2 = machine.spawn("L2", |machine, cpu| machine.read(cpu, L2, 0));
+                machine.age(here, 0);
+                l2.join().unwrap();
+                assert_ne!(machine.shadow().indirect_shadow_pages(), 0);
+                // Nothing hides L2's page now.
+                let young = EPT.is_accessed(machine.shadow_word(L2).load(RELAXED));
+                let by_tdp = EPT.is_accessed(machine.word(here, 0).load(RELAXED));
+                assert_eq!(machine.test(here, 0), young || by_tdp);
+            },
+        );
+    }
+
+    /// The last shadow page goes under an ager that has found there are some.
+    fn nested_last_shadow_page_zapped_against_age(protocol) {
+        Setup::nested(true, protocol).check(
+            "an ager that is inside when the last shadow page goes reads nothing that was freed",
+            |machine, here| {
+                let ager = machine.spawn("ager", |machine, cpu| {
+                    machine.age(cpu, 0);
+                    machine.test(cpu, 0);
+                });
+                machine.vm.set_guest_mode(here, L2, false).expect("a nested VM");
+                machine.slot(here, 0, 0, 0);
+                ager.join().unwrap();
+                assert_eq!(machine.shadow().indirect_shadow_pages(), 0);
+                let shadow = machine.shadow();
+                assert!(!machine.vm.clear_young(here, HVA, HVA + PAGE_SIZE, false));
+                shadow.verify(&machine.vm, here).expect("sound");
+            },
+        );
+    }
+}
