@@ -143,7 +143,7 @@ def main() -> int:
     unknown = set(told.targets) - set(TARGETS)
     if unknown:
         parser.error(f"no target {', '.join(sorted(unknown))}: expected {', '.join(TARGETS)}")
-    seed = told.seed if told.seed is not None else int.from_bytes(os.urandom(4))
+    seed = told.seed if told.seed is not None else int.from_bytes(os.urandom(4), "big")
     print(f"seed {seed}", flush=True)
     binary = build(told.under)
     passed = True

@@ -132,7 +132,7 @@ def main() -> int:
     parser.add_argument("--kept", type=Path, default=ROOT / "out/soak.jsonl")
     parser.add_argument("--write", type=Path, default=ROOT / "docs/soak.md")
     options = parser.parse_args()
-    seed = options.seed if options.seed is not None else int.from_bytes(os.urandom(4))
+    seed = options.seed if options.seed is not None else int.from_bytes(os.urandom(4), "big")
     print(f"seed {seed}", flush=True)
     dice = Random(seed)
     options.kept.parent.mkdir(parents=True, exist_ok=True)
