@@ -5,7 +5,7 @@ which is drawn from the run's. Each slice is a line of out/soak.jsonl as soon as
 it is over; the lines add up to docs/soak.md. A run that was interrupted goes on
 with --resume, and two that share the file share the hour.
 
-    python3 tools/soak.py                      an hour: 30 minutes of TDP, 15 of each other
+    python3 tools/soak.py                      an hour: 20 minutes for each MMU
     python3 tools/soak.py --minutes 3          3 minutes in all
     python3 tools/soak.py --resume             what is left of an interrupted run
     python3 tools/soak.py --under "nice -n 19" run each slice under a command
@@ -28,10 +28,6 @@ from random import Random
 
 ROOT = Path(__file__).resolve().parent.parent
 MMUS = ("tdp", "shadow", "nested")
-#: Slices of each in a turn: half of the time is the TDP MMU's. Accesses go
-#: through it ten times as fast as through the shadow MMU, whose guest rewrites
-#: its page tables, so by accesses it has far more.
-TURN = ("tdp", "shadow", "tdp", "nested")
 PROTOCOLS = ("baseline", "v7", "v9")
 #: Accesses of a vCPU in a round, so that a round takes about a second: a guest
 #: with page tables of its own that are rewritten makes far fewer.
@@ -136,7 +132,7 @@ def main() -> int:
     parser.add_argument("--kept", type=Path, default=ROOT / "out/soak.jsonl")
     parser.add_argument("--write", type=Path, default=ROOT / "docs/soak.md")
     options = parser.parse_args()
-    seed = options.seed if options.seed is not None else int.from_bytes(os.urandom(4))
+    seed = options.seed if options.seed is not None else int.from_bytes(os.urandom(4), "big")
     print(f"seed {seed}", flush=True)
     dice = Random(seed)
     options.kept.parent.mkdir(parents=True, exist_ok=True)
@@ -145,7 +141,7 @@ def main() -> int:
     options.kept.touch()
     slices = read(options.kept)
     try:
-        turns = itertools.cycle(itertools.product(PROTOCOLS, TURN))
+        turns = itertools.cycle(itertools.product(PROTOCOLS, MMUS))
         for protocol, mmu in itertools.islice(turns, len(slices), None):
             if sum(one["seconds"] for one in slices) >= options.minutes * 60:
                 break

@@ -10,7 +10,7 @@ use youngbit_core::kvm::mmu::shadow::ShadowConfig;
 use youngbit_core::kvm::mmu::spte::SpteFormat;
 use youngbit_core::kvm::{MemoryRegion, MmuKind, Vm, VmConfig};
 use youngbit_core::lru_gen;
-use youngbit_core::mm::{Kind, Mm, MmuNotifier, PAGE_SIZE, VmFlags};
+use youngbit_core::mm::{Kind, PAGE_SIZE, VmFlags};
 
 const PAGES: u64 = 64;
 
@@ -25,24 +25,6 @@ enum End {
     NeverDestroyed,
     /// The owner just lets go of everything.
     LetGo,
-}
-
-/// A subscriber that keeps its process alive, as a VM does.
-struct Keeper(#[allow(dead_code, reason = "owning it is all it is for")] Arc<Mm>);
-
-impl MmuNotifier for Keeper {
-    fn clear_flush_young(&self, _: &Cpu, _: u64, _: u64) -> bool {
-        false
-    }
-    fn clear_young(&self, _: &Cpu, _: u64, _: u64, _: bool) -> bool {
-        false
-    }
-    fn test_young(&self, _: &Cpu, _: u64, _: bool) -> bool {
-        false
-    }
-    fn invalidate_range_start(&self, _: &Cpu, _: u64, _: u64) {}
-    fn invalidate_range_end(&self, _: &Cpu, _: u64, _: u64) {}
-    fn release(&self, _: &Cpu) {}
 }
 
 /// Says whether an object is still owned.
@@ -70,7 +52,7 @@ fn live_and_die(config: VmConfig, end: End) -> Vec<Alive> {
     let length = PAGES * PAGE_SIZE;
     let hva = mm.mmap(None, length, &space, 0, flags).expect("room");
     mm.mmap(None, length, &file, 0, flags).expect("room");
-    let vm = Vm::create(&cpu, &mm, config).expect("a machine");
+    let vm = Vm::create(&cpu, &mm, config.clone()).expect("a machine");
     let slot = |memory_size, guest_phys_addr| MemoryRegion {
         as_id: 0,
         slot: 0,
@@ -95,8 +77,8 @@ fn live_and_die(config: VmConfig, end: End) -> Vec<Alive> {
         .expect("a move");
     vm.set_memory_region(&cpu, &slot(length, 0)).expect("back");
     run();
-    let passing = Arc::new(Keeper(Arc::clone(&mm)));
-    let staying = Arc::new(Keeper(Arc::clone(&mm)));
+    let another = || Vm::create(&cpu, &mm, config.clone()).expect("another machine");
+    let (passing, staying) = (another(), another());
     let watched = vec![
         watch("the host", &host),
         watch("the memory cgroup", &mm.memcg),
@@ -104,12 +86,10 @@ fn live_and_die(config: VmConfig, end: End) -> Vec<Alive> {
         watch("the VM", &vm),
         watch("the file", &file),
         watch("the anonymous memory", &space),
-        watch("the subscriber that left", &passing),
-        watch("the subscriber that stayed", &staying),
+        watch("the VM that left before", &passing),
+        watch("the VM that stayed", &staying),
     ];
-    let passes = mm.register_notifier(&cpu, passing);
-    mm.register_notifier(&cpu, staying);
-    mm.unregister_notifier(&cpu, &passes).expect("subscribed");
+    passing.destroy(&cpu).expect("once");
     // What waits when the host goes is run by it, even what would otherwise
     // keep alive the domain in which it waits.
     for (reader, domain) in [(&cpu.rcu, &host.rcu), (&cpu.srcu, &host.srcu)] {
