@@ -408,6 +408,12 @@ BAD = {
         "line 1",
         "-F",
     ),
+    "perf-data-src-only": (
+        "a.perf",
+        b"cat 71 8.2: arm_spe_0//: 68100142 |OP LOAD|LVL L1 hit|SNP None|TLB Walker hit|LCK No\n",
+        "line 1",
+        "perf script -F",
+    ),
     "perf-no-time": ("a.perf", b"cat mem: 5000\n", "line 1", "a sample"),
     "perf-unsorted": ("a.perf", (LINE + LINE.replace("8.2", "8.1")).encode(), "line 2", "time"),
     "perf-huge": ("a.perf", b"cat 71 8.2: mem: 4000000000000000\n", "line 1", r"2\^57"),

@@ -549,7 +549,7 @@ fn walkers_share_the_list_and_each_mm_is_walked_by_one() {
         // that mm. Two can be.
         let mms = mms.len() as u64;
         assert!(
-            slots % 3 == 0 && (mms - 2..=mms).contains(&(slots / 3)),
+            slots.is_multiple_of(3) && (mms - 2..=mms).contains(&(slots / 3)),
             "{slots} entries of {mms} mms were looked at"
         );
     }

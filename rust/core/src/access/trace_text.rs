@@ -429,11 +429,13 @@ impl<R: BufRead> TextTrace<R> {
             return Err(self.lines.error(ADDRESS));
         };
         let mut rest = words.peekable();
-        // `ip sym` alone looks like an address, but is where the program was.
+        // `ip sym` alone looks like an address, but is where the program was;
+        // so does a `data_src` alone, but what it means comes right after it.
         let symbol = |word: &&[u8]| {
             word.windows(3).any(|three| three == b"+0x")
                 || word.starts_with(b"[")
                 || word.starts_with(b"(")
+                || word.starts_with(b"|")
         };
         if rest.peek().is_some_and(symbol) {
             return Err(self.lines.error(ADDRESS));

@@ -42,7 +42,7 @@ impl Affinity {
     }
 
     /// How many there are; 1 where the system does not say.
-    pub fn len(&self) -> usize {
+    fn count(&self) -> usize {
         #[cfg(target_os = "linux")]
         if let Some(allowed) = &self.allowed {
             return allowed.count() as usize;
@@ -73,7 +73,7 @@ impl Affinity {
     /// some others on the rest, which they share where there are too few. False
     /// where the system does not allow it, or there is only one.
     pub fn pin_apart(&self, other: Option<usize>) -> bool {
-        match self.len() - 1 {
+        match self.count() - 1 {
             0 => false,
             rest => self.pin(other.map_or(0, |n| 1 + n % rest)),
         }
