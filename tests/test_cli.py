@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import signal
@@ -163,6 +164,24 @@ def test_rmaps_without_ad_bits_stay_young_as_on_a_real_kernel(options):
     # The accurate notifier does age them.
     asked = result("access-tracking", "-l", "-b", "8M", *options, "--aging-asks", "accurate")
     assert asked["verdict"] == "pass"
+
+
+@pytest.mark.parametrize("mode", ["", "-l", "-l -p"], ids=["idle", "lru_gen", "benchmark"])
+@pytest.mark.parametrize("protocol", ["baseline", "v7", "v9"])
+@pytest.mark.parametrize("mmu", ["tdp", "shadow", "nested"])
+def test_aliases_lengthen_the_chains_of_reverse_maps(mmu, protocol, mode):
+    options = [*mode.split(), "--mmu", mmu, "--protocol", protocol, "-v", "2", "-b", "8M"]
+    found = result("access-tracking", *options, "--alias", "3")
+    assert found["verdict"] == "pass"
+    counters = found["counters"]
+    if mmu == "tdp":
+        # Two-dimensional paging never sees how often the guest maps a page.
+        assert counters["rmap_sptes"] == 0
+    elif "-p" not in mode:
+        # Each SPTE was met through a chain; populating alone makes one a page.
+        assert counters["rmap_sptes"] > 1.5 * counters["rmap_locks"]
+        once = result("access-tracking", *options)["counters"]
+        assert counters["sptes_aged"] > once["sptes_aged"]
 
 
 def test_baseline_that_asks_nothing_fails_as_before_the_series():
@@ -334,7 +353,7 @@ def test_two_protocols_side_by_side():
     arguments = ["access-tracking", "-l", "-p", "-v", "1,2", "-b", "4M", "--repeat", "2"]
     found = result(*arguments, "--protocol", "baseline", "--against", "v7")
     assert (found["schema"], found["schema_version"]) == ("youngbit/contention", 1)
-    assert found["parameters"]["against"] == "v7"
+    assert (found["parameters"]["against"], found["parameters"]["populated"]) == ("v7", 0.5)
     assert [point["vcpus"] for point in found["points"]] == [1, 2]
     for point in found["points"]:
         assert list(point["runs"]) == ["baseline", "v7"]
@@ -345,6 +364,9 @@ def test_two_protocols_side_by_side():
             assert one["aging_mmu_locks"] == one["asked"]
             assert other["aging_mmu_locks"] == 0
             assert 0 <= one["empty_passes"] <= one["passes"]
+        # Half of the guest was there before: a pass comes to all of that half.
+        for one in itertools.chain(*point["runs"].values()):
+            assert one["asked"] >= one["passes"] * point["vcpus"] * 512
         wall = [[run["vcpu_wall_seconds"] for run in runs] for runs in point["runs"].values()]
         ratios = sorted(one / other for one, other in zip(*wall, strict=True))
         spread = point["ratios"]["vcpu_wall_seconds"]

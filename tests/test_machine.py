@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import errno
 import json
+import signal
+import threading
 
 import numpy as np
 import pytest
@@ -148,6 +150,33 @@ def test_what_a_notifier_raises_is_raised_by_the_call(mm):
             mm.clear_young(address, "4k")
         assert caught.traceback[-1].name == "clear_young"
         assert mm.clear_flush_young(address, "4k") is False
+
+
+def test_ctrl_c_ends_a_notifier_that_hangs(host, mm):
+    class Hanging(yb.MmuNotifier):
+        def __init__(self):
+            self.called = threading.Event()
+
+        def clear_young(self, start, end, fast_only):
+            self.called.set()
+            while True:
+                pass
+
+    def interrupt():
+        if notifier.called.wait(60):
+            signal.raise_signal(signal.SIGINT)
+
+    address = mm.mmap("1M")
+    notifier = Hanging()
+    with mm.register(notifier):
+        waiting = threading.Thread(target=interrupt)
+        waiting.start()
+        with pytest.raises(KeyboardInterrupt):
+            mm.clear_young(address, "4k")
+        waiting.join()
+    # The model is whole: without the notifier it answers and gives its memory back.
+    assert mm.clear_young(address, "4k") is False
+    mm.munmap(address, "1M")
 
 
 @pytest.mark.parametrize("nonsense", [None, 1, "yes", np.bool_(True)])

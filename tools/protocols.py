@@ -20,6 +20,7 @@ import concurrent.futures
 import json
 import os
 import re
+import resource
 import statistics
 import subprocess
 import sys
@@ -116,7 +117,12 @@ MUTANTS = {
     ),
     "no-srcu-wait": Mutant(
         "a memslot set is edited while readers may be in it",
-        ["tdp::tdp_slot_deleted_against_age"],
+        [
+            "tdp::tdp_slot_deleted_against_age",
+            "tdp::tdp_slot_moved_against_age",
+            "shadow::shadow_slot_deleted_against_age",
+            "nested::nested_slot_deleted_against_age",
+        ],
         protocols=PROTOCOLS,
     ),
     "seq-after-count": Mutant(
@@ -129,7 +135,11 @@ MUTANTS = {
     ),
     "no-seq-check": Mutant(
         "a fault does not look at the invalidation sequence again",
-        ["tdp::tdp_fault_against_munmap"],
+        [
+            "tdp::tdp_fault_against_munmap",
+            "shadow::shadow_fault_against_munmap",
+            "nested::nested_l2_fault_against_munmap",
+        ],
         protocols=PROTOCOLS,
     ),
     "fault-by-store": Mutant(
@@ -147,7 +157,13 @@ MUTANTS = {
         protocols=PROTOCOLS,
     ),
     "zap-drops-dirty": Mutant(
-        "a zap does not pass Dirty on", ["tdp::tdp_write_against_zap"], protocols=PROTOCOLS
+        "a zap does not pass Dirty on",
+        [
+            "tdp::tdp_write_against_zap",
+            "shadow::shadow_write_against_zap",
+            "nested::nested_l2_write_against_zap",
+        ],
+        protocols=PROTOCOLS,
     ),
     "free-by-loser": Mutant(
         "two threads that put a root both find that they were the last",
@@ -222,6 +238,9 @@ def run(program: str, check: str, mutant: str, chosen: str, timeout: float) -> R
     except subprocess.TimeoutExpired as late:
         status, text = -1, (late.stdout or b"").decode(errors="replace")
     result = Run(check, status, seconds=time.monotonic() - begin, output=text)
+    if chosen != "quick":
+        # A long run is seen to be alive.
+        print(f"{result.seconds:7.1f} s  {check} {mutant}", file=sys.stderr, flush=True)
     if status == -1:
         result.failure = f"no end after {timeout:.0f} s"
     for line in text.splitlines():
@@ -414,13 +433,15 @@ def main() -> int:
         cut = ["..."] if len(first.steps) > len(shown_steps) else []
         traces.append("\n".join(["```", *cut, *shown_steps, "```"]))
 
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
     total = sum(runs for one in plain for _, runs, _ in one.bounds)
     stopped = sum(not ended for one in plain for _, _, ended in one.bounds)
     summary = (
         f"{len(plain)} checks of {len({one.claim for one in plain})} claims, "
         f"{total:,} interleavings, {stopped} stopped at a budget; "
         f"{len(mutants)} mutants; {wrong} wrong; "
-        f"{time.monotonic() - built:.0f} s after {built - begin:.0f} s of building"
+        f"{time.monotonic() - built:.0f} s after {built - begin:.0f} s of building, "
+        f"{used.ru_utime + used.ru_stime:.0f} s of processor time in all"
     )
     text = "\n".join(["### Claims", "", *claims, "", "### Mutants", "", *rows, "", *traces, ""])
     print(text)

@@ -289,6 +289,7 @@ class Vm:
         node: int,
         can_swap: bool,
         force_scan: bool,
+        apart: bool,
     ) -> tuple[
         float,
         list[float],

@@ -981,8 +981,18 @@ class Vm:
         overlap: bool = False,
         can_swap: bool = True,
         force_scan: bool = True,
+        apart: bool = False,
     ) -> tuple[RunStats, AgingRun]:
         """Run one thread a vCPU, and age in a loop in this thread until all are done.
+
+        Args:
+            stream: What the vCPUs touch, one for each or one for all.
+            lru: What is aged.
+            overlap: Let each vCPU touch the memory of all.
+            can_swap: As `LruGen.age`.
+            force_scan: As `LruGen.age`.
+            apart: Keep this thread on one processor and the vCPUs on the others,
+                where there are others and the system allows it.
 
         Returns:
             What the run did, and the aging passes.
@@ -998,6 +1008,7 @@ class Vm:
             lru.node,
             can_swap,
             force_scan,
+            apart,
         )
         vcpu_cpu, aging_cpu = processor or (None, None)
         aging = AgingRun(

@@ -61,7 +61,8 @@ class _Counts(_TupleType):
 @click.option("--protocol", type=click.Choice(defaults.PROTOCOLS), default=defaults.PROTOCOL,
               show_default=True, help="How the VM is aged.")  # fmt: skip
 @click.option("--against", type=click.Choice(defaults.PROTOCOLS), default=None,
-              help="With -p: run --protocol and this one in turn, and print ratios.")  # fmt: skip
+              help="With -p: run --protocol and this one in turn, each in a guest of which half is"
+              " populated beforehand, aging on a processor of its own, and print ratios.")  # fmt: skip
 @click.option("--repeat", type=click.IntRange(1, 1000), default=defaults.CONTENTION_REPETITIONS,
               show_default=True, metavar="N",
               help="Runs of each protocol, with --against.")  # fmt: skip

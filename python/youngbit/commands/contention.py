@@ -23,8 +23,8 @@ def _run(experiment: lab.ContentionDescription, _base: Path | None, quiet: bool)
     if not quiet:
         click.echo(
             f"{contention.protocol} against {contention.against}, {experiment.mmu},"
-            f" {format_size(experiment.vcpu_bytes)} a vCPU: one run of each, then"
-            f" {repetitions} of each in turn; medians"
+            f" {format_size(experiment.vcpu_bytes)} a vCPU, half of it populated beforehand:"
+            f" one run of each,\nthen {repetitions} of each in turn; medians"
         )
     runs = len(contention.vcpus) * 2 * (repetitions + 1)
     with show_progress("access-tracking", runs) as advance:

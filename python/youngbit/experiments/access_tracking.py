@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from .. import access, defaults
@@ -207,6 +208,8 @@ class AccessTracking:
     def run(
         self,
         *,
+        populated: float = 0.0,
+        apart: bool = False,
         started: Callable[[AccessTrackingResult], None] = ignore,
         stepped: Callable[[Step], None] = ignore,
         warned: Callable[[str], None] = ignore,
@@ -214,6 +217,10 @@ class AccessTracking:
         """Run it.
 
         Args:
+            populated: With ``benchmark``, the share of each vCPU's memory that is
+                populated beforehand; the selftest has none.
+            apart: With ``benchmark``, keep the thread that ages on a processor of
+                its own; the selftest leaves that to the scheduler.
             started: Called when the VM is there.
             stepped: Called after each step.
             warned: Called for each warning.
@@ -223,10 +230,12 @@ class AccessTracking:
             OSError: If the machine cannot be made, or memory runs out.
 
         """
+        if not 0 <= populated < 1:
+            raise ValueError(f"populated: expected a share below 1, not {populated}")
         run = _Run(self, started, stepped, warned)
         try:
             if self.benchmark:
-                run.benchmark()
+                run.benchmark(populated, apart=apart)
             elif self.lru_gen:
                 run.verify()
             else:
@@ -377,9 +386,29 @@ class _Run:
             )
         return now
 
-    def benchmark(self) -> None:
-        stream = access.sequential(write=True, seed=self.experiment.seed)
-        stats, aging = self.vm.run_while_aging(stream, self.lru, overlap=self.experiment.overlap)
+    def benchmark(self, populated: float, *, apart: bool) -> None:
+        # As the guest is shared out without regions.
+        vcpus, pages = self.experiment.vcpus, self.vm.nr_pages
+        shares = [(0, pages)] * vcpus
+        if not self.experiment.overlap:
+            ends = [pages * n // vcpus for n in range(vcpus + 1)]
+            shares = [(start, end - start) for start, end in pairwise(ends)]
+        seed = self.experiment.seed
+
+        def streams(regions: list[tuple[int, int]]) -> list[access.Stream]:
+            return [
+                access.sequential(write=True, seed=seed, region=(Pages(start), Pages(length)))
+                for start, length in regions
+            ]
+
+        before = [int(size * populated) for _, size in shares]
+        if any(before):
+            filled = [(start, part) for (start, _), part in zip(shares, before, strict=True)]
+            self.vm.run(streams(filled), mode="inline")
+        rest = [
+            (start + part, size - part) for (start, size), part in zip(shares, before, strict=True)
+        ]
+        stats, aging = self.vm.run_while_aging(streams(rest), self.lru, apart=apart)
         self.result.generations.append(self.lru.generations())
         self.result.vcpu_wall_seconds = max(stats.vcpu_seconds)
         self.result.aging_passes = list(aging.seconds)

@@ -57,8 +57,9 @@ class Column:
         return asdict(self)
 
 
-#: Of every kind that checks something: whether it held, and what did not.
+#: Of every kind that checks something: whether it held.
 VERDICT = Column("verdict", "string", "pass, fail", "Whether what is checked held.")
+#: What did not.
 REASON = Column("reason", "string", "text", "What failed.")
 
 _COLUMNS: dict[tuple[str, str], Column] = {}

@@ -18,8 +18,8 @@ use youngbit_core::kvm::vm::{self, MmuKind, VmConfig};
 use youngbit_core::lru_gen;
 use youngbit_core::lru_gen::reclaim::with_kswapd;
 use youngbit_core::mm::{Kind, PAGE_SIZE, VmFlags, page_idle};
-use youngbit_core::sync::thread::cpu_time;
-use youngbit_core::trace::Counter;
+use youngbit_core::sync::thread::{Affinity, cpu_time};
+use youngbit_core::trace::{Counter, CounterValues};
 use youngbit_core::{Cpu, Error, Host, Result};
 
 /// A virtual machine. When the last reference goes, it is destroyed and its
@@ -252,18 +252,22 @@ impl Vm {
         node: usize,
         can_swap: bool,
         force_scan: bool,
+        apart: bool,
     ) -> PyResult<RunWhileAgingResult<'py>> {
         let given = descriptions(&given)?;
-        let ((elapsed, stats, passes, processor), aged) = run(py, &self.host, |cpu| {
+        let ((elapsed, stats, passes, processor, passed), aged) = run(py, &self.host, |cpu| {
             let mut accesses = streams(&given, self.nr_pages, overlap)?;
             let memcg = crate::host::Host::memcg_of(&self.host, memcg)?;
             let mut passes = Vec::new();
+            let mut passed = CounterValues::default();
+            let affinity = Affinity::current();
             let start = Instant::now();
             // Threads take time to start. Passes over a guest that does not
             // run yet are not counted: there would be thousands.
             let before = self.core.mm.memcg.usage();
             let options = RunOptions {
                 lru_batching: true,
+                apart: apart.then_some(&affinity),
                 ..RunOptions::default()
             };
             let meanwhile = |cpu: &Cpu| {
@@ -272,6 +276,7 @@ impl Vm {
                     let asked = pass.counters.get(Counter::NotifierClearYoungFast)
                         + pass.counters.get(Counter::NotifierClearYoungSlow);
                     passes.push((pass.elapsed.as_secs_f64(), asked));
+                    passed.merge(&pass.counters);
                 }
                 Ok(())
             };
@@ -286,7 +291,7 @@ impl Vm {
                 let seconds = |ns| Duration::from_nanos(ns).as_secs_f64();
                 (seconds(all.saturating_sub(aging)), seconds(aging))
             });
-            Ok((elapsed, stats, passes, processor))
+            Ok((elapsed, stats, passes, processor, passed))
         })?;
         let mut counted = aged;
         for vcpu in &stats.vcpus {
@@ -298,7 +303,7 @@ impl Vm {
             counters(py, &counted)?,
             passes,
             processor,
-            counters(py, &aged)?,
+            counters(py, &passed)?,
         ))
     }
 

@@ -29,6 +29,8 @@ use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 use crate::sync::lock::{Condvar, Mutex};
 use crate::sync::spin::Backoff;
 use crate::sync::thread;
+#[cfg(not(loom))]
+use crate::sync::thread::Affinity;
 use crate::table::TableId;
 use crate::trace::{Counter, CounterValues};
 use std::time::{Duration, Instant};
@@ -135,6 +137,10 @@ pub struct RunOptions<'a> {
     /// Threads of a live run batch new folios ([`Cpu::set_lru_batching`]).
     /// Otherwise whoever looks at the lists meanwhile finds every folio there.
     pub lru_batching: bool,
+    /// The calling thread of a live run keeps a processor of its own meanwhile,
+    /// and the vCPUs the others of these ([`Affinity::pin_apart`]).
+    #[cfg(not(loom))]
+    pub apart: Option<&'a Affinity>,
 }
 
 impl Default for RunOptions<'_> {
@@ -144,6 +150,8 @@ impl Default for RunOptions<'_> {
             stop: None,
             store: None,
             lru_batching: false,
+            #[cfg(not(loom))]
+            apart: None,
         }
     }
 }
@@ -469,15 +477,25 @@ impl Vm {
         let running = Mutex::new(streams.len());
         let done = Condvar::new();
         let seed = cpu.seed();
+        let place = |vcpu: Option<usize>| {
+            // Where the system refuses, its scheduler places them.
+            #[cfg(not(loom))]
+            options.apart.map(|affinity| affinity.pin_apart(vcpu));
+            #[cfg(loom)]
+            let _ = vcpu;
+        };
+        place(None);
         let (mine, runs) = thread::scope(|scope| {
             let threads: Vec<_> = vcpus
                 .iter()
                 .zip(streams.iter_mut())
-                .map(|(vcpu, stream)| {
+                .enumerate()
+                .map(|(n, (vcpu, stream))| {
                     let (failed, running, done, seed) = (&failed, &running, &done, &seed);
                     scope.spawn(move || {
                         // Said also when this thread unwinds.
                         let _leaves = Leaves { running, done };
+                        place(Some(n));
                         let cpu = seed.cpu();
                         cpu.set_lru_batching(options.lru_batching);
                         let mut run = VcpuRun::new(vcpu);
@@ -515,6 +533,10 @@ impl Vm {
                 .collect();
             (mine, runs)
         });
+        #[cfg(not(loom))]
+        if let Some(affinity) = options.apart {
+            affinity.apply();
+        }
         mine?;
         if cpu.poll() {
             cpu.finish()?;

@@ -67,7 +67,10 @@ impl LruVec {
     ) -> bool {
         let mut generation = 0;
         let (old, added) = memory.word(pfn).modify(|word| {
-            debug_assert!(word.generation().is_none(), "{pfn:?} {word:?}");
+            debug_assert!(
+                word.generation().is_none(),
+                "an isolated folio was given a generation: {pfn:?} {word:?}"
+            );
             if word.has(UNEVICTABLE) {
                 return None;
             }

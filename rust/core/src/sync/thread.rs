@@ -41,6 +41,15 @@ impl Affinity {
         }
     }
 
+    /// How many there are; 1 where the system does not say.
+    pub fn len(&self) -> usize {
+        #[cfg(target_os = "linux")]
+        if let Some(allowed) = &self.allowed {
+            return allowed.count() as usize;
+        }
+        1
+    }
+
     /// Keep the calling thread on the `n`th of them, counted round and round.
     /// False where the system does not allow it; then nothing has changed.
     pub fn pin(&self, n: usize) -> bool {
@@ -58,6 +67,16 @@ impl Affinity {
         }
         let _ = n;
         false
+    }
+
+    /// Keep one thread on a processor of its own, the first, and the `n`th of
+    /// some others on the rest, which they share where there are too few. False
+    /// where the system does not allow it, or there is only one.
+    pub fn pin_apart(&self, other: Option<usize>) -> bool {
+        match self.len() - 1 {
+            0 => false,
+            rest => self.pin(other.map_or(0, |n| 1 + n % rest)),
+        }
     }
 
     /// Let the calling thread run on all of them.

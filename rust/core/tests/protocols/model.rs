@@ -42,7 +42,7 @@ const FULL: Set = Set {
         Some(6),
         None,
     ],
-    budget: 30_000,
+    budget: 20_000,
 };
 
 fn set() -> &'static Set {

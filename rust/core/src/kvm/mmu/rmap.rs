@@ -94,6 +94,8 @@ impl RmapHead<'_> {
     /// between lock and unlock may block, allocate or yield.
     #[inline]
     pub fn lock(self, counters: &Counters) -> u64 {
+        // Relaxed, here and while waiting: nothing behind the value is read
+        // before the exchange below.
         let mut seen = self.0.load(Ordering::Relaxed);
         if seen == 0 {
             return 0;

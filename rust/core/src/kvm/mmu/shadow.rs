@@ -463,6 +463,8 @@ impl Shadow {
             return false;
         }
         if must_be_atomic(ctx.vm, old) {
+            // Acquire and release: takes over what the exchanges of hardware
+            // and of fast page faults put in until now.
             old = self.word(ptr).swap(new, Ordering::AcqRel);
         } else {
             // Nothing but Accessed can change behind `mmu_lock` here, and an
@@ -491,8 +493,11 @@ impl Shadow {
             return old;
         }
         if must_be_atomic(vm, old) {
+            // Acquire and release, as in `spte_update`.
             old = word.swap(0, Ordering::AcqRel);
         } else {
+            // Nothing but Accessed can change, and the page is passed on as
+            // young where it was. Readers skip what is not present.
             word.store(0, Ordering::Release);
             cpu.count(Counter::SptePlainStores);
         }
@@ -540,6 +545,7 @@ impl Shadow {
     /// Count, and say it once a VM.
     fn report_corruption(&self, cpu: &Cpu, ptr: SptePtr, what: &str) {
         cpu.count(Counter::RmapCorrupt);
+        // Relaxed: only who is first says it.
         if !self.corruption_reported.swap(true, Ordering::Relaxed) {
             cpu.raise(Error::new(
                 Errno::EIO,
@@ -579,6 +585,8 @@ impl Shadow {
             .alloc()
             .ok_or_else(|| Error::new(Errno::ENOMEM, "out of shadow pages"))?;
         ctx.cpu.count(Counter::TablesAllocated);
+        // Relaxed: published by the link to it, or by the vCPU that takes it
+        // for its root under `mmu_lock`.
         let meta = self.tables.meta(id);
         meta.obsolete.store(false, Ordering::Relaxed);
         meta.level.store(role.level, Ordering::Relaxed);
@@ -634,6 +642,8 @@ impl Shadow {
     /// Unlink a shadow page from one parent (`drop_parent_pte()`).
     fn drop_parent(&self, ctx: Ctx<'_>, state: &State, child: TableId, ptr: SptePtr) {
         let parents = RmapHead(&state.page(child).parents);
+        // Release, as all stores to SPTEs. Whoever still sees the link is
+        // waited for before the table is freed, see `commit`.
         self.word(ptr).store(0, Ordering::Release);
         if let Err(error) = self.descs.remove(&ctx.cpu.counters, parents, ptr) {
             ctx.cpu.count(Counter::RmapCorrupt);
@@ -675,7 +685,8 @@ impl Shadow {
         for index in 0..TABLE_ENTRIES {
             self.zap_entry(ctx, state, SptePtr::new(id, index));
         }
-        let head = state.page(id).parents.load(Ordering::Relaxed);
+        // Nobody changes the chain now: this holds `mmu_lock` for write.
+        let head = RmapHead(&state.page(id).parents).value();
         let parents: Vec<SptePtr> = self.descs.iter(&ctx.cpu.counters, head).collect();
         for ptr in parents {
             self.drop_parent(ctx, state, id, ptr);

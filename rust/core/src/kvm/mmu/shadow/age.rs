@@ -15,6 +15,10 @@ use crate::trace::Counter;
 impl Shadow {
     /// Age or test a range by the VM's protocol: takes `mmu_lock` where that
     /// says so and the walk does not hold it yet.
+    // Always inlined, with the walk without the lock: called once a page, mostly
+    // for one SPTE. The walk under the lock has a frame of its own, so that this
+    // one is not built around it.
+    #[inline(always)]
     pub(super) fn age_range(&self, vm: &Vm, cpu: &Cpu, range: &GfnRange<'_>, test: bool) -> bool {
         let Some(rmaps) = range.slot.rmaps_if_any() else {
             return false;
@@ -27,6 +31,7 @@ impl Shadow {
         self.age_locked(vm, cpu, rmaps, range, test)
     }
 
+    #[inline(always)]
     fn age_lockless(
         &self,
         vm: &Vm,
@@ -57,7 +62,7 @@ impl Shadow {
 
     /// One chain, held by its bit and read from the value the lock returned
     /// (`kvm_rmap_age_gfn_range()`).
-    #[inline]
+    #[inline(always)]
     fn age_head_lockless(
         &self,
         vm: &Vm,
@@ -102,6 +107,7 @@ impl Shadow {
 
     /// The same with `mmu_lock` held for write: no chain changes, so none is
     /// held, and whatever is in one is present.
+    #[inline(never)]
     fn age_locked(
         &self,
         vm: &Vm,
@@ -118,6 +124,7 @@ impl Shadow {
                 for ptr in self.descs.iter(&cpu.counters, head.value()) {
                     cpu.count(Counter::SpteLoads);
                     let word = self.word(ptr);
+                    // Relaxed: as without the lock.
                     let seen = word.load(Ordering::Relaxed);
                     if !spte::is_present_leaf(seen, level) {
                         self.report_corruption(cpu, ptr, "is in an rmap but maps nothing");
@@ -146,6 +153,7 @@ impl Shadow {
 }
 
 /// Count how an SPTE was aged.
+#[inline]
 fn count_aged(cpu: &Cpu, aged: &Aged) {
     match aged.write {
         Write::None => return,

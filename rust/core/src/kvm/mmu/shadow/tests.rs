@@ -1479,6 +1479,63 @@ fn lockless_walks_while_tables_change_and_pages_are_recycled() {
     }
 }
 
+/// L1 on one thread and L2 on another use the same pages while others age and
+/// unmap them: at the end each page is mapped by both, to one frame.
+#[test]
+fn l1_and_l2_use_the_same_pages_at_once() {
+    const PAGES: u64 = 1024;
+    for protocol in PROTOCOLS {
+        for l1_ad in [true, false] {
+            let config = VmConfig {
+                vcpus: 2,
+                ..nested(protocol, l1_ad)
+            };
+            let (m, cpu) = Machine::new(PAGES, config);
+            m.vm.set_guest_mode(&cpu, 1, true).expect("nested");
+            let running = AtomicU32::new(2);
+            thread::scope(|s| {
+                for vcpu in 0..2u32 {
+                    let (m, running) = (&m, &running);
+                    s.spawn(move || {
+                        let cpu = Cpu::new(&m.host);
+                        for round in 0..3 {
+                            for page in 0..PAGES {
+                                let write = (page + round) % 2 == 0;
+                                m.vm.access(&cpu, vcpu, page, write, None).expect("memory");
+                            }
+                        }
+                        running.fetch_sub(1, Ordering::Relaxed);
+                        cpu.check_error().expect("nothing raised");
+                    });
+                }
+                let mut page = 0;
+                while running.load(Ordering::Relaxed) > 0 {
+                    m.age(&cpu, 0..PAGES, page % 2 == 0);
+                    page = (page + 7) % (PAGES - 8);
+                    let start = m.hva(page);
+                    drop(
+                        m.mm.notifiers
+                            .invalidate(&cpu, start, start + 8 * PAGE_SIZE),
+                    );
+                }
+            });
+            m.verify(&cpu);
+            let tdp = m.vm.tdp.as_ref().expect("L1 runs on it");
+            for page in 0..PAGES {
+                for vcpu in 0..2 {
+                    m.vm.access(&cpu, vcpu, page, false, None).expect("memory");
+                }
+                assert_eq!(m.chains(&cpu, page), [1, 0, 0]);
+                let (_, l1) = tdp.leaf(&cpu, 0, page).expect("mapped for L1");
+                let (_, l2) = spte_of(&m, page, LEVEL_4K);
+                assert_eq!(spte::pfn(l1), spte::pfn(l2), "page {page}");
+            }
+            m.verify(&cpu);
+            m.destroy(&cpu);
+        }
+    }
+}
+
 #[test]
 fn threads_of_vcpus_populate_every_machine() {
     use crate::access::{Pattern, Stream, StreamConfig};
