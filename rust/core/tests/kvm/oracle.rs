@@ -117,6 +117,9 @@ struct Oracle {
     /// The guest's own page tables have dirty bits, and a page that is clean in
     /// them is mapped read-only until its first write.
     guest_dirty: Option<BTreeSet<u64>>,
+    /// Access to an aged page is a fault that builds its SPTE anew, as no A/D
+    /// bits and no fast page fault leave to shadow pages of a guest's tables.
+    refaults: bool,
 }
 
 impl Oracle {
@@ -178,7 +181,7 @@ impl Oracle {
         }
         let host = self.host_of(guest).expect("it has a slot");
         let now = self.mapped.get(&guest).copied();
-        let faults = now.is_none_or(|m| write && !m.writable);
+        let faults = now.is_none_or(|m| (write && !m.writable) || (self.refaults && !m.young));
         let mut logged = write;
         if faults {
             self.host_fault(host, write);
@@ -249,6 +252,13 @@ pub fn run(program: &[Op], config: VmConfig, huge: bool) -> TestCaseResult {
         MmuKind::Nested => config.format.name == "npt" || config.shadow.l1_ad,
         MmuKind::Tdp => false,
     };
+    let refaults = match config.mmu {
+        MmuKind::Shadow => !config.shadow.direct && !config.format.ad_bits,
+        MmuKind::Nested => {
+            !config.format.ad_bits || (config.format.name != "npt" && !config.shadow.l1_ad)
+        }
+        MmuKind::Tdp => false,
+    };
     let m = Machine::backed(UNITS * unit, config, backing, 0);
     m.slot(0, 0, 0, 0, 0, m.hva);
     // The guest fills its page tables, if it has any, where it has no memory
@@ -277,6 +287,7 @@ pub fn run(program: &[Op], config: VmConfig, huge: bool) -> TestCaseResult {
         huge,
         slot_zap_all,
         guest_dirty: guest_dirty.then(BTreeSet::new),
+        refaults,
     };
     let range = |first: u64, units: u64| {
         let end = (first + units).min(UNITS);
