@@ -232,9 +232,8 @@ fn inc_max_seq(cpu: &Cpu, lruvec: &LruVec, seq: u64, can_swap: bool) -> bool {
                 || inc_min_seq(cpu, lruvec, &mut lists, &host.memory, ty, can_swap)
         });
         if !emptied {
-            // A batch was moved. Whoever waits has the lock before this
-            // thread has it again.
-            drop(lists);
+            // A batch was moved: let others have the lock, then go on.
+            lruvec.lru_lock.pass_on(lists);
             continue;
         }
         // vmstat: the second youngest becomes inactive. The slot of the new

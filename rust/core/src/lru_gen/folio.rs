@@ -10,7 +10,6 @@ use crate::mm::folio::{
 };
 use crate::mm::{Memcg, PhysMem, release_if_unused};
 use crate::mutant::{self, Mutant};
-use crate::sync::lock::lock_timed;
 use crate::trace::Counter;
 
 /// Referenced and workingset (`LRU_REFS_FLAGS`).
@@ -252,7 +251,7 @@ fn add_folios(cpu: &Cpu, folios: &[Pfn]) {
     let mut rest = folios.iter().copied().peekable();
     while let Some(&first) = rest.peek() {
         let lruvec = lruvec_of(first);
-        let (mut lists, wait) = lock_timed(&lruvec.lru_lock);
+        let (mut lists, wait) = lruvec.lru_lock.lock_timed();
         cpu.waited_for_lru_lock(wait);
         while let Some(pfn) = rest.next_if(|&pfn| std::ptr::eq(lruvec_of(pfn), lruvec)) {
             // Set under the lock: whoever then clears the flag, and so owns

@@ -16,7 +16,7 @@ use crate::mm::memory::{MAX_FRAMES, PhysMem};
 use crate::mutant::{self, Mutant};
 use crate::sync::CachePadded;
 use crate::sync::atomic::{AtomicU64, Ordering};
-use crate::sync::lock::SpinLock;
+use crate::sync::lock::PatientMutex;
 
 /// Generations that eviction leaves alone: the two youngest.
 pub const MIN_NR_GENS: usize = 2;
@@ -272,15 +272,15 @@ pub struct LruVec {
     pub memcg: u16,
     /// The node.
     pub node: usize,
-    /// The LRU lock, and what it guards. Handed on in order of arrival: aging
-    /// holds it for thousands of folios at a time, and comes back at once for
-    /// the next thousands, behind whoever waits by then.
+    /// The LRU lock, and what it guards. Aging holds it for thousands of folios
+    /// at a time, and comes back at once for the next thousands, behind whoever
+    /// waits by then and runs ([`PatientMutex::pass_on`]).
     ///
     /// Padded, as the sums below are: faults write them, and the aging walk
     /// reads what is beside them once a page. The lists are on lines of their
     /// own, as in the kernel: a waiter looks at the lock all the time, and
     /// would take the ends of the lists from the holder, who writes them.
-    pub lru_lock: CachePadded<SpinLock<CachePadded<Lists>>>,
+    pub lru_lock: CachePadded<PatientMutex<CachePadded<Lists>>>,
     /// The youngest generation.
     max_seq: AtomicU64,
     /// The oldest generation of each type.
@@ -318,7 +318,7 @@ impl LruVec {
         LruVec {
             memcg,
             node,
-            lru_lock: CachePadded::new(SpinLock::new(CachePadded::new(Lists::new()))),
+            lru_lock: CachePadded::new(PatientMutex::new(CachePadded::new(Lists::new()))),
             max_seq: AtomicU64::new(MIN_NR_GENS as u64 + 1),
             min_seq: [AtomicU64::new(0), AtomicU64::new(0)],
             timestamps: std::array::from_fn(|_| AtomicU64::new(now_ns)),

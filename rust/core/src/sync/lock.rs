@@ -143,18 +143,85 @@ mod model {
 #[cfg(loom)]
 pub use model::*;
 
-/// Take a spinlock, and say what waiting cost.
-#[inline]
-pub fn lock_timed<T>(lock: &SpinLock<T>) -> (SpinGuard<'_, T>, Wait) {
-    if cfg!(loom) {
-        return (lock.lock(), Wait::ZERO);
+/// A lock that the kernel spins for and that is held for thousands of steps:
+/// its waiters spin for longer than a hold, then give the processor away, then
+/// sleep; and its holder can pass it on between two holds.
+///
+/// Among threads that run it is handed on as by the kernel's queued spinlock:
+/// a holder that comes back at once stands back for who waits. But a thread
+/// that runs need not wait for one that does not. In a kernel nobody who waits
+/// for a spinlock can lose its processor; where threads can, and are served in
+/// order all the same, everybody goes at the pace of the scheduler, and the
+/// convoy never ends (measured: sixteen vCPUs on one processor, fifteen times
+/// the time).
+#[derive(Default)]
+pub struct PatientMutex<T> {
+    lock: Mutex<T>,
+    waiters: AtomicU32,
+}
+
+impl<T> PatientMutex<T> {
+    /// Rounds of [`LockWait`] before a waiter sleeps, most of which give the
+    /// processor away if another thread can use it.
+    const ROUNDS: u32 = 1000;
+    /// Looks, a pause between, for which a holder stands back. A waiter that
+    /// runs sees the lock free within one or two.
+    const STAND_BACK: u32 = 128;
+
+    /// An unlocked lock.
+    pub fn new(value: T) -> Self {
+        PatientMutex {
+            lock: Mutex::new(value),
+            waiters: AtomicU32::new(0),
+        }
     }
-    match lock.try_lock() {
-        Some(guard) => (guard, Wait::ZERO),
-        None => {
-            let start = Instant::now();
-            let guard = lock.lock();
-            (guard, start.elapsed())
+
+    /// Take it.
+    #[inline]
+    pub fn lock(&self) -> MutexGuard<'_, T> {
+        self.lock_timed().0
+    }
+
+    /// Take it, and say what waiting cost.
+    #[inline]
+    pub fn lock_timed(&self) -> (MutexGuard<'_, T>, Wait) {
+        if cfg!(loom) {
+            return (self.lock.lock(), Wait::ZERO);
+        }
+        match self.lock.try_lock() {
+            Some(guard) => (guard, Wait::ZERO),
+            None => self.lock_slow(),
+        }
+    }
+
+    #[cold]
+    fn lock_slow(&self) -> (MutexGuard<'_, T>, Wait) {
+        let start = Instant::now();
+        // Relaxed, here and below: a hint to the holder.
+        self.waiters.fetch_add(1, Ordering::Relaxed);
+        let waiting = LockWait::new();
+        let spun = (0..Self::ROUNDS).find_map(|_| {
+            waiting.round();
+            self.lock.try_lock()
+        });
+        let guard = spun.unwrap_or_else(|| self.lock.lock());
+        self.waiters.fetch_sub(1, Ordering::Relaxed);
+        (guard, start.elapsed())
+    }
+
+    /// Drop the lock and, if anyone waits for it, let one have it before the
+    /// caller takes it again.
+    pub fn pass_on(&self, held: MutexGuard<'_, T>) {
+        drop(held);
+        let waiting = self.waiters.load(Ordering::Relaxed);
+        if cfg!(loom) || waiting == 0 {
+            return;
+        }
+        for _ in 0..Self::STAND_BACK {
+            if self.waiters.load(Ordering::Relaxed) != waiting {
+                return;
+            }
+            super::spin::relax();
         }
     }
 }
@@ -339,6 +406,30 @@ mod tests {
         assert!(lock.try_write().is_none());
         let _second = lock.read();
         drop(first);
+    }
+
+    #[test]
+    fn holders_of_a_patient_lock_exclude_each_other_when_they_pass_it_on() {
+        const THREADS: u64 = 6;
+        const ROUNDS: u64 = 5000;
+        let lock = PatientMutex::new(0u64);
+        thread::scope(|s| {
+            for n in 0..THREADS {
+                let lock = &lock;
+                s.spawn(move || {
+                    for _ in 0..ROUNDS {
+                        let mut value = lock.lock();
+                        *value += 1;
+                        if n % 2 == 0 {
+                            lock.pass_on(value);
+                        }
+                    }
+                });
+            }
+        });
+        assert_eq!(*lock.lock(), THREADS * ROUNDS);
+        assert_eq!(lock.waiters.load(Ordering::Relaxed), 0, "nobody waits");
+        assert!(lock.lock_timed().1.is_zero(), "it is free");
     }
 
     #[test]
