@@ -493,7 +493,7 @@ def test_with_an_endless_window_every_refault_was_a_hot_eviction(pressure):
 
 
 @pytest.mark.parametrize("pressure", ["proactive", "max"])
-def test_hot_evictions_are_those_of_a_plain_loop(pressure):
+def test_hot_evictions_are_those_of_a_plain_loop(pressure, monkeypatch):
     """One run, followed eviction by eviction."""
     work = small("trace")
     every, window = 3000, 3000
@@ -514,7 +514,7 @@ def test_hot_evictions_are_those_of_a_plain_loop(pressure):
         gone = [(address - machine.vm.address) // 4096 for address in addresses]
         steps.append((gone, there, start, end))
 
-    machine.classify = classify  # type: ignore[method-assign]
+    monkeypatch.setattr(machine, "classify", classify)
     machine.run(phase.first, "on", lambda _: None)
     assert sum(len(gone) for gone, *_ in steps) == phase.on.total("evicted") > 100
     hot = recent = 0
