@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 
 from youngbit import traces
+from youngbit._interrupts import uninterrupted
 from youngbit.commands.main import main
 from youngbit.traces.recorder import record
 
@@ -175,6 +177,47 @@ def test_record_without_valgrind(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="valgrind is not installed"):
         record(["true"], tmp_path / "a.npz")
     assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupt_waits_for_the_end_of_a_step():
+    done = []
+
+    def step():
+        with uninterrupted():
+            signal.raise_signal(signal.SIGINT)
+            done.append("whole")
+
+    with pytest.raises(KeyboardInterrupt):
+        step()
+    assert done == ["whole"]
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_a_step_in_another_thread_leaves_interrupts_alone():
+    seen = []
+
+    def step():
+        with uninterrupted():
+            seen.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=step)
+    thread.start()
+    thread.join(timeout=30)
+    assert seen == [signal.getsignal(signal.SIGINT)]
+
+
+@needs_valgrind
+def test_a_recording_interrupted_at_once_is_kept(tmp_path):
+    def interrupt(events):
+        signal.raise_signal(signal.SIGINT)
+
+    made = record(
+        ["awk", "BEGIN { while (1) i++ }"], tmp_path / "a.npz", window=0, progress=interrupt
+    )
+    assert made.interrupted
+    assert made.exit_status is None
+    assert len(traces.read(tmp_path / "a.npz")) == made.events > 0
 
 
 @needs_valgrind

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+from .._interrupts import uninterrupted
 from ._read import DEFAULT_WINDOW, open_trace
 from ._write import writing
 
@@ -101,9 +102,10 @@ def record(
                     ours = -1
                     try:
                         for block in reader:
-                            writer.add(block)
-                            events += block.events
-                            last_time = int(block.time[-1])
+                            with uninterrupted():
+                                writer.add(block)
+                                events += block.events
+                                last_time = int(block.time[-1])
                             progress(events)
                     except KeyboardInterrupt:
                         if not events:
