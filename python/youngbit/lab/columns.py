@@ -22,12 +22,12 @@ __all__ = [
 ]
 
 #: What a column may be compared by.
-Group: TypeAlias = Literal["parameter", "result", "timing", "place"]
+Group: TypeAlias = Literal["parameter", "result", "live", "timing", "place"]
 #: The Arrow type of a column.
 Type: TypeAlias = Literal["int64", "double", "bool", "string"]
 
 #: Counters that are wall time.
-TIMED_COUNTERS = frozenset({"mmu_lock_wait_ns"})
+TIMED_COUNTERS = frozenset({"mmu_lock_wait_ns", "lru_lock_wait_ns"})
 #: What stands before the name of a counter.
 COUNTERS = "counters."
 
@@ -42,7 +42,8 @@ class Column:
         unit: What its numbers count.
         meaning: One sentence.
         group: parameter: what was asked for; result: what was found, the same wherever
-            an inline run ran; timing: wall times; place: where and when it ran.
+            an inline run ran; live: counted while threads ran beside each other, and
+            other in every run; timing: wall times; place: where and when it ran.
 
     """
 

@@ -72,20 +72,20 @@ _RUN = {
     "vcpu_cpu_seconds": Column(
         "vcpu_cpu_seconds", "double", "seconds", "Processor time of all vCPUs.", "timing"
     ),
-    "passes": Column("aging_passes", "int64", "count", "Aging passes."),
+    "passes": Column("aging_passes", "int64", "count", "Aging passes.", "live"),
     "empty_passes": Column(
-        "empty_passes", "int64", "count", "Of them, those that asked about no page."
+        "empty_passes", "int64", "count", "Of them, those that asked about no page.", "live"
     ),
     "aging_seconds": Column("aging_seconds", "double", "seconds", "Wall time of aging.", "timing"),
     "aging_cpu_seconds": Column(
         "aging_cpu_seconds", "double", "seconds", "Processor time of aging.", "timing"
     ),
-    "asked": Column("asked", "int64", "pages", "Pages that the passes asked about."),
+    "asked": Column("asked", "int64", "pages", "Pages that the passes asked about.", "live"),
     "aging_mmu_locks": Column(
-        "aging_mmu_locks", "int64", "count", "Times that aging took mmu_lock."
+        "aging_mmu_locks", "int64", "count", "Times that aging took mmu_lock.", "live"
     ),
     "mmu_lock_waits": Column(
-        "mmu_lock_waits", "int64", "count", "Times that anybody waited for mmu_lock."
+        "mmu_lock_waits", "int64", "count", "Times that anybody waited for mmu_lock.", "live"
     ),
     "mmu_lock_wait_seconds": Column(
         "mmu_lock_wait_seconds", "double", "seconds", "How long they waited for it.", "timing"
@@ -173,9 +173,9 @@ add_kind(
         VERDICT,
         REASON,
         Column("failed_seed", "int64", "number", "Seed of the round that failed."),
-        Column("done_rounds", "int64", "count", "Rounds that were run."),
-        Column("made_accesses", "int64", "accesses", "Accesses of all vCPUs."),
-        *[Column(f"deeds.{name}", "int64", "count", what) for name, what in DEEDS.items()],
+        Column("done_rounds", "int64", "count", "Rounds that were run.", "live"),
+        Column("made_accesses", "int64", "accesses", "Accesses of all vCPUs.", "live"),
+        *[Column(f"deeds.{name}", "int64", "count", what, "live") for name, what in DEEDS.items()],
     ],
     passes=[],
 )

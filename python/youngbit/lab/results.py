@@ -8,10 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from . import store
-from .columns import Column
+from .columns import Column, Group
 
 __all__ = ["Results", "Table", "load"]
 
@@ -62,15 +62,15 @@ class Table:
         return polars.from_arrow(self._arrow, rechunk=False)
 
     def group(self, *groups: str) -> Table:
-        """Return the columns of these groups: parameter, result, timing, place.
+        """Return the columns of these groups: parameter, result, live, timing, place.
 
         Raises:
             ValueError: If there is no such group.
 
         """
         for each in groups:
-            if each not in ("parameter", "result", "timing", "place"):
-                raise ValueError(f"{each!r} is none of parameter, result, timing, place")
+            if each not in get_args(Group):
+                raise ValueError(f"{each!r} is none of {', '.join(get_args(Group))}")
         chosen = {name: each for name, each in self.columns.items() if each.group in groups}
         return Table(chosen, self._arrow.select(list(chosen)))
 

@@ -245,7 +245,7 @@ def read_journal(directory: Path) -> Iterator[tuple[int, int, dict[str, Any]]]:
             offset += len(line)
 
 
-_ORDER = {"parameter": 0, "result": 1, "timing": 3, "place": 4}
+_ORDER = {"parameter": 0, "result": 1, "live": 1, "timing": 3, "place": 4}
 
 
 def _column(table: Literal["runs", "passes"], name: str, kinds: list[str]) -> Column:

@@ -139,7 +139,7 @@ def _telling(runs: _Runs) -> list[str]:
     """Return the numeric columns that differ between runs, counters and times last."""
     found = [
         name
-        for name in runs.of("result", "timing")
+        for name in runs.of("result", "live", "timing")
         if runs.is_number(name)
         and name != "passes"
         and len([value for value in runs.different(name) if value is not None]) > 1
@@ -169,7 +169,7 @@ def _summary(page: Page, runs: _Runs, telling: Sequence[str], settings: Sequence
     if len(runs) == 1:
         chosen = [
             name
-            for name in runs.of("result", "timing")
+            for name in runs.of("result", "live", "timing")
             if "counters." not in name and runs.values[name][0] is not None
         ]
         page.table(
@@ -360,7 +360,7 @@ def _over_passes(passes: _Runs, lines: _Lines) -> Any:
     at = _at(passes)
     numeric = [
         name
-        for name in passes.of("result", "timing")
+        for name in passes.of("result", "live", "timing")
         if passes.is_number(name)
         and name not in (at, "number", "vm")
         and len(passes.different(name)) > 1
