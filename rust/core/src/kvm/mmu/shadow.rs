@@ -43,6 +43,7 @@ pub use track::SlotTracking;
 
 use super::rmap::{DescArena, DescCache, RmapHead, SptePtr};
 use super::spte::{self, AD_DISABLED, AD_WRPROT_ONLY, LEVEL_1G, LEVEL_4K, SpteFormat, pages_per};
+use crate::access::AccessKind;
 use crate::cpu::Cpu;
 use crate::error::{Errno, Error, Result};
 use crate::kvm::guest::{GuestCpu, GuestKernel, GuestMemory, MAX_ALIASES};
@@ -164,8 +165,8 @@ pub struct Role {
     pub level: u32,
     /// Maps consecutive frames instead of shadowing a table.
     pub direct: bool,
-    /// Writes are allowed by the entries above it.
-    pub writable: bool,
+    /// What the entries above it allow, of [`ACC_ALL`](spte::ACC_ALL).
+    pub access: u32,
     /// Its SPTEs have no A/D bits.
     pub ad_disabled: bool,
     /// Shadows a table that L1 gave its guest.
@@ -175,11 +176,11 @@ pub struct Role {
 }
 
 impl Role {
-    fn child(self, direct: bool, writable: bool) -> Role {
+    fn child(self, direct: bool, access: u32) -> Role {
         Role {
             level: self.level - 1,
             direct,
-            writable,
+            access,
             ..self
         }
     }
@@ -826,8 +827,18 @@ impl Shadow {
         flush
     }
 
+    /// What the guest's own tables allow through leaf `index` of a page.
+    fn allowed_by_guest(&self, vm: &Vm, page: &Page, index: usize) -> u32 {
+        if page.role.direct {
+            return page.role.access;
+        }
+        let pte = self.memory.load(page.gfn, index);
+        page.role.access & Self::paging(vm).access(pte)
+    }
+
     /// Check everything that must hold between changes: every leaf is in the
-    /// rmap of its frame and nothing else is; parents and children agree;
+    /// rmap of its frame and nothing else is; it lets through what the guest's
+    /// own tables do, except writes that are to fault; parents and children agree;
     /// chains are well formed; counts are right. Nothing may run meanwhile.
     ///
     /// # Errors
@@ -865,6 +876,13 @@ impl Shadow {
                         && spte::is_writable(value)
                     {
                         return wrong(format!("shadowed gfn {gfn:#x} is mapped writable"));
+                    }
+                    let allowed = self.allowed_by_guest(vm, page, index);
+                    if !permissions_agree(vm.format(), value, allowed) {
+                        return wrong(format!(
+                            "SPTE {ptr:?} of gfn {gfn:#x} is {value:#x}, and the guest's own \
+                             tables allow {allowed:#b}"
+                        ));
                     }
                     leaves.insert(ptr, ());
                 } else {
@@ -946,6 +964,22 @@ impl Shadow {
             count
         })
     }
+}
+
+/// Whether a leaf, when an access that is to be seen has been, lets reads and
+/// fetches through just as the guest's tables do, and no write that they do not.
+fn permissions_agree(format: &SpteFormat, value: u64, allowed: u32) -> bool {
+    let now = if spte::is_access_tracked(value) {
+        spte::restore_access_track(value)
+    } else {
+        value
+    };
+    let [read, write, fetch] =
+        [AccessKind::Read, AccessKind::Write, AccessKind::Fetch].map(|kind| {
+            let needed = spte::acc_needed(kind);
+            (format.allows(now, kind), allowed & needed == needed)
+        });
+    read.0 == read.1 && write.0 <= write.1 && fetch.0 == fetch.1
 }
 
 /// Whether a change of an SPTE behind the holder of `mmu_lock` could be lost by
