@@ -677,8 +677,7 @@ impl GuestKernel {
         let (parent, index) = self.make_entry(cpu, &mut frames, fault.address, 2)?;
         if self.paging.is_present(cpu.guest_load(parent, index)?) {
             // Another vCPU was first, or an entry was unmapped by call: map
-            // just this one.
-            drop(frames);
+            // just this one, and nothing over what is mapped by call meanwhile.
             let gfn = page & ((1 << ALIAS_SHIFT) - 1);
             let at = self.entry(cpu, fault.address, 1)?;
             if let Some((table, index)) = at

@@ -43,7 +43,6 @@ pub use track::SlotTracking;
 
 use super::rmap::{DescArena, DescCache, RmapHead, SptePtr};
 use super::spte::{self, AD_DISABLED, AD_WRPROT_ONLY, LEVEL_1G, LEVEL_4K, SpteFormat, pages_per};
-use crate::access::AccessKind;
 use crate::cpu::Cpu;
 use crate::error::{Errno, Error, Result};
 use crate::kvm::guest::{GuestCpu, GuestKernel, GuestMemory, MAX_ALIASES};
@@ -878,7 +877,7 @@ impl Shadow {
                         return wrong(format!("shadowed gfn {gfn:#x} is mapped writable"));
                     }
                     let allowed = self.allowed_by_guest(vm, page, index);
-                    if !permissions_agree(vm.format(), value, allowed) {
+                    if !vm.format().keeps_access(value, allowed) {
                         return wrong(format!(
                             "SPTE {ptr:?} of gfn {gfn:#x} is {value:#x}, and the guest's own \
                              tables allow {allowed:#b}"
@@ -964,22 +963,6 @@ impl Shadow {
             count
         })
     }
-}
-
-/// Whether a leaf, when an access that is to be seen has been, lets reads and
-/// fetches through just as the guest's tables do, and no write that they do not.
-fn permissions_agree(format: &SpteFormat, value: u64, allowed: u32) -> bool {
-    let now = if spte::is_access_tracked(value) {
-        spte::restore_access_track(value)
-    } else {
-        value
-    };
-    let [read, write, fetch] =
-        [AccessKind::Read, AccessKind::Write, AccessKind::Fetch].map(|kind| {
-            let needed = spte::acc_needed(kind);
-            (format.allows(now, kind), allowed & needed == needed)
-        });
-    read.0 == read.1 && write.0 <= write.1 && fetch.0 == fetch.1
 }
 
 /// Whether a change of an SPTE behind the holder of `mmu_lock` could be lost by

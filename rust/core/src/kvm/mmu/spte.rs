@@ -398,6 +398,28 @@ impl SpteFormat {
             }
     }
 
+    /// Whether a leaf that was made with `access`, of [`ACC_ALL`], still has it:
+    /// when the access that access tracking waits for has been seen, it lets
+    /// reads and fetches through just as it was to, and no write that it was
+    /// not. (A write may have to fault first.)
+    pub fn keeps_access(&self, spte: u64, access: u32) -> bool {
+        let now = if is_access_tracked(spte) {
+            restore_access_track(spte)
+        } else {
+            spte
+        };
+        let is_and_was = |kind| {
+            let needed = acc_needed(kind);
+            (self.allows(now, kind), access & needed == needed)
+        };
+        let (read, write, fetch) = (
+            is_and_was(AccessKind::Read),
+            is_and_was(AccessKind::Write),
+            is_and_was(AccessKind::Fetch),
+        );
+        read.0 == read.1 && write.0 <= write.1 && fetch.0 == fetch.1
+    }
+
     /// What all of the entries on a way allow that are in `all`, when `any` has
     /// what at least one of them has: nothing that one of them forbids.
     #[inline]
