@@ -54,6 +54,39 @@ impl LruVec {
         }
     }
 
+    /// Give a folio that is on no list the generation that it enters, and with
+    /// it `flags`. Returns its word before and the generation: none for an
+    /// unevictable one, which gets the flags alone.
+    #[inline]
+    fn enter(
+        &self,
+        memory: &PhysMem,
+        pfn: Pfn,
+        flags: u64,
+        reclaiming: bool,
+    ) -> (Word, Option<usize>) {
+        let mut generation = None;
+        let (old, _) = memory.word(pfn).modify(|word| {
+            debug_assert!(
+                word.generation().is_none(),
+                "an isolated folio was given a generation: {pfn:?} {word:?}"
+            );
+            if word.has(UNEVICTABLE) {
+                generation = None;
+                return (flags != 0).then_some(Word(word.0 | flags));
+            }
+            generation = Some(gen_from_seq(self.entry_seq(word, reclaiming)));
+            // Workingset stays: pressure accounting of a refault reads it.
+            let clear = if word.has(ACTIVE) {
+                REFS_MASK | REFERENCED | ACTIVE
+            } else {
+                0
+            };
+            Some(Word(word.0 & !clear | flags).with_generation(generation))
+        });
+        (old, generation)
+    }
+
     /// Put a folio that is on no list on the list of the generation that it
     /// enters; at the head, or with `reclaiming` at the tail. False, and
     /// nothing done, for an unevictable one.
@@ -64,33 +97,56 @@ impl LruVec {
         pfn: Pfn,
         reclaiming: bool,
     ) -> bool {
-        let mut generation = 0;
-        let (old, added) = memory.word(pfn).modify(|word| {
-            debug_assert!(
-                word.generation().is_none(),
-                "an isolated folio was given a generation: {pfn:?} {word:?}"
-            );
-            if word.has(UNEVICTABLE) {
-                return None;
-            }
-            generation = gen_from_seq(self.entry_seq(word, reclaiming));
-            // Workingset stays: pressure accounting of a refault reads it.
-            let clear = if word.has(ACTIVE) {
-                REFS_MASK | REFERENCED | ACTIVE
-            } else {
-                0
-            };
-            Some(Word(word.0 & !clear).with_generation(Some(generation)))
-        });
-        if added {
-            self.update_size(lists, old, None, Some(generation));
-            if reclaiming {
-                lists.add_tail(memory, generation, type_of(old), pfn);
-            } else {
-                lists.add_head(memory, generation, type_of(old), pfn);
-            }
+        let (old, entered) = self.enter(memory, pfn, 0, reclaiming);
+        let Some(generation) = entered else {
+            return false;
+        };
+        self.update_size(lists, old, None, entered);
+        if reclaiming {
+            lists.add_tail(memory, generation, type_of(old), pfn);
+        } else {
+            lists.add_head(memory, generation, type_of(old), pfn);
         }
-        added
+        true
+    }
+
+    /// Give folios that are on no list their LRU flag, and put those that are
+    /// evictable on their lists. As [`add_folio`](Self::add_folio) of each, but
+    /// those that follow each other into one list are linked and counted
+    /// together, after the exchanges on their words: an exchange waits for
+    /// every store before it.
+    fn add_new_folios(&self, lists: &mut Lists, memory: &PhysMem, folios: &[Pfn]) {
+        let mut start = 0;
+        let mut list = None;
+        let mut pages = 0;
+        for (n, &pfn) in folios.iter().enumerate() {
+            // The flag is set under the lock: whoever then clears it, and so
+            // owns the folio, finds it on the list once it gets the lock.
+            let (old, entered) = self.enter(memory, pfn, LRU, false);
+            let entered = entered.map(|generation| (generation, type_of(old)));
+            if entered != list {
+                self.add_alike(lists, memory, list, &folios[start..n], pages);
+                (start, list, pages) = (n, entered, 0);
+            }
+            pages += old.nr_pages() as i64;
+        }
+        self.add_alike(lists, memory, list, &folios[start..], pages);
+    }
+
+    /// Link and count folios that entered one generation and type, or none.
+    #[inline]
+    fn add_alike(
+        &self,
+        lists: &mut Lists,
+        memory: &PhysMem,
+        list: Option<(usize, usize)>,
+        folios: &[Pfn],
+        pages: i64,
+    ) {
+        if let Some((generation, ty)) = list {
+            self.add_pages(lists, generation, ty, pages);
+            lists.add_all_head(memory, generation, ty, folios);
+        }
     }
 
     /// Take a folio off its list (`lru_gen_del_folio()`); false if it is on
@@ -227,14 +283,13 @@ pub(crate) fn add_folio(cpu: &Cpu, pfn: Pfn) {
 /// Put the folios that this thread keeps on their lists (`lru_add_drain()`).
 pub(crate) fn lru_add_drain(cpu: &Cpu) {
     let kept = cpu.take_kept_for_lru();
-    if kept.is_empty() {
-        return;
-    }
-    add_folios(cpu, &kept);
-    for pfn in kept {
+    let kept = kept.folios();
+    add_folios(cpu, kept);
+    let memory = &cpu.host().memory;
+    for &pfn in kept {
         // Unmapped while it waited: whoever did that left it to this thread,
         // since the folio was on no list.
-        if cpu.host().memory.mapcount(pfn) == 0 {
+        if memory.mapcount(pfn) == 0 {
             release_if_unused(cpu, pfn);
         }
     }
@@ -244,21 +299,19 @@ pub(crate) fn lru_add_drain(cpu: &Cpu) {
 /// (`folio_batch_move_lru()`).
 fn add_folios(cpu: &Cpu, folios: &[Pfn]) {
     let memory = &cpu.host().memory;
-    let lruvec_of = |pfn: Pfn| {
-        let word = memory.word(pfn).get();
-        &memcg_of(cpu, word).lruvecs[word.node()]
-    };
-    let mut rest = folios.iter().copied().peekable();
-    while let Some(&first) = rest.peek() {
-        let lruvec = lruvec_of(first);
+    let mut rest = folios;
+    while let Some(&first) = rest.first() {
+        let owner = memory.word(first).get();
+        // Nobody else gives a folio that is on no list another owner.
+        let differs = |&pfn: &Pfn| !memory.word(pfn).get().shares_lruvec(owner);
+        let alike = rest.iter().position(differs).unwrap_or(rest.len());
+        let (alike, others) = rest.split_at(alike);
+        let lruvec = &memcg_of(cpu, owner).lruvecs[owner.node()];
         let (mut lists, wait) = lruvec.lru_lock.lock_timed();
+        lruvec.add_new_folios(&mut lists, memory, alike);
+        drop(lists);
         cpu.waited_for_lru_lock(wait);
-        while let Some(pfn) = rest.next_if(|&pfn| std::ptr::eq(lruvec_of(pfn), lruvec)) {
-            // Set under the lock: whoever then clears the flag, and so owns
-            // the folio, finds it on the list once it gets the lock.
-            memory.word(pfn).set(LRU);
-            lruvec.add_folio(&mut lists, memory, pfn, false);
-        }
+        rest = others;
     }
 }
 
@@ -376,6 +429,83 @@ mod tests {
             .map(|p| p.0)
             .collect();
         assert_eq!(order, [3, 1]);
+    }
+
+    #[test]
+    fn folios_listed_together_end_where_they_would_one_by_one() {
+        // Folios of several lists, owners, nodes and sizes, in runs and not.
+        let kinds = [
+            (0, 0, ACTIVE | SWAPBACKED),
+            (0, 0, ACTIVE | SWAPBACKED),
+            (0, 0, ACTIVE | SWAPBACKED | UNEVICTABLE),
+            (0, 9, ACTIVE | SWAPBACKED),
+            (0, 0, SWAPBACKED),
+            (0, 0, 0),
+            (0, 0, 0),
+            (1, 0, 0),
+            (1, 0, ACTIVE | REFERENCED),
+            (0, 0, ACTIVE | SWAPBACKED),
+            (0, 0, UNEVICTABLE),
+        ];
+        let listed = |together: bool| {
+            let host = Host::new(&HostConfig {
+                nodes: vec![64, 64],
+                swap_pages: 0,
+                virtual_clock: true,
+            })
+            .expect("a valid host");
+            let memory = &host.memory;
+            let other = host.create_memcg("other").expect("memcg");
+            let pfns: Vec<Pfn> = (0..2 * kinds.len() as u32).map(|n| Pfn(n + 1)).collect();
+            for (&pfn, (n, &(node, order, flags))) in
+                pfns.iter().zip(kinds.iter().cycle().enumerate())
+            {
+                let owner = if n % 7 < 4 { 0 } else { other.id };
+                let word = Word::new(node, order, flags).with_memcg(owner);
+                memory.word(pfn).store(word.0, Ordering::Relaxed);
+            }
+            let cpu = Cpu::new(&host);
+            if together {
+                add_folios(&cpu, &pfns);
+            } else {
+                for &pfn in &pfns {
+                    let word = memory.word(pfn).set(LRU);
+                    let lruvec = &memcg_of(&cpu, word).lruvecs[word.node()];
+                    lruvec.add_folio(&mut lruvec.lru_lock.lock(), memory, pfn, false);
+                }
+            }
+            let mut seen = Vec::new();
+            for &pfn in &pfns {
+                seen.push(memory.word(pfn).get().0);
+                assert!(memory.word(pfn).get().has(LRU));
+            }
+            for memcg in host.memcgs() {
+                for (lruvec, ty) in memcg.lruvecs.iter().flat_map(|l| [(l, ANON), (l, FILE)]) {
+                    let lists = lruvec.lru_lock.lock();
+                    for generation in 0..MAX_NR_GENS {
+                        seen.push(lruvec.nr_pages(generation, ty) as u64);
+                        let folios = lists.from_tail(memory, generation, ty);
+                        seen.extend(folios.map(|pfn| u64::from(pfn.0)));
+                    }
+                    seen.extend([false, true].map(|active| lruvec.lru_size(ty, active)));
+                }
+            }
+            // Unlinking reads both links of each.
+            for &pfn in &pfns {
+                let word = memory.word(pfn).get();
+                if word.generation().is_some() {
+                    let lruvec = &memcg_of(&cpu, word).lruvecs[word.node()];
+                    let mut lists = lruvec.lru_lock.lock();
+                    assert!(lruvec.del_folio(&mut lists, memory, pfn, false));
+                    for generation in 0..MAX_NR_GENS {
+                        let left = [ANON, FILE].map(|ty| lists.from_tail(memory, generation, ty));
+                        seen.push(left.into_iter().flatten().count() as u64);
+                    }
+                }
+            }
+            seen
+        };
+        assert_eq!(listed(true), listed(false));
     }
 
     #[test]

@@ -149,6 +149,13 @@ impl Word {
         (self.0 >> MEMCG_SHIFT) as u16
     }
 
+    /// Whether another folio is of the same node and owner, and so on the lists
+    /// of the same lruvec.
+    #[inline]
+    pub fn shares_lruvec(self, other: Self) -> bool {
+        (self.0 ^ other.0) & (NODE_MASK | MEMCG_MASK) == 0
+    }
+
     /// Whether the LRU counts the folio as file memory (`folio_is_file_lru()`).
     #[inline]
     pub fn is_file_lru(self) -> bool {
