@@ -2,11 +2,13 @@
 //! and eviction move them (`include/linux/mm_inline.h`, and
 //! `folio_update_gen()`, `folio_inc_gen()` of `mm/vmscan.c`).
 
-use super::lruvec::{ANON, Lists, LruVec, MAX_NR_GENS, MIN_NR_GENS, gen_from_seq, type_of};
+use super::lruvec::{
+    ANON, FILE, Lists, LruVec, MAX_NR_GENS, MIN_NR_GENS, NR_TYPES, gen_from_seq, type_of,
+};
 use crate::cpu::{Cpu, KeptForLru};
 use crate::mm::folio::{
-    ACTIVE, DIRTY, FolioWord, GEN_MASK, LRU, Pfn, RECLAIM, REFERENCED, REFS_MASK, SWAPCACHE,
-    UNEVICTABLE, WORKINGSET, WRITEBACK, Word,
+    ACTIVE, DIRTY, FolioWord, GEN_MASK, LRU, MEMCG_MASK, NODE_MASK, ORDER_MASK, Pfn, RECLAIM,
+    REFERENCED, REFS_MASK, SWAPBACKED, SWAPCACHE, UNEVICTABLE, WORKINGSET, WRITEBACK, Word,
 };
 use crate::mm::{Memcg, PhysMem, release_if_unused};
 use crate::mutant::{self, Mutant};
@@ -29,7 +31,14 @@ pub(crate) fn memcg_of(cpu: &Cpu, word: Word) -> &Memcg {
         .expect("a charged folio's memory cgroup exists")
 }
 
-impl LruVec {
+/// The generations of a lruvec while its lock is held, which keeps them.
+#[derive(Clone, Copy)]
+struct Seqs {
+    max: u64,
+    min: [u64; NR_TYPES],
+}
+
+impl Seqs {
     /// The generation that a folio enters (`lru_gen_add_folio()`):
     ///
     /// 1. asked to be active, as one just faulted in: the youngest;
@@ -37,54 +46,80 @@ impl LruVec {
     ///    writeback for reclaim): the second youngest;
     /// 3. being rotated for reclaim, or few generations: the oldest;
     /// 4. else the second oldest.
-    fn entry_seq(&self, word: Word, reclaiming: bool) -> u64 {
+    #[inline]
+    fn entry(self, word: Word, reclaiming: bool) -> u64 {
         let ty = type_of(word);
-        let max_seq = self.max_seq();
-        let min_seq = self.min_seq(ty);
+        let min = self.min[ty];
         if word.has(ACTIVE) {
-            max_seq
+            self.max
         } else if (ty == ANON && !word.has(SWAPCACHE))
             || (word.has(RECLAIM) && word.any(DIRTY | WRITEBACK))
         {
-            max_seq - 1
-        } else if reclaiming || min_seq + MIN_NR_GENS as u64 >= max_seq {
-            min_seq
+            self.max - 1
+        } else if reclaiming || min + MIN_NR_GENS as u64 >= self.max {
+            min
         } else {
-            min_seq + 1
+            min + 1
         }
     }
 
-    /// Give a folio that is on no list the generation that it enters, and with
-    /// it `flags`. Returns its word before and the generation: none for an
-    /// unevictable one, which gets the flags alone.
+    /// How the word of a folio that is on no list changes when it enters its
+    /// generation, which is the second value; not at all for an unevictable
+    /// one. Words that agree in [`ENTRY_BITS`] change alike.
     #[inline]
-    fn enter(
-        &self,
-        memory: &PhysMem,
-        pfn: Pfn,
-        flags: u64,
-        reclaiming: bool,
-    ) -> (Word, Option<usize>) {
-        let mut generation = None;
-        let (old, _) = memory.word(pfn).modify(|word| {
-            debug_assert!(
-                word.generation().is_none(),
-                "an isolated folio was given a generation: {pfn:?} {word:?}"
-            );
-            if word.has(UNEVICTABLE) {
-                generation = None;
-                return (flags != 0).then_some(Word(word.0 | flags));
-            }
-            generation = Some(gen_from_seq(self.entry_seq(word, reclaiming)));
-            // Workingset stays: pressure accounting of a refault reads it.
-            let clear = if word.has(ACTIVE) {
-                REFS_MASK | REFERENCED | ACTIVE
-            } else {
-                0
-            };
-            Some(Word(word.0 & !clear | flags).with_generation(generation))
-        });
-        (old, generation)
+    fn change(self, word: Word, reclaiming: bool) -> (Change, Option<usize>) {
+        if word.has(UNEVICTABLE) {
+            return (Change { clear: 0, set: 0 }, None);
+        }
+        let generation = Some(gen_from_seq(self.entry(word, reclaiming)));
+        // Workingset stays: pressure accounting of a refault reads it.
+        let clear = if word.has(ACTIVE) {
+            REFS_MASK | REFERENCED | ACTIVE
+        } else {
+            0
+        };
+        let set = Word(0).with_generation(generation).0;
+        (Change { clear, set }, generation)
+    }
+}
+
+/// What of a word decides which list a folio enters, and as how many pages.
+const ENTRY_BITS: u64 = UNEVICTABLE
+    | ACTIVE
+    | SWAPBACKED
+    | SWAPCACHE
+    | RECLAIM
+    | DIRTY
+    | WRITEBACK
+    | ORDER_MASK
+    | NODE_MASK
+    | MEMCG_MASK;
+
+/// A change of a word.
+#[derive(Clone, Copy)]
+struct Change {
+    clear: u64,
+    set: u64,
+}
+
+impl Change {
+    #[inline]
+    fn of(self, pfn: Pfn, word: Word) -> Word {
+        debug_assert!(
+            word.generation().is_none(),
+            "an isolated folio was given a generation: {pfn:?} {word:?}"
+        );
+        Word(word.0 & !self.clear | self.set)
+    }
+}
+
+impl LruVec {
+    #[inline]
+    fn seqs(&self, _held: &mut Lists) -> Seqs {
+        Seqs {
+            max: self.max_seq(),
+            min: [self.min_seq(ANON), self.min_seq(FILE)],
+        }
     }
 
     /// Put a folio that is on no list on the list of the generation that it
@@ -97,56 +132,56 @@ impl LruVec {
         pfn: Pfn,
         reclaiming: bool,
     ) -> bool {
-        let (old, entered) = self.enter(memory, pfn, 0, reclaiming);
-        let Some(generation) = entered else {
-            return false;
-        };
-        self.update_size(lists, old, None, entered);
-        if reclaiming {
-            lists.add_tail(memory, generation, type_of(old), pfn);
-        } else {
-            lists.add_head(memory, generation, type_of(old), pfn);
+        let seqs = self.seqs(lists);
+        let mut entered = None;
+        let (old, added) = memory.word(pfn).modify(|word| {
+            let (change, generation) = seqs.change(word, reclaiming);
+            entered = generation;
+            generation.map(|_| change.of(pfn, word))
+        });
+        if let (Some(generation), true) = (entered, added) {
+            self.update_size(lists, old, None, entered);
+            if reclaiming {
+                lists.add_tail(memory, generation, type_of(old), pfn);
+            } else {
+                lists.add_head(memory, generation, type_of(old), pfn);
+            }
         }
-        true
+        added
     }
 
     /// Give folios that are on no list their LRU flag, and put those that are
-    /// evictable on their lists. As [`add_folio`](Self::add_folio) of each, but
-    /// those that follow each other into one list are linked and counted
+    /// evictable on their lists; those from the first on that is of another
+    /// lruvec are left, and returned. As [`add_folio`](Self::add_folio) of each,
+    /// but those that follow each other into one list are linked and counted
     /// together, after the exchanges on their words: an exchange waits for
     /// every store before it.
-    fn add_new_folios(&self, lists: &mut Lists, memory: &PhysMem, folios: &[Pfn]) {
-        let mut start = 0;
-        let mut list = None;
-        let mut pages = 0;
-        for (n, &pfn) in folios.iter().enumerate() {
-            // The flag is set under the lock: whoever then clears it, and so
-            // owns the folio, finds it on the list once it gets the lock.
-            let (old, entered) = self.enter(memory, pfn, LRU, false);
-            let entered = entered.map(|generation| (generation, type_of(old)));
-            if entered != list {
-                self.add_alike(lists, memory, list, &folios[start..n], pages);
-                (start, list, pages) = (n, entered, 0);
-            }
-            pages += old.nr_pages() as i64;
-        }
-        self.add_alike(lists, memory, list, &folios[start..], pages);
-    }
-
-    /// Link and count folios that entered one generation and type, or none.
-    #[inline]
-    fn add_alike(
+    fn add_new_folios<'a>(
         &self,
         lists: &mut Lists,
         memory: &PhysMem,
-        list: Option<(usize, usize)>,
-        folios: &[Pfn],
-        pages: i64,
-    ) {
-        if let Some((generation, ty)) = list {
-            self.add_pages(lists, generation, ty, pages);
-            lists.add_all_head(memory, generation, ty, folios);
+        folios: &'a [Pfn],
+    ) -> &'a [Pfn] {
+        let seqs = self.seqs(lists);
+        let mut rest = folios;
+        while let Some(&first) = rest.first() {
+            let like = memory.word(first).get();
+            if (like.node(), like.memcg()) != (self.node, self.memcg) {
+                break;
+            }
+            let (mut change, entered) = seqs.change(like, false);
+            // Set under the lock: whoever then clears the flag, and so owns the
+            // folio, finds it on the list once it gets the lock.
+            change.set |= LRU;
+            let (alike, others) = rest.split_at(change_alike(memory, rest, like, change));
+            if let Some(generation) = entered {
+                let pages = like.nr_pages() as i64 * alike.len() as i64;
+                self.add_pages(lists, generation, type_of(like), pages);
+                lists.add_all_head(memory, generation, type_of(like), alike);
+            }
+            rest = others;
         }
+        rest
     }
 
     /// Take a folio off its list (`lru_gen_del_folio()`); false if it is on
@@ -193,6 +228,26 @@ impl LruVec {
         }
         generation
     }
+}
+
+/// Change the words of folios up to the first that is not like `like` in
+/// [`ENTRY_BITS`]; returns of how many. Each word is read before the exchange
+/// on the one before, for a load that follows an exchange waits for it.
+fn change_alike(memory: &PhysMem, folios: &[Pfn], like: Word, change: Change) -> usize {
+    let mut next = like;
+    for (n, &pfn) in folios.iter().enumerate() {
+        let seen = next;
+        if let Some(&following) = folios.get(n + 1) {
+            next = memory.word(following).get();
+        }
+        let (_, changed) = memory.word(pfn).modify_from(seen, |word| {
+            ((word.0 ^ like.0) & ENTRY_BITS == 0).then(|| change.of(pfn, word))
+        });
+        if !changed {
+            return n;
+        }
+    }
+    folios.len()
 }
 
 /// [`LruVec::inc_gen`] without the sizes: the folio's word if it was moved out
@@ -301,17 +356,12 @@ fn add_folios(cpu: &Cpu, folios: &[Pfn]) {
     let memory = &cpu.host().memory;
     let mut rest = folios;
     while let Some(&first) = rest.first() {
-        let owner = memory.word(first).get();
-        // Nobody else gives a folio that is on no list another owner.
-        let differs = |&pfn: &Pfn| !memory.word(pfn).get().shares_lruvec(owner);
-        let alike = rest.iter().position(differs).unwrap_or(rest.len());
-        let (alike, others) = rest.split_at(alike);
-        let lruvec = &memcg_of(cpu, owner).lruvecs[owner.node()];
+        let word = memory.word(first).get();
+        let lruvec = &memcg_of(cpu, word).lruvecs[word.node()];
         let (mut lists, wait) = lruvec.lru_lock.lock_timed();
-        lruvec.add_new_folios(&mut lists, memory, alike);
+        rest = lruvec.add_new_folios(&mut lists, memory, rest);
         drop(lists);
         cpu.waited_for_lru_lock(wait);
-        rest = others;
     }
 }
 
@@ -349,7 +399,6 @@ pub fn mark_accessed(memory: &PhysMem, pfn: Pfn) {
 mod tests {
     use super::*;
     use crate::host::{Host, HostConfig};
-    use crate::lru_gen::lruvec::FILE;
     use crate::mm::folio::{DIRTY, SWAPBACKED};
     use crate::sync::atomic::Ordering;
     use std::sync::Arc;

@@ -24,11 +24,14 @@ pub const REFS_SHIFT: u32 = GEN_WIDTH;
 /// The references field: references beyond the first, two bits.
 pub const REFS_MASK: u64 = 0b11 << REFS_SHIFT;
 const ORDER_SHIFT: u32 = 32;
-const ORDER_MASK: u64 = 0x1f << ORDER_SHIFT;
+/// The field of the number of pages, as its logarithm.
+pub const ORDER_MASK: u64 = 0x1f << ORDER_SHIFT;
 const NODE_SHIFT: u32 = 40;
-const NODE_MASK: u64 = 0x3f << NODE_SHIFT;
+/// The field of the node.
+pub const NODE_MASK: u64 = 0x3f << NODE_SHIFT;
 const MEMCG_SHIFT: u32 = 48;
-const MEMCG_MASK: u64 = 0xffff << MEMCG_SHIFT;
+/// The field of the owner.
+pub const MEMCG_MASK: u64 = 0xffff << MEMCG_SHIFT;
 
 macro_rules! flags {
     ($($(#[doc = $doc:literal])+ $name:ident = $bit:literal),* $(,)?) => {
@@ -147,13 +150,6 @@ impl Word {
     #[inline]
     pub fn memcg(self) -> u16 {
         (self.0 >> MEMCG_SHIFT) as u16
-    }
-
-    /// Whether another folio is of the same node and owner, and so on the lists
-    /// of the same lruvec.
-    #[inline]
-    pub fn shares_lruvec(self, other: Self) -> bool {
-        (self.0 ^ other.0) & (NODE_MASK | MEMCG_MASK) == 0
     }
 
     /// Whether the LRU counts the folio as file memory (`folio_is_file_lru()`).
