@@ -94,8 +94,12 @@ MUTANTS = {
     ),
     "no-rcu-delay": Mutant(
         "unlinked tables are freed at once",
-        ["tdp::tdp_slot_deleted_against_age"],
-        protocols=LOCKLESS,
+        [
+            "tdp::tdp_slot_deleted_against_age",
+            "tdp::tdp_fast_page_fault_against_exit",
+            "shadow::shadow_fast_page_fault_against_exit",
+        ],
+        protocols=PROTOCOLS,
     ),
     "age-by-store": Mutant(
         "the accessed bit is cleared by load, mask, store",
@@ -107,13 +111,19 @@ MUTANTS = {
         ],
         protocols=PROTOCOLS,
     ),
+    "clear-unseen": Mutant(
+        "the accessed bit is cleared where the first look found none, and not reported",
+        ["tdp::tdp_read_against_age", "shadow::shadow_read_against_age"],
+        protocols=PROTOCOLS,
+    ),
     "zap-after-unlink": Mutant(
         "an SPTE leaves its chain before it is zapped",
         ["shadow::shadow_unlinked_spte_is_dead"],
         protocols=PROTOCOLS,
     ),
     "publish-before-init": Mutant(
-        "a descriptor is linked before it is written", ["rmap::rmap_add_second"]
+        "a descriptor is linked before it is written",
+        ["rmap::rmap_add_second", "rmap::rmap_add_beyond_two_descriptors"],
     ),
     "no-srcu-wait": Mutant(
         "a memslot set is edited while readers may be in it",
@@ -128,6 +138,7 @@ MUTANTS = {
     "seq-after-count": Mutant(
         "an invalidation lowers the count before it moves the sequence",
         ["tdp::invalidation_is_seen_without_mmu_lock"],
+        protocols=PROTOCOLS,
     ),
     "no-unregister-wait": Mutant(
         "unregistering a notifier does not wait for calls under way",
