@@ -304,7 +304,8 @@ pub enum Event {
     KvmUnmapHvaRange = 1 << 2,
     /// `kvm_tdp_mmu_spte_changed(as_id, gfn, level, old, new)`.
     KvmTdpMmuSpteChanged = 1 << 3,
-    /// `kvm_page_fault(vcpu, gfn, write)`.
+    /// `kvm_page_fault(vcpu, gfn, access)`: 0 for a read, 1 for a write, 2 for an
+    /// instruction fetch.
     KvmPageFault = 1 << 4,
     /// `fast_page_fault(vcpu, gfn, old, new)`.
     FastPageFault = 1 << 5,
@@ -340,7 +341,7 @@ impl Event {
             Event::KvmTestAgeHva => &["hva", "fast_only"],
             Event::KvmUnmapHvaRange => &["start", "end"],
             Event::KvmTdpMmuSpteChanged => &["as_id", "gfn", "level", "old", "new"],
-            Event::KvmPageFault => &["vcpu", "gfn", "write"],
+            Event::KvmPageFault => &["vcpu", "gfn", "access"],
             Event::FastPageFault => &["vcpu", "gfn", "old", "new"],
         }
     }

@@ -11,26 +11,80 @@ pub mod trace_text;
 
 pub use stream::{Partition, Pattern, Phase, Stream, StreamConfig, partition};
 
-/// One access: a page, and whether it is written.
+/// What an access does: what the processor tells the page-fault handler
+/// (`PFERR_WRITE_MASK`, `PFERR_FETCH_MASK`).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum AccessKind {
+    /// It loads.
+    Read = 0,
+    /// It stores.
+    Write = 1,
+    /// It fetches an instruction.
+    Fetch = 2,
+}
+
+impl AccessKind {
+    /// Whether it stores. To whoever only holds memory, and runs nothing from
+    /// it, a fetch is a read.
+    #[inline]
+    pub const fn is_write(self) -> bool {
+        matches!(self, AccessKind::Write)
+    }
+
+    /// In messages.
+    pub const fn name(self) -> &'static str {
+        match self {
+            AccessKind::Read => "read",
+            AccessKind::Write => "write",
+            AccessKind::Fetch => "fetch",
+        }
+    }
+}
+
+impl From<bool> for AccessKind {
+    /// A load or, if true, a store.
+    #[inline]
+    fn from(write: bool) -> Self {
+        if write {
+            AccessKind::Write
+        } else {
+            AccessKind::Read
+        }
+    }
+}
+
+/// One access: a page, and what is done to it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Access(u64);
+
+const KIND_BITS: u32 = 2;
 
 impl Access {
     /// An access to a page.
     #[inline]
-    pub const fn new(page: u64, write: bool) -> Self {
-        Access(page << 1 | write as u64)
+    pub fn new(page: u64, kind: impl Into<AccessKind>) -> Self {
+        Access(page << KIND_BITS | kind.into() as u64)
     }
 
     /// The page.
     #[inline]
     pub const fn page(self) -> u64 {
-        self.0 >> 1
+        self.0 >> KIND_BITS
+    }
+
+    /// What it does.
+    #[inline]
+    pub const fn kind(self) -> AccessKind {
+        match self.0 & ((1 << KIND_BITS) - 1) {
+            0 => AccessKind::Read,
+            1 => AccessKind::Write,
+            _ => AccessKind::Fetch,
+        }
     }
 
     /// Whether it is a write.
     #[inline]
     pub const fn is_write(self) -> bool {
-        self.0 & 1 != 0
+        self.kind().is_write()
     }
 }

@@ -4,7 +4,7 @@
 use super::contest::{Case, Contestant, Metric, Sample, Stage, worked};
 use super::wrong;
 use crate::error::Result;
-use crate::kvm::mmu::spte::{AD_DISABLED, AD_ENABLED, LEVEL_4K, Leaf, SpteFormat, Write};
+use crate::kvm::mmu::spte::{ACC_ALL, AD_DISABLED, AD_ENABLED, LEVEL_4K, Leaf, SpteFormat, Write};
 use crate::mm::Pfn;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering, zeroed};
 use crate::sync::thread::{self, Affinity};
@@ -32,7 +32,7 @@ pub fn fill(flat: &Flat, percent: u64, seed: u64) -> u64 {
         let leaf = format.make_leaf(Leaf {
             pfn: Pfn(i as u32),
             level: LEVEL_4K,
-            writable: true,
+            access: ACC_ALL,
             host_writable: true,
             prefetch: !is_young,
             ad_type: format.default_ad_type(),

@@ -8,7 +8,7 @@ use crate::cpu::Cpu;
 use crate::error::Result;
 use crate::kvm::RunOptions;
 use crate::kvm::mmu::rmap::{DescArena, DescCache, PTE_LIST_EXT, RmapHead, SptePtr};
-use crate::kvm::mmu::spte::{LEVEL_4K, Leaf, SpteFormat};
+use crate::kvm::mmu::spte::{ACC_ALL, LEVEL_4K, Leaf, SpteFormat};
 use crate::kvm::protocol::Protocol;
 use crate::mm::{PAGE_SIZE, Pfn};
 use crate::sync::atomic::{AtomicU64, Ordering, zeroed};
@@ -334,7 +334,7 @@ impl Chains {
             let leaf = self.format.make_leaf(Leaf {
                 pfn: Pfn((n % self.heads.len()) as u32),
                 level: LEVEL_4K,
-                writable: true,
+                access: ACC_ALL,
                 host_writable: true,
                 prefetch: !young,
                 ad_type: self.format.default_ad_type(),

@@ -8,8 +8,12 @@
 //! nothing it finds there: every frame number is looked up, every reserved bit
 //! checked, and what is wrong becomes a fault *of the guest*.
 
+use crate::access::AccessKind;
 use crate::error::{Errno, Error, Result};
-use crate::kvm::mmu::spte::{gfn_index, gfn_shift, pages_per};
+use crate::kvm::mmu::spte::{
+    ACC_ALL, ACC_EXEC_MASK, ACC_USER_MASK, ACC_WRITE_MASK, acc_needed, gfn_index, gfn_shift,
+    pages_per,
+};
 use crate::sync::atomic::{AtomicU64, Ordering, zeroed};
 use crate::sync::lock::{Mutex, RwSem};
 use crate::table::{TABLE_ENTRIES, TABLE_SHIFT};
@@ -26,11 +30,14 @@ const FRAME_FIELD: u64 = ((1 << 52) - 1) & !((1 << FRAME_SHIFT) - 1);
 const FRAME_MASK: u64 = ((1 << GUEST_PHYS_BITS) - 1) & !((1 << FRAME_SHIFT) - 1);
 const PAGE_SIZE_BIT: u64 = 1 << 7;
 const WRITABLE: u64 = 1 << 1;
+const EPT_EXECUTABLE: u64 = 1 << 2;
+const LEGACY_NX: u64 = 1 << 63;
 
 /// The format of a guest page table.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum GuestFormat {
-    /// x86 paging, which NPT uses too: present 0, writable 1, accessed 5, dirty 6.
+    /// x86 paging, which NPT uses too: present 0, writable 1, accessed 5, dirty
+    /// 6, not executable 63 (`EFER.NX` is set).
     Legacy,
     /// EPT: readable 0, writable 1, executable 2, accessed 8, dirty 9.
     Ept,
@@ -51,7 +58,7 @@ pub struct GuestPaging {
 pub enum GuestFaultKind {
     /// An entry on the way is not present, or the address is not canonical.
     NotPresent,
-    /// Present, but a write is not allowed.
+    /// Present, but the access is not allowed.
     Protection,
     /// An entry has reserved bits set (`PFERR_RSVD_MASK`, EPT misconfiguration).
     Reserved,
@@ -68,8 +75,8 @@ pub struct GuestFault {
     pub level: u32,
     /// The address that was accessed.
     pub address: u64,
-    /// Whether the access was a write.
-    pub write: bool,
+    /// What the access was.
+    pub access: AccessKind,
 }
 
 /// What a successful walk went through (`struct guest_walker`). Arrays are
@@ -82,11 +89,12 @@ pub struct GuestWalk {
     pub table_gfn: [u64; GUEST_LEVELS as usize],
     /// The entry read in it.
     pub ptes: [u64; GUEST_LEVELS as usize],
-    /// Whether writes are allowed by the entries *above* the table of a level.
-    pub table_writable: [bool; GUEST_LEVELS as usize],
-    /// Whether a write may go through, given that a clean leaf must fault so
-    /// that its dirty bit gets set.
-    pub writable: bool,
+    /// What the entries *above* the table of a level allow, of [`ACC_ALL`]
+    /// (`pt_access`).
+    pub table_access: [u32; GUEST_LEVELS as usize],
+    /// What may go through, given that a clean leaf must fault on a write so
+    /// that its dirty bit gets set (`pte_access`).
+    pub access: u32,
     /// The GFN that the address translates to.
     pub gfn: u64,
 }
@@ -136,6 +144,36 @@ impl GuestPaging {
         }
     }
 
+    /// What an entry allows, of [`ACC_ALL`] (`FNAME(gpte_access)`).
+    pub(super) const fn access(self, pte: u64) -> u32 {
+        let (readable, executable) = match self.format {
+            GuestFormat::Legacy => (true, pte & LEGACY_NX == 0),
+            // EPT may allow execution only.
+            GuestFormat::Ept => (pte & 1 != 0, pte & EPT_EXECUTABLE != 0),
+        };
+        let mut access = 0;
+        if readable {
+            access |= ACC_USER_MASK;
+        }
+        if pte & WRITABLE != 0 {
+            access |= ACC_WRITE_MASK;
+        }
+        if executable {
+            access |= ACC_EXEC_MASK;
+        }
+        access
+    }
+
+    /// The entry with instruction fetches allowed or not.
+    pub const fn with_executable(self, pte: u64, executable: bool) -> u64 {
+        match (self.format, executable) {
+            (GuestFormat::Legacy, true) => pte & !LEGACY_NX,
+            (GuestFormat::Legacy, false) => pte | LEGACY_NX,
+            (GuestFormat::Ept, true) => pte | EPT_EXECUTABLE,
+            (GuestFormat::Ept, false) => pte & !EPT_EXECUTABLE,
+        }
+    }
+
     const fn is_last(pte: u64, level: u32) -> bool {
         level == 1 || pte & PAGE_SIZE_BIT != 0
     }
@@ -172,7 +210,7 @@ impl GuestPaging {
         gfn << FRAME_SHIFT | 0b111
     }
 
-    /// A leaf of `level` that maps `gfn`, old and clean.
+    /// A leaf of `level` that maps `gfn`, executable, old and clean.
     pub const fn leaf_entry(self, gfn: u64, level: u32, writable: bool) -> u64 {
         let size = if level > 1 { PAGE_SIZE_BIT } else { 0 };
         let write = if writable { WRITABLE } else { 0 };
@@ -190,10 +228,10 @@ impl GuestPaging {
         memory: &impl GuestPhys,
         root: u64,
         address: u64,
-        write: bool,
+        kind: AccessKind,
     ) -> Result<std::result::Result<GuestWalk, GuestFault>> {
         loop {
-            match self.walk_once(memory, root, address, write)? {
+            match self.walk_once(memory, root, address, kind)? {
                 Ok(Some(walk)) => return Ok(Ok(walk)),
                 // An entry changed while its bits were being set.
                 Ok(None) => {}
@@ -207,14 +245,14 @@ impl GuestPaging {
         memory: &impl GuestPhys,
         root: u64,
         address: u64,
-        write: bool,
+        kind: AccessKind,
     ) -> Result<std::result::Result<Option<GuestWalk>, GuestFault>> {
-        let fault = |kind, level| {
+        let fault = |why, level| {
             Ok(Err(GuestFault {
-                kind,
+                kind: why,
                 level,
                 address,
-                write,
+                access: kind,
             }))
         };
         let page = address >> FRAME_SHIFT;
@@ -225,8 +263,8 @@ impl GuestPaging {
             level: GUEST_LEVELS,
             table_gfn: [0; GUEST_LEVELS as usize],
             ptes: [0; GUEST_LEVELS as usize],
-            table_writable: [true; GUEST_LEVELS as usize],
-            writable: true,
+            table_access: [ACC_ALL; GUEST_LEVELS as usize],
+            access: ACC_ALL,
             gfn: 0,
         };
         let mut table = root;
@@ -234,7 +272,7 @@ impl GuestPaging {
             let level = walk.level;
             let at = level as usize - 1;
             walk.table_gfn[at] = table;
-            walk.table_writable[at] = walk.writable;
+            walk.table_access[at] = walk.access;
             let Some(pte) = memory.load(table, gfn_index(page, level))? else {
                 return fault(GuestFaultKind::Unbacked, level);
             };
@@ -245,18 +283,15 @@ impl GuestPaging {
                 return fault(GuestFaultKind::Reserved, level);
             }
             walk.ptes[at] = pte;
-            walk.writable &= pte & WRITABLE != 0;
-            // EPT may allow execution only; a load needs R.
-            if pte & 1 == 0 {
-                return fault(GuestFaultKind::Protection, level);
-            }
+            walk.access &= self.access(pte);
             if Self::is_last(pte, level) {
                 break pte;
             }
             table = Self::frame(pte);
             walk.level -= 1;
         };
-        if write && !walk.writable {
+        let needed = acc_needed(kind);
+        if walk.access & needed != needed {
             return fault(GuestFaultKind::Protection, walk.level);
         }
         let inside = pages_per(walk.level) - 1;
@@ -265,7 +300,7 @@ impl GuestPaging {
             for level in (walk.level..=GUEST_LEVELS).rev() {
                 let at = level as usize - 1;
                 let mut wanted = self.accessed();
-                if level == walk.level && write {
+                if level == walk.level && kind.is_write() {
                     wanted |= self.dirty();
                 }
                 let seen = walk.ptes[at];
@@ -281,7 +316,7 @@ impl GuestPaging {
             // A clean leaf is shadowed read-only, or its dirty bit would never
             // be set (`protect_clean_gpte()`).
             if walk.ptes[walk.level as usize - 1] & self.dirty() == 0 {
-                walk.writable = false;
+                walk.access &= !ACC_WRITE_MASK;
             }
         }
         Ok(Ok(Some(walk)))
@@ -558,6 +593,32 @@ impl GuestKernel {
         Ok(true)
     }
 
+    /// Let instructions be fetched through the entry of `level` for `gva`, or
+    /// not: a leaf, or a table and all that it maps (`set_memory_nx()`, or
+    /// `mprotect()` in the guest). Returns whether there was an entry.
+    ///
+    /// # Errors
+    /// As [`GuestCpu::guest_store`].
+    pub fn set_executable(
+        &self,
+        cpu: &impl GuestCpu,
+        gva: u64,
+        level: u32,
+        executable: bool,
+    ) -> Result<bool> {
+        let _frames = self.frames.lock();
+        let Some((table, index)) = self.entry(cpu, gva, level)? else {
+            return Ok(false);
+        };
+        let pte = cpu.guest_load(table, index)?;
+        if !self.paging.is_present(pte) {
+            return Ok(false);
+        }
+        let new = self.paging.with_executable(pte, executable);
+        cpu.guest_store(table, index, new)?;
+        Ok(true)
+    }
+
     /// Store `value` as the entry of `level` for `gva`, whatever it is: what a
     /// broken or hostile guest does.
     ///
@@ -616,8 +677,7 @@ impl GuestKernel {
         let (parent, index) = self.make_entry(cpu, &mut frames, fault.address, 2)?;
         if self.paging.is_present(cpu.guest_load(parent, index)?) {
             // Another vCPU was first, or an entry was unmapped by call: map
-            // just this one.
-            drop(frames);
+            // just this one, and nothing over what is mapped by call meanwhile.
             let gfn = page & ((1 << ALIAS_SHIFT) - 1);
             let at = self.entry(cpu, fault.address, 1)?;
             if let Some((table, index)) = at
@@ -642,6 +702,7 @@ impl GuestKernel {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use crate::access::AccessKind::{Fetch, Read, Write};
 
     /// Guest memory of frames `[0, 1000)`, and no KVM in between.
     struct Flat(GuestMemory);
@@ -676,12 +737,65 @@ mod tests {
         memory: &Flat,
         kernel: &GuestKernel,
         gva: u64,
-        write: bool,
+        kind: impl Into<AccessKind>,
     ) -> std::result::Result<GuestWalk, GuestFault> {
         kernel
             .paging
-            .walk(memory, kernel.root, gva, write)
+            .walk(memory, kernel.root, gva, kind.into())
             .expect("host is fine")
+    }
+
+    fn allows(walk: &GuestWalk, kind: AccessKind) -> bool {
+        walk.access & acc_needed(kind) == acc_needed(kind)
+    }
+
+    #[test]
+    fn every_entry_on_the_way_must_allow_a_fetch() {
+        for paging in [
+            GuestPaging::LEGACY,
+            GuestPaging::ept(true),
+            GuestPaging::ept(false),
+        ] {
+            for level in 1..=GUEST_LEVELS {
+                let (memory, kernel) = fixture(paging);
+                kernel.map(&memory, 0x7000, 3, 1, true).expect("maps");
+                walk(&memory, &kernel, 0x7000, Fetch).expect("executable");
+                let forbid = |x| kernel.set_executable(&memory, 0x7000, level, x);
+                assert!(forbid(false).expect("stored"));
+                let fault = walk(&memory, &kernel, 0x7000, Fetch).expect_err("not executable");
+                assert_eq!(
+                    (fault.kind, fault.level, fault.access),
+                    (GuestFaultKind::Protection, 1, Fetch)
+                );
+                for kind in [Read, Write] {
+                    let found = walk(&memory, &kernel, 0x7000, kind).expect("data");
+                    assert!(!allows(&found, Fetch), "{paging:?} level {level}");
+                    // What is above the table of a level counts there.
+                    for at in 1..=GUEST_LEVELS {
+                        let above = found.table_access[at as usize - 1] & ACC_EXEC_MASK != 0;
+                        assert_eq!(above, at >= level, "level {at}");
+                    }
+                }
+                assert!(forbid(true).expect("stored"));
+                walk(&memory, &kernel, 0x7000, Fetch).expect("executable again");
+            }
+            let (memory, kernel) = fixture(paging);
+            assert!(!kernel.set_executable(&memory, 0x7000, 1, false).unwrap());
+        }
+    }
+
+    #[test]
+    fn ept_may_allow_execution_alone() {
+        let paging = GuestPaging::ept(true);
+        let (memory, kernel) = fixture(paging);
+        kernel.map(&memory, 0x7000, 3, 1, false).expect("maps");
+        kernel.poke(&memory, 0x7000, 1, 3 << 12 | 4).expect("there");
+        let code = walk(&memory, &kernel, 0x7000, Fetch).expect("executable");
+        assert_eq!((code.gfn, code.access), (3, ACC_EXEC_MASK));
+        for kind in [Read, Write] {
+            let fault = walk(&memory, &kernel, 0x7000, kind).expect_err("not readable");
+            assert_eq!(fault.kind, GuestFaultKind::Protection);
+        }
     }
 
     #[test]
@@ -691,10 +805,10 @@ mod tests {
             kernel.map(&memory, 0x1234_5000, 77, 1, true).expect("maps");
             let read = walk(&memory, &kernel, 0x1234_5678, false).expect("mapped");
             assert_eq!((read.gfn, read.level), (77, 1));
-            assert!(!read.writable, "clean, so shadowed read-only");
+            assert!(!allows(&read, Write), "clean, so shadowed read-only");
             assert!(read.ptes.iter().all(|pte| pte & paging.accessed() != 0));
             let write = walk(&memory, &kernel, 0x1234_5678, true).expect("mapped");
-            assert!(write.writable);
+            assert!(allows(&write, Write));
             assert_ne!(write.ptes[0] & paging.dirty(), 0);
             assert_eq!(write.table_gfn[3], kernel.root);
         }
@@ -706,7 +820,10 @@ mod tests {
         kernel.map(&memory, 0x5000, 7, 1, true).expect("maps");
         let before = kernel.entry(&memory, 0x5000, 1).unwrap().unwrap();
         let value = memory.0.load(before.0, before.1);
-        assert!(walk(&memory, &kernel, 0x5000, false).unwrap().writable);
+        assert!(allows(
+            &walk(&memory, &kernel, 0x5000, false).unwrap(),
+            Write
+        ));
         walk(&memory, &kernel, 0x5000, true).expect("mapped");
         assert_eq!(memory.0.load(before.0, before.1), value);
     }

@@ -7,6 +7,7 @@
 
 use super::mmu::Translation;
 use super::mmu::spte::{LEVEL_1G, LEVEL_4K, gfn_shift};
+use crate::access::AccessKind;
 use crate::error::{Error, Result};
 use crate::mm::Pfn;
 
@@ -61,6 +62,8 @@ impl Default for TlbConfig {
 const EMPTY: u64 = u64::MAX;
 const WRITABLE: u64 = 1 << 32;
 const DIRTY: u64 = 1 << 33;
+const READABLE: u64 = 1 << 34;
+const EXECUTABLE: u64 = 1 << 35;
 
 #[derive(Clone, Copy)]
 struct Entry {
@@ -105,7 +108,12 @@ impl Tlb {
     /// The frame of a base page, if an entry allows the access without a walk:
     /// for a write, one that is writable and dirty.
     #[inline]
-    pub fn lookup(&mut self, page: u64, write: bool) -> Option<Pfn> {
+    pub fn lookup(&mut self, page: u64, kind: AccessKind) -> Option<Pfn> {
+        let wanted = match kind {
+            AccessKind::Read => READABLE,
+            AccessKind::Write => READABLE | WRITABLE | DIRTY,
+            AccessKind::Fetch => EXECUTABLE,
+        };
         let mut levels = self.levels;
         while levels != 0 {
             let level = levels.trailing_zeros();
@@ -119,7 +127,7 @@ impl Tlb {
             let entry = set[way];
             set.copy_within(..way, 1);
             set[0] = entry;
-            if write && entry.value & (WRITABLE | DIRTY) != WRITABLE | DIRTY {
+            if entry.value & wanted != wanted {
                 return None;
             }
             let offset = page & ((1 << shift) - 1);
@@ -137,8 +145,14 @@ impl Tlb {
         let shift = gfn_shift(found.level);
         let offset = (page & ((1 << shift) - 1)) as u32;
         let mut value = u64::from(found.pfn.0 - offset);
+        if found.readable {
+            value |= READABLE;
+        }
         if found.writable {
             value |= WRITABLE;
+        }
+        if found.executable {
+            value |= EXECUTABLE;
         }
         if found.dirty {
             value |= DIRTY;
@@ -178,13 +192,16 @@ const _: () = assert!(LEVEL_4K >= 1 && LEVEL_1G < 4, "a level fits in two bits")
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::access::AccessKind::{Fetch, Read, Write};
     use crate::kvm::mmu::spte::LEVEL_2M;
 
     fn found(pfn: u32, level: u32, writable: bool, dirty: bool) -> Translation {
         Translation {
             pfn: Pfn(pfn),
             level,
+            readable: true,
             writable,
+            executable: true,
             dirty,
         }
     }
@@ -196,13 +213,40 @@ mod tests {
             ways: 2,
         });
         tlb.insert(5, &found(50, LEVEL_4K, true, false));
-        assert_eq!(tlb.lookup(5, false), Some(Pfn(50)));
-        assert_eq!(tlb.lookup(5, true), None);
+        assert_eq!(tlb.lookup(5, Read), Some(Pfn(50)));
+        assert_eq!(tlb.lookup(5, Write), None);
         tlb.insert(5, &found(50, LEVEL_4K, true, true));
-        assert_eq!(tlb.lookup(5, true), Some(Pfn(50)));
+        assert_eq!(tlb.lookup(5, Write), Some(Pfn(50)));
         assert_eq!(tlb.len(), 1);
         tlb.insert(5, &found(50, LEVEL_4K, false, true));
-        assert_eq!(tlb.lookup(5, true), None);
+        assert_eq!(tlb.lookup(5, Write), None);
+    }
+
+    #[test]
+    fn an_entry_knows_whether_it_may_be_read_and_executed() {
+        let mut tlb = Tlb::new(TlbConfig {
+            entries: 8,
+            ways: 2,
+        });
+        let all = found(50, LEVEL_4K, true, true);
+        let data = Translation {
+            executable: false,
+            ..all
+        };
+        let code = Translation {
+            readable: false,
+            writable: false,
+            ..all
+        };
+        for (translation, allowed) in [
+            (all, [true, true, true]),
+            (data, [true, true, false]),
+            (code, [false, false, true]),
+        ] {
+            tlb.insert(5, &translation);
+            let hits = [Read, Write, Fetch].map(|kind| tlb.lookup(5, kind).is_some());
+            assert_eq!(hits, allowed, "{translation:?}");
+        }
     }
 
     #[test]
@@ -214,13 +258,13 @@ mod tests {
         // Pages 0, 4 and 8 share a set of two.
         tlb.insert(0, &found(100, LEVEL_4K, false, false));
         tlb.insert(4, &found(104, LEVEL_4K, false, false));
-        assert_eq!(tlb.lookup(0, false), Some(Pfn(100)));
+        assert_eq!(tlb.lookup(0, Read), Some(Pfn(100)));
         tlb.insert(8, &found(108, LEVEL_4K, false, false));
-        assert_eq!(tlb.lookup(4, false), None);
-        assert_eq!(tlb.lookup(0, false), Some(Pfn(100)));
-        assert_eq!(tlb.lookup(8, false), Some(Pfn(108)));
+        assert_eq!(tlb.lookup(4, Read), None);
+        assert_eq!(tlb.lookup(0, Read), Some(Pfn(100)));
+        assert_eq!(tlb.lookup(8, Read), Some(Pfn(108)));
         tlb.flush();
-        assert!(tlb.is_empty() && tlb.lookup(0, false).is_none());
+        assert!(tlb.is_empty() && tlb.lookup(0, Read).is_none());
     }
 
     #[test]
@@ -230,9 +274,9 @@ mod tests {
             ways: 8,
         });
         tlb.insert(512 + 7, &found(1024 + 7, LEVEL_2M, true, true));
-        assert_eq!(tlb.lookup(512, true), Some(Pfn(1024)));
-        assert_eq!(tlb.lookup(1023, true), Some(Pfn(1535)));
-        assert_eq!(tlb.lookup(1024, true), None);
+        assert_eq!(tlb.lookup(512, Write), Some(Pfn(1024)));
+        assert_eq!(tlb.lookup(1023, Write), Some(Pfn(1535)));
+        assert_eq!(tlb.lookup(1024, Write), None);
     }
 
     #[test]
@@ -244,6 +288,6 @@ mod tests {
         assert!(TlbConfig::default().check().is_ok());
         let mut off = Tlb::new(TlbConfig::OFF);
         off.insert(0, &found(1, LEVEL_4K, true, true));
-        assert_eq!(off.lookup(0, false), None);
+        assert_eq!(off.lookup(0, Read), None);
     }
 }

@@ -20,7 +20,7 @@ use super::mmu::shadow::ShadowVcpu;
 use super::mmu::{GuestMmu, Walk};
 use super::tlb::{Tlb, TlbConfig};
 use super::vm::Vm;
-use crate::access::{Access, Stream};
+use crate::access::{Access, AccessKind, Stream};
 use crate::cpu::Cpu;
 use crate::error::{Errno, Error, Result};
 use crate::host::{Clock, Host};
@@ -270,7 +270,7 @@ impl Vm {
         let result = (|| {
             let mut inside = self.enter(cpu, mmu, vcpu, tlb)?;
             for access in accesses {
-                let write = access.is_write();
+                let kind = access.kind();
                 let page = mmu.address(self, vcpu, access.page());
                 let mut faults = 0;
                 let waits = Backoff::new();
@@ -279,11 +279,11 @@ impl Vm {
                         drop(inside);
                         inside = self.enter(cpu, mmu, vcpu, tlb)?;
                     }
-                    if let Some(pfn) = tlb.lookup(page, write) {
+                    if let Some(pfn) = tlb.lookup(page, kind) {
                         hits += 1;
                         break pfn;
                     }
-                    match mmu.walk(self, cpu, vcpu, page, write) {
+                    match mmu.walk(self, cpu, vcpu, page, kind) {
                         Walk::Hit(found) => {
                             tlb.insert(page, &found);
                             break found.pfn;
@@ -292,7 +292,7 @@ impl Vm {
                             // Outside the guest: a fault may wait for locks
                             // whose holder waits for this vCPU's flush.
                             drop(inside);
-                            mmu.fault(self, cpu, vcpu, page, write, present)?;
+                            mmu.fault(self, cpu, vcpu, page, kind, present)?;
                             if cpu.poll() {
                                 cpu.finish()?;
                             }
@@ -304,7 +304,7 @@ impl Vm {
                         }
                     }
                 };
-                if let (true, Some(byte)) = (write, store) {
+                if let (true, Some(byte)) = (kind.is_write(), store) {
                     // Relaxed: the content of one page, handed on by flushes.
                     let content = cpu.host().memory.content(pfn);
                     content.store(byte, Ordering::Relaxed);
@@ -350,7 +350,8 @@ impl Vm {
         })
     }
 
-    /// One access of one vCPU.
+    /// One access of one vCPU; for `kind` a plain `true` is a write and `false`
+    /// a read.
     ///
     /// # Errors
     /// `EINVAL` for an unknown vCPU, `EBUSY` while another thread runs it, what
@@ -360,12 +361,12 @@ impl Vm {
         cpu: &Cpu,
         vcpu: u32,
         page: u64,
-        write: bool,
+        kind: impl Into<AccessKind>,
         store: Option<u8>,
     ) -> Result<()> {
         let vcpu = self.vcpu(vcpu)?;
         let mut tlb = take(vcpu)?;
-        self.run_quantum(cpu, vcpu, &mut tlb, &[Access::new(page, write)], store)
+        self.run_quantum(cpu, vcpu, &mut tlb, &[Access::new(page, kind)], store)
             .1
     }
 

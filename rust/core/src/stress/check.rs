@@ -101,8 +101,8 @@ fn copies(room: &Room, cpu: &Cpu) -> Outcome {
     Ok(())
 }
 
-/// Every leaf of the TDP MMU maps the frame that the process maps there, and
-/// no more writable than it does.
+/// Every leaf of the TDP MMU maps the frame that the process maps there, no
+/// more writable than it does, and can be read and executed.
 fn sptes_agree(room: &Room, cpu: &Cpu) -> Outcome {
     let Some(tdp) = &room.vm.tdp else {
         return Ok(());
@@ -113,6 +113,14 @@ fn sptes_agree(room: &Room, cpu: &Cpu) -> Outcome {
         let (first, end) = (slot.base_gfn, slot.end_gfn());
         tdp.for_each_leaf(cpu, 0, first, end, |gfn, level, value| {
             let gfn = gfn.max(first);
+            if !room.vm.format().keeps_access(value, spte::ACC_ALL) {
+                wrong.get_or_insert_with(|| {
+                    format!(
+                        "gfn {gfn:#x}: an SPTE of level {level} ({value:#x}) cannot be read or \
+                         executed"
+                    )
+                });
+            }
             let inside = gfn & (spte::pages_per(level) - 1);
             let mapped = u64::from(spte::pfn(value).0) + inside;
             let address = slot.gfn_to_hva(gfn);
@@ -247,6 +255,12 @@ mod tests {
             .expect("something is mapped")
     }
 
+    fn forbid_execution(room: &Room, word: &AtomicU64) {
+        let format = room.vm.format();
+        let value = word.load(RELAXED);
+        word.store(value & !format.executable | format.not_executable, RELAXED);
+    }
+
     #[test]
     fn what_is_whole_passes() {
         for mmu in [MmuKind::Tdp, MmuKind::Shadow, MmuKind::Nested] {
@@ -284,6 +298,18 @@ mod tests {
             }),
             (MmuKind::Tdp, "the process", |room| {
                 pte(room, 3).fetch_and(!pagetable::RW, RELAXED);
+            }),
+            (MmuKind::Tdp, "cannot be read or executed", |room| {
+                let tdp = room.vm.tdp.as_ref().expect("it has one");
+                let leaf = tdp.leaf(&room.cpu(), 0, room.regions[KEPT].places[0]);
+                let value = leaf.expect("the guest wrote there").1;
+                let word = (0..tdp.tables.live())
+                    .flat_map(|id| tdp.tables.entries(crate::table::TableId(id)))
+                    .find(|word| word.load(RELAXED) == value);
+                forbid_execution(room, word.expect("in a table"));
+            }),
+            (MmuKind::Shadow, "tables allow", |room| {
+                forbid_execution(room, shadow_entry(&room.vm, true));
             }),
             (MmuKind::Shadow, "shadow MMU: the rmap holds", |room| {
                 shadow_entry(&room.vm, true).store(0, RELAXED);

@@ -1,12 +1,13 @@
 //! The threads of a round. Each repeats one kind of work, drawn from dice of
 //! its own, until the vCPUs are done.
 
+use super::execution;
 use super::room::{Deed, Dice, HUGE, KEPT, MOVING, Region, Room, UNMAPPED};
 use super::{Options, RELAXED};
-use crate::access::Access;
+use crate::access::{Access, AccessKind};
 use crate::cpu::Cpu;
 use crate::error::{Errno, Error};
-use crate::kvm::guest::alias_address;
+use crate::kvm::guest::{GuestCpu, GuestKernel, alias_address};
 use crate::kvm::memslot::READONLY;
 use crate::kvm::mmu::ShadowMmu;
 use crate::kvm::mmu::shadow::ALL_ALIASES;
@@ -15,6 +16,7 @@ use crate::lru_gen::reclaim::proactive_reclaim;
 use crate::mm::{MmuNotifier, PAGE_SIZE, VmFlags, filemap, page_idle};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::thread;
+use crate::table::TABLE_ENTRIES;
 use rand::Rng;
 use std::sync::Arc;
 use std::time::Duration;
@@ -122,9 +124,12 @@ impl Member {
             Member::Reclaimer => until_stopped(room, &cpu, &mut dice, 4000, |dice| {
                 reclaim(room, &cpu, dice)
             }),
-            Member::GuestKernel => until_stopped(room, &cpu, &mut dice, 400, |dice| {
-                guest_kernel(room, &cpu, dice)
-            }),
+            Member::GuestKernel => {
+                let mut data = Vec::new();
+                until_stopped(room, &cpu, &mut dice, 400, |dice| {
+                    guest_kernel(room, &cpu, dice, &mut data)
+                })
+            }
             Member::Subscriber => until_stopped(room, &cpu, &mut dice, 500, |dice| {
                 subscribe(room, &cpu, dice)
             }),
@@ -174,14 +179,19 @@ fn vcpu(room: &Room, cpu: &Cpu, dice: &mut Dice, id: u32, accesses: u64) -> Outc
     let vcpus = u64::from(vm.config.vcpus);
     let aliases = vm.config.shadow.aliases;
     let nested = vm.tdp.is_some() && vm.shadow.is_some();
-    let mut batch = Vec::with_capacity(BATCH);
+    let mut batch: Vec<Access> = Vec::with_capacity(BATCH);
     // Page of the region, beside each access.
     let mut pages = Vec::with_capacity(BATCH);
+    // What fetches must find, read before they are made.
+    let mut stamps = [0; BATCH];
+    // Whether the guest's own tables are in the way.
+    let mut translated = vm.shadow.as_ref().is_some_and(|s| s.kernel().is_some()) && !nested;
     let mut made = 0;
     while made < accesses && !room.is_stopped() {
         if nested && dice.random_ratio(1, 32) {
             let l2 = dice.random_bool(0.6);
             vm.set_guest_mode(cpu, id, l2).map_err(sentence)?;
+            translated = l2;
             room.did(Deed::GuestMode);
         }
         if aliases > 1 && dice.random_ratio(1, 8) {
@@ -191,9 +201,16 @@ fn vcpu(room: &Room, cpu: &Cpu, dice: &mut Dice, id: u32, accesses: u64) -> Outc
             };
             vm.vcpus[id as usize].shadow.set_alias(alias);
         }
-        let region = &room.regions
-            [[KEPT, KEPT, KEPT, KEPT, HUGE, HUGE, MOVING, UNMAPPED][dice.random_range(0..8)]];
+        let number =
+            [KEPT, KEPT, KEPT, KEPT, HUGE, HUGE, MOVING, UNMAPPED][dice.random_range(0..8)];
+        let region = &room.regions[number];
         let place = region.places[dice.random_range(0..2)];
+        // The guest forbids nothing where the moving slot is for a time.
+        let watched = translated && place == region.places[0];
+        let stamp = |page: u64| {
+            let stamp = room.permits.stamp(number, region.offset(page));
+            stamp.filter(|_| watched).map_or(0, execution::read)
+        };
         // Never the mark.
         let byte = dice.random_range(1..0x80);
         let hot = dice.random_bool(0.7);
@@ -202,19 +219,24 @@ fn vcpu(room: &Room, cpu: &Cpu, dice: &mut Dice, id: u32, accesses: u64) -> Outc
         for _ in 0..dice.random_range(1..=BATCH) {
             let span = if hot { region.pages / 8 } else { region.pages };
             let mut page = dice.random_range(0..span);
-            let write = dice.random_bool(0.4);
-            if write {
+            let kind =
+                [AccessKind::Read, AccessKind::Write, AccessKind::Fetch][dice.random_range(0..3)];
+            if kind.is_write() {
                 // Each page has one vCPU that writes to it.
                 page = page / vcpus * vcpus + u64::from(id);
                 if page >= region.pages {
                     continue;
                 }
             }
-            batch.push(Access::new(place + region.offset(page), write));
+            batch.push(Access::new(place + region.offset(page), kind));
             pages.push(page);
         }
         let mut at = 0;
+        let is_fetch = |access: &Access| access.kind() == AccessKind::Fetch;
         while at < batch.len() {
+            for n in (at..batch.len()).filter(|&n| is_fetch(&batch[n])) {
+                stamps[n] = stamp(pages[n]);
+            }
             let (done, result) = vm.access_batch(cpu, id, &batch[at..], Some(byte));
             let done = done as usize;
             if let Some(ledger) = &region.ledger {
@@ -224,6 +246,17 @@ fn vcpu(room: &Room, cpu: &Cpu, dice: &mut Dice, id: u32, accesses: u64) -> Outc
                     }
                 }
             }
+            let mut fetches = 0;
+            for n in (at..at + done).filter(|&n| is_fetch(&batch[n])) {
+                fetches += 1;
+                if !execution::may_succeed((stamps[n], stamp(pages[n]))) {
+                    return Err(format!(
+                        "page {} of {} was executed, which the guest's own tables forbid",
+                        pages[n], region.name
+                    ));
+                }
+            }
+            room.did_n(Deed::Fetch, fetches);
             room.made(id, done as u64);
             made += done as u64;
             at += done;
@@ -231,6 +264,15 @@ fn vcpu(room: &Room, cpu: &Cpu, dice: &mut Dice, id: u32, accesses: u64) -> Outc
                 Ok(()) => break,
                 // The access that failed changed nothing.
                 Err(error) if error.errno() == Errno::EFAULT && region.may_fault => at += 1,
+                // Nor did a fetch from what is data just now.
+                Err(error)
+                    if error.errno() == Errno::EFAULT
+                        && is_fetch(&batch[at])
+                        && execution::may_fail((stamps[at], stamp(pages[at]))) =>
+                {
+                    room.did(Deed::FetchRefused);
+                    at += 1;
+                }
                 Err(error) => {
                     return Err(format!("page {} of {}: {error}", pages[at], region.name));
                 }
@@ -460,7 +502,14 @@ fn reclaim(room: &Room, cpu: &Cpu, dice: &mut Dice) -> Outcome {
 
 // ---- the guest's own page tables ----
 
-fn guest_kernel(room: &Room, cpu: &Cpu, dice: &mut Dice) -> Outcome {
+/// A leaf of the guest's tables that may not be executed: its region, and its
+/// first page there.
+type Data = (usize, u64);
+
+/// Most of them at a time.
+const MOST_DATA: usize = 64;
+
+fn guest_kernel(room: &Room, cpu: &Cpu, dice: &mut Dice, data: &mut Vec<Data>) -> Outcome {
     let Some(shadow) = &room.vm.shadow else {
         return Ok(());
     };
@@ -468,27 +517,87 @@ fn guest_kernel(room: &Room, cpu: &Cpu, dice: &mut Dice) -> Outcome {
         return Ok(());
     };
     let guest = shadow.guest_cpu(&room.vm, cpu, 0);
-    let region = &room.regions[dice.random_range(0..3)];
-    let page = region.places[0] + region.offset(dice.random_range(0..region.pages));
+    let number = dice.random_range(0..UNMAPPED);
+    let region = &room.regions[number];
+    let offset = region.offset(dice.random_range(0..region.pages));
+    let page = region.places[0] + offset;
     let address = alias_address(page, dice.random_range(0..room.vm.config.shadow.aliases));
     let level = kernel.leaf_level;
-    match dice.random_range(0..16) {
+    let leaf = room.permits.leaf_pages();
+    // What is put in place of an entry may be executed.
+    let mut allow_within = |pages: u64| {
+        let near = |&(n, first): &Data| n == number && first / pages == offset / pages;
+        while let Some(at) = data.iter().position(near) {
+            set_executable(room, kernel, &guest, data.swap_remove(at), true)?;
+        }
+        Ok::<(), String>(())
+    };
+    match dice.random_range(0..32) {
+        n if n >= 24 => {
+            let wanted = (number, offset / leaf * leaf);
+            if !data.contains(&wanted) && data.len() < MOST_DATA {
+                data.push(wanted);
+                set_executable(room, kernel, &guest, wanted, false)?;
+            }
+        }
+        n if n >= 16 => {
+            if !data.is_empty() {
+                let wanted = data.swap_remove(dice.random_range(0..data.len()));
+                set_executable(room, kernel, &guest, wanted, true)?;
+            }
+        }
         0 if level == 1 => {
+            allow_within(TABLE_ENTRIES as u64)?;
             kernel.drop_table(&guest, address).map_err(sentence)?;
             room.did(Deed::GuestTable);
         }
         n if n < 10 => {
+            allow_within(leaf)?;
             kernel.unmap(&guest, address, level).map_err(sentence)?;
             room.did(Deed::GuestUnmap);
         }
         _ => {
-            let first = page & !((1 << (9 * (level - 1))) - 1);
+            allow_within(leaf)?;
+            let first = page & !(leaf - 1);
             // Fails when another leaf of another level was just put there.
             if kernel.map(&guest, address, first, level, true).is_ok() {
                 room.did(Deed::GuestMap);
             }
         }
     }
+    Ok(())
+}
+
+/// Let a leaf be executed, or not, by every alias.
+fn set_executable(
+    room: &Room,
+    kernel: &GuestKernel,
+    guest: &impl GuestCpu,
+    (number, offset): Data,
+    on: bool,
+) -> Outcome {
+    let Some(stamp) = room.permits.stamp(number, offset) else {
+        return Ok(());
+    };
+    let first = room.regions[number].places[0] + offset;
+    let level = kernel.leaf_level;
+    execution::advance(stamp);
+    for alias in 0..room.vm.config.shadow.aliases {
+        let address = alias_address(first, alias);
+        let set = || kernel.set_executable(guest, address, level, on);
+        if !set().map_err(sentence)? && !on {
+            kernel
+                .map(guest, address, first, level, true)
+                .and_then(|()| set())
+                .map_err(sentence)?;
+        }
+    }
+    execution::advance(stamp);
+    room.did(if on {
+        Deed::GuestAllow
+    } else {
+        Deed::GuestForbid
+    });
     Ok(())
 }
 

@@ -15,22 +15,26 @@
 //! |---|---|
 //! | `room` | the machine of a round, and what every thread shares of it |
 //! | `crew` | the threads: what each of them does, step by step |
+//! | `execution` | what the guest lets be executed, and what its fetches must find |
 //! | `exhibit` | objects whose readers keep their age: grace periods put to the test |
 //! | `check` | what must hold when all is quiet, and that nothing is left |
 //!
 //! What is found while a round runs: an error where none may be; a panic (a
 //! table freed twice, a reference dropped twice); a walker that meets poison; a
-//! guest store to a page after its invalidation began; a reader that still
+//! guest store to a page after its invalidation began; a fetch from what the
+//! guest's own tables forbid to execute, or one refused that they allow; a reader that still
 //! holds what a grace period has passed for; a callback after unregistering; no
 //! access made for too long. What is found after it: a page whose last store is
 //! not there, wherever the page has been; a copy that follows the dirty log and
-//! differs; an SPTE that maps another frame than the process does; frames, swap
+//! differs; an SPTE that maps another frame than the process does, or that has
+//! lost or gained a permission to read, write or execute; frames, swap
 //! slots, LRU lists, rmap chains, counts that do not add up; tables, descriptors
 //! or callbacks left over; and, when the room is gone, an object of the machine that
 //! something still owns.
 
 mod check;
 mod crew;
+mod execution;
 mod exhibit;
 mod room;
 

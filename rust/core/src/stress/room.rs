@@ -1,5 +1,6 @@
 //! The machine of a round, and what every thread shares of it.
 
+use super::execution::Permits;
 use super::exhibit::Exhibit;
 use super::{Options, RELAXED, cpu};
 use crate::cpu::Cpu;
@@ -112,6 +113,10 @@ deeds! {
     GuestUnmap = "guest_ptes_unmapped",
     GuestMap = "guest_ptes_mapped",
     GuestTable = "guest_tables_dropped",
+    GuestForbid = "guest_ptes_made_nx",
+    GuestAllow = "guest_ptes_made_x",
+    Fetch = "fetches",
+    FetchRefused = "fetches_refused",
     GuestMode = "guest_mode_changes",
     Subscription = "subscriptions",
     GracePeriod = "objects_replaced",
@@ -127,6 +132,8 @@ pub struct Room {
     pub vm: Arc<Vm>,
     pub memcg: Arc<Memcg>,
     pub regions: [Region; 4],
+    /// What may be executed of them.
+    pub permits: Permits,
     pub seed: u64,
     /// By slot number of [`KEPT`] and [`HUGE`].
     pub copies: [Mutex<Copy>; 2],
@@ -310,6 +317,7 @@ impl Room {
         let vm = Vm::create(&setup, &mm, config)?;
         let room = Room {
             memcg,
+            permits: Permits::new(&regions, vm.config.shadow.guest_level),
             regions,
             seed: options.seed,
             copies: [KEPT, HUGE].map(|_| {
@@ -435,7 +443,11 @@ impl Room {
     }
 
     pub fn did(&self, deed: Deed) {
-        self.deeds[deed as usize].fetch_add(1, RELAXED);
+        self.did_n(deed, 1);
+    }
+
+    pub fn did_n(&self, deed: Deed, n: u64) {
+        self.deeds[deed as usize].fetch_add(n, RELAXED);
     }
 
     pub fn deeds(&self) -> Vec<(&'static str, u64)> {

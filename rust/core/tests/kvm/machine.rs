@@ -1,6 +1,7 @@
 //! A host with one VM, for tests.
 
 use std::sync::Arc;
+use youngbit_core::access::AccessKind;
 use youngbit_core::kvm::memslot::LOG_DIRTY_PAGES;
 use youngbit_core::kvm::mmu::shadow::ShadowConfig;
 use youngbit_core::kvm::mmu::spte::SpteFormat;
@@ -118,6 +119,12 @@ impl Machine {
     pub fn write(&self, gfn: u64) {
         self.vm
             .access(&self.cpu, 0, gfn, true, None)
+            .expect("memory is there");
+    }
+
+    pub fn fetch(&self, gfn: u64) {
+        self.vm
+            .access(&self.cpu, 0, gfn, AccessKind::Fetch, None)
             .expect("memory is there");
     }
 

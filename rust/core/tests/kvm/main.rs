@@ -4,6 +4,7 @@
 mod batched;
 #[path = "../budget/mod.rs"]
 mod budget;
+mod fetches;
 mod machine;
 mod memslots;
 mod notifiers;

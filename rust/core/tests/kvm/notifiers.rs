@@ -1,6 +1,7 @@
 //! Sections 1 and 5: the walk over memslots, and what the callbacks do.
 
 use crate::machine::{Machine, config, configs};
+use youngbit_core::access::AccessKind;
 use youngbit_core::kvm::memslot::GfnRange;
 use youngbit_core::kvm::mmu::spte::SpteFormat;
 use youngbit_core::kvm::vm::{HvaRange, HvaResult, NO_HANDLER, NO_LOCK};
@@ -329,7 +330,7 @@ fn a_fault_retries_while_its_page_is_being_invalidated_or_was_since() {
     let m = Machine::v7(64);
     m.write(3);
     let find = || {
-        m.vm.faultin_pfn(&m.cpu, 0, 3, true)
+        m.vm.faultin_pfn(&m.cpu, 0, 3, AccessKind::Write)
             .expect("memory is there")
     };
     let fault = find().expect("nothing in the way");
@@ -351,7 +352,7 @@ fn a_fault_retries_while_its_page_is_being_invalidated_or_was_since() {
 fn a_fault_retries_when_its_slot_changed() {
     let m = Machine::v7(64);
     let fault =
-        m.vm.faultin_pfn(&m.cpu, 0, 3, true)
+        m.vm.faultin_pfn(&m.cpu, 0, 3, AccessKind::Write)
             .expect("there")
             .expect("free");
     let stale = || {

@@ -2,13 +2,16 @@
 //! log harvests, in inline mode, against a plain map of pages.
 //!
 //! The oracle knows nothing of SPTEs, tables, locks or flags: only which guest
-//! page is mapped, young and writable. Every MMU must agree with it.
+//! page is mapped, young and writable, and from which the guest's own tables, if
+//! it has any, let instructions be fetched. Every MMU must agree with it.
 
 use crate::machine::{Backing, MACHINES, Machine, On, TDP, configs};
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseResult;
 use std::collections::{BTreeMap, BTreeSet};
 use youngbit_core::Errno;
+use youngbit_core::access::AccessKind;
+use youngbit_core::kvm::guest::alias_address;
 use youngbit_core::kvm::memslot::{LOG_DIRTY_PAGES, READONLY};
 use youngbit_core::kvm::mmu::shadow::ShadowConfig;
 use youngbit_core::kvm::mmu::spte::{LEVEL_2M, LEVEL_4K};
@@ -26,7 +29,12 @@ pub enum Op {
     Access {
         unit: u64,
         offset: u64,
-        write: bool,
+        kind: AccessKind,
+    },
+    /// The guest makes a page executable or not in its own tables.
+    Executable {
+        unit: u64,
+        on: bool,
     },
     Age {
         first: u64,
@@ -63,11 +71,18 @@ pub enum Op {
     },
 }
 
+const KINDS: [AccessKind; 3] = [AccessKind::Read, AccessKind::Write, AccessKind::Fetch];
+
+/// Stores to a table that is shadowed, without a walk in between, after which
+/// KVM takes it for a table no longer and zaps all of it.
+const FLOOD: u32 = 3;
+
 fn op() -> impl Strategy<Value = Op> {
     let unit = 0..UNITS;
     prop_oneof![
-        8 => (0..PLACES, 0..512u64, any::<bool>())
-            .prop_map(|(unit, offset, write)| Op::Access { unit, offset, write }),
+        8 => (0..PLACES, 0..512u64, prop::sample::select(&KINDS))
+            .prop_map(|(unit, offset, kind)| Op::Access { unit, offset, kind }),
+        1 => (0..PLACES, any::<bool>()).prop_map(|(unit, on)| Op::Executable { unit, on }),
         4 => (unit.clone(), 1..UNITS, any::<bool>())
             .prop_map(|(first, units, flush)| Op::Age { first, units, flush }),
         2 => unit.clone().prop_map(|unit| Op::Test { unit }),
@@ -120,6 +135,11 @@ struct Oracle {
     /// Access to an aged page is a fault that builds its SPTE anew, as no A/D
     /// bits and no fast page fault leave to shadow pages of a guest's tables.
     refaults: bool,
+    /// What the guest's own tables do not let be executed; `None` where it has
+    /// none.
+    not_executable: Option<BTreeSet<u64>>,
+    /// Stores to the guest's leaf table since the last walk through it.
+    flood: u32,
 }
 
 impl Oracle {
@@ -167,7 +187,12 @@ impl Oracle {
     }
 
     /// Whether the access is possible, and what it does.
-    fn access(&mut self, guest: u64, write: bool, byte: u8) -> bool {
+    fn access(&mut self, guest: u64, kind: AccessKind, byte: u8) -> bool {
+        let write = kind == AccessKind::Write;
+        let data = self.not_executable.as_ref();
+        if kind == AccessKind::Fetch && data.is_some_and(|data| data.contains(&guest)) {
+            return false;
+        }
         if write && let Some(dirty) = &mut self.guest_dirty {
             // Set by the guest's own page walk, whatever comes of the access.
             dirty.insert(guest);
@@ -184,6 +209,7 @@ impl Oracle {
         let faults = now.is_none_or(|m| (write && !m.writable) || (self.refaults && !m.young));
         let mut logged = write;
         if faults {
+            self.flood = 0;
             self.host_fault(host, write);
             // A read of what the host can write is mapped writable too.
             let clean = self
@@ -210,6 +236,25 @@ impl Oracle {
         true
     }
 
+    /// A store to the guest's leaf table unmaps what was built from the entry.
+    fn set_executable(&mut self, guest: u64, on: bool) {
+        let Some(data) = &mut self.not_executable else {
+            return;
+        };
+        if on {
+            data.remove(&guest);
+        } else {
+            data.insert(guest);
+        }
+        self.flood += 1;
+        if self.flood == FLOOD {
+            self.flood = 0;
+            self.mapped.clear();
+        } else {
+            self.mapped.remove(&guest);
+        }
+    }
+
     fn age(&mut self, first: u64, units: u64) -> bool {
         let mut young = false;
         for guest in self.showing(first, units) {
@@ -230,6 +275,7 @@ impl Oracle {
     fn drop_slot(&mut self, id: u32) {
         let slot = self.slots.remove(&id).expect("there");
         if self.slot_zap_all {
+            self.flood = 0;
             self.mapped.clear();
         } else {
             self.mapped
@@ -269,6 +315,8 @@ pub fn run(program: &[Op], config: VmConfig, huge: bool) -> TestCaseResult {
         prop_assert_eq!(absent.map_err(|e| e.errno()), Err(Errno::EFAULT));
     }
     m.slot(0, 0, 0, 0, 8 * unit, m.hva);
+    let shadow = m.vm.shadow.as_deref();
+    let kernel = shadow.and_then(|shadow| shadow.kernel());
     let mut oracle = Oracle {
         host: vec![Backed::Nothing; UNITS as usize],
         content: vec![0; UNITS as usize],
@@ -288,6 +336,8 @@ pub fn run(program: &[Op], config: VmConfig, huge: bool) -> TestCaseResult {
         slot_zap_all,
         guest_dirty: guest_dirty.then(BTreeSet::new),
         refaults,
+        not_executable: kernel.is_some().then(BTreeSet::new),
+        flood: 0,
     };
     let range = |first: u64, units: u64| {
         let end = (first + units).min(UNITS);
@@ -304,11 +354,12 @@ pub fn run(program: &[Op], config: VmConfig, huge: bool) -> TestCaseResult {
             Op::Access {
                 unit: guest,
                 offset,
-                write,
+                kind,
             } => {
+                let write = kind == AccessKind::Write;
                 let gfn = guest * unit + offset % unit;
-                let result = m.vm.access(&m.cpu, 0, gfn, write, Some(byte));
-                let possible = oracle.access(guest, write, byte);
+                let result = m.vm.access(&m.cpu, 0, gfn, kind, Some(byte));
+                let possible = oracle.access(guest, kind, byte);
                 prop_assert_eq!(
                     result.as_ref().map_err(|e| e.errno()).err(),
                     (!possible).then_some(Errno::EFAULT),
@@ -323,6 +374,17 @@ pub fn run(program: &[Op], config: VmConfig, huge: bool) -> TestCaseResult {
                     let found = m.host.memory.content(pfn).load(Ordering::Relaxed);
                     prop_assert_eq!(found, oracle.content[host as usize]);
                 }
+            }
+            Op::Executable { unit: guest, on } => {
+                if let (Some(shadow), Some(kernel)) = (shadow, kernel) {
+                    let (gva, cpu) = (
+                        alias_address(guest * unit, 0),
+                        shadow.guest_cpu(&m.vm, &m.cpu, 0),
+                    );
+                    let stored = kernel.set_executable(&cpu, gva, kernel.leaf_level, on);
+                    prop_assert_eq!(stored.map_err(|e| e.errno()), Ok(true));
+                }
+                oracle.set_executable(guest, on);
             }
             Op::Age {
                 first,

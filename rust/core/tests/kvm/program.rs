@@ -2,6 +2,7 @@
 
 use crate::machine::configs;
 use crate::oracle::{self, Op, PLACES, UNITS};
+use youngbit_core::access::AccessKind;
 use youngbit_core::kvm::mmu::shadow::ShadowConfig;
 use youngbit_core::kvm::{MmuKind, VmConfig};
 
@@ -60,12 +61,20 @@ fn decode(&[what, a, b, c]: &[u8; 4]) -> Op {
         0..8 => Op::Access {
             unit: at % PLACES,
             offset: n << 1 & 511,
-            write: flag,
+            kind: match (flag, c & 1) {
+                (true, _) => AccessKind::Write,
+                (false, 0) => AccessKind::Read,
+                (false, _) => AccessKind::Fetch,
+            },
         },
         8..12 => Op::Age {
             first: at % UNITS,
             units: 1 + n % (UNITS - 1),
             flush: flag,
+        },
+        12..14 if flag => Op::Executable {
+            unit: at % PLACES,
+            on: n & 1 != 0,
         },
         12..14 => Op::Test { unit: at % UNITS },
         14..16 => Op::Invalidate {

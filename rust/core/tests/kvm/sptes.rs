@@ -1,6 +1,7 @@
 //! Section 2: SPTEs.
 
 use std::time::Instant;
+use youngbit_core::access::AccessKind::{self, Fetch, Read};
 use youngbit_core::kvm::mmu::spte::{self, *};
 use youngbit_core::mm::Pfn;
 use youngbit_core::sync::atomic::AtomicBool;
@@ -14,7 +15,7 @@ fn leaf(format: &SpteFormat, level: u32, writable: bool, prefetch: bool) -> u64 
     format.make_leaf(Leaf {
         pfn: Pfn(0x12340),
         level,
-        writable,
+        access: ACC_ALL,
         host_writable: writable,
         prefetch,
         ad_type: format.default_ad_type(),
@@ -61,7 +62,7 @@ fn present_is_the_software_bit_not_the_hardwares() {
     let tracked = SpteFormat::EPT_NO_AD.mark_old(young);
     assert_eq!(tracked & SpteFormat::EPT_NO_AD.hw_present, 0);
     assert!(is_present(tracked) && is_present_leaf(tracked, LEVEL_4K));
-    assert!(!SpteFormat::EPT_NO_AD.allows(tracked, false));
+    assert!(!SpteFormat::EPT_NO_AD.allows(tracked, Read));
     assert!(!is_present(0b111), "hardware's bits alone are not present");
 }
 
@@ -73,8 +74,10 @@ fn born_accessed_and_dirty_if_writable_and_prefetched_ones_old() {
             let write = leaf(&format, level, true, false);
             assert!(format.is_young_leaf(read, level) && !format.is_dirty(read));
             assert!(format.is_young_leaf(write, level) && format.is_dirty(write));
-            assert!(format.allows(write, true) && !format.allows(read, true));
-            assert!(format.allows(read, false));
+            assert!(
+                format.allows(write, AccessKind::Write) && !format.allows(read, AccessKind::Write)
+            );
+            assert!(format.allows(read, Read));
             assert_eq!(spte::pfn(write), Pfn(0x12340));
             for writable in [false, true] {
                 let old = leaf(&format, level, writable, true);
@@ -87,13 +90,83 @@ fn born_accessed_and_dirty_if_writable_and_prefetched_ones_old() {
     }
 }
 
+/// What a leaf of a format lets through, when the guest's tables allow `access`.
+fn with_access(format: &SpteFormat, access: u32) -> u64 {
+    format.make_leaf(Leaf {
+        pfn: Pfn(0x12340),
+        level: LEVEL_4K,
+        access,
+        host_writable: true,
+        prefetch: false,
+        ad_type: format.default_ad_type(),
+    })
+}
+
+#[test]
+fn execute_permission_is_x_of_ept_and_not_nx_elsewhere() {
+    for format in FORMATS {
+        let all = with_access(&format, ACC_ALL);
+        let data = with_access(&format, ACC_ALL & !ACC_EXEC_MASK);
+        let kinds = [Read, AccessKind::Write, Fetch];
+        assert!(kinds.iter().all(|&kind| format.allows(all, kind)));
+        assert_eq!(
+            kinds.map(|kind| format.allows(data, kind)),
+            [true, true, false],
+            "{}",
+            format.name
+        );
+        let differ = if format.name == "ept" {
+            1 << 2
+        } else {
+            1 << 63
+        };
+        assert_eq!(all ^ data, differ);
+        // A guest's EPT may allow execution alone.
+        let code = with_access(&format, ACC_EXEC_MASK);
+        assert!(format.allows(code, Fetch) && !format.allows(code, AccessKind::Write));
+        assert_eq!(format.allows(code, Read), format.name != "ept");
+        // Not present: no access, whatever its other bits.
+        assert!(kinds.iter().all(|&kind| !format.allows(0, kind)));
+    }
+}
+
+#[test]
+fn aging_and_restoring_keep_execute_permission_as_it_was() {
+    for format in FORMATS {
+        for access in [ACC_ALL, ACC_ALL & !ACC_EXEC_MASK, ACC_EXEC_MASK] {
+            for locked in [false, true] {
+                let young = with_access(&format, access);
+                let word = AtomicU64::new(young);
+                let aged = if locked {
+                    format.age_locked(&word, LEVEL_4K)
+                } else {
+                    format.age(&word, LEVEL_4K)
+                };
+                let mut now = word.load(Ordering::Relaxed);
+                assert!(aged.young && !format.is_accessed(now));
+                if is_access_tracked(now) {
+                    assert!(!format.allows(now, Fetch), "it must fault to be seen");
+                    now = restore_access_track(now);
+                }
+                for kind in [Read, Fetch] {
+                    assert_eq!(
+                        format.allows(now, kind),
+                        format.allows(young, kind),
+                        "{young:#x} became {now:#x}"
+                    );
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn write_protect_only_counts_as_enabled() {
     let format = SpteFormat::EPT;
     let value = format.make_leaf(Leaf {
         pfn: Pfn(1),
         level: LEVEL_4K,
-        writable: true,
+        access: ACC_ALL,
         host_writable: true,
         prefetch: false,
         ad_type: AD_WRPROT_ONLY,
@@ -108,20 +181,20 @@ fn host_and_mmu_writable_are_apart_from_writable() {
         let spte = leaf(&format, LEVEL_4K, true, false);
         assert!(format.is_host_writable(spte) && format.is_mmu_writable(spte));
         let protected = spte & !WRITABLE;
-        assert!(format.is_mmu_writable(protected) && !format.allows(protected, true));
+        assert!(format.is_mmu_writable(protected) && !format.allows(protected, AccessKind::Write));
         let read_only = leaf(&format, LEVEL_4K, false, false);
         assert!(!format.is_host_writable(read_only) && !format.is_mmu_writable(read_only));
         // The MMU's own write tracking: the host's mapping is writable.
         let tracked = format.make_leaf(Leaf {
             pfn: Pfn(1),
             level: LEVEL_4K,
-            writable: false,
+            access: ACC_ALL & !ACC_WRITE_MASK,
             host_writable: true,
             prefetch: false,
             ad_type: format.default_ad_type(),
         });
         assert!(format.is_host_writable(tracked) && !format.is_mmu_writable(tracked));
-        assert!(!format.allows(tracked, true) && !format.is_dirty(tracked));
+        assert!(!format.allows(tracked, AccessKind::Write) && !format.is_dirty(tracked));
     }
 }
 
@@ -289,6 +362,8 @@ fn small_leaves_map_the_same_frames_with_the_same_bits() {
     for format in FORMATS {
         for level in [LEVEL_2M, LEVEL_1G] {
             let huge = leaf(&format, level, true, false);
+            let data = huge & !format.executable | format.not_executable;
+            assert!(!format.allows(format.make_small(data, level - 1, 7), Fetch));
             for index in [0usize, 1, 511] {
                 let small = format.make_small(huge, level - 1, index);
                 let step = pages_per(level - 1) as u32;
@@ -297,7 +372,7 @@ fn small_leaves_map_the_same_frames_with_the_same_bits() {
                 assert_eq!(small & PAGE_SIZE_BIT != 0, level - 1 > LEVEL_4K);
                 assert_eq!(format.is_dirty(small), format.is_dirty(huge));
                 assert_eq!(format.is_accessed(small), format.is_accessed(huge));
-                assert!(format.allows(small, true));
+                assert!(format.allows(small, AccessKind::Write) && format.allows(small, Fetch));
             }
         }
     }
@@ -309,13 +384,13 @@ fn a_non_leaf_holds_a_table_and_every_permission() {
         let link = format.make_nonleaf(TableId(0xabcde), !format.ad_bits);
         assert!(is_present(link) && !is_last(link, LEVEL_2M));
         assert_eq!(spte::table(link), TableId(0xabcde));
-        assert!(format.allows(link, true));
+        assert!(format.allows(link, AccessKind::Write) && format.allows(link, Fetch));
         // A late fetch_and for a leaf that was here leaves the link intact.
         let word = AtomicU64::new(link);
         word.fetch_and(!format.accessed, Ordering::Relaxed);
         let now = word.load(Ordering::Relaxed);
         assert_eq!(spte::table(now), TableId(0xabcde));
-        assert!(format.allows(now, true) && is_present(now));
+        assert!(format.allows(now, AccessKind::Write) && is_present(now));
     }
 }
 

@@ -4,6 +4,7 @@
 
 use super::spte::{self, LEVEL_1G, LEVEL_4K, WRITABLE, gfn_shift, is_present_leaf, is_writable};
 use super::walk::{Root, lookup};
+use crate::access::AccessKind;
 use crate::cpu::Cpu;
 use crate::error::{Errno, Error, Result};
 use crate::kvm::memslot::Memslot;
@@ -43,11 +44,11 @@ impl Outcome {
 }
 
 /// A fault of a vCPU begins.
-pub(super) fn begin(cpu: &Cpu, vcpu: &Vcpu, page: u64, write: bool) {
+pub(super) fn begin(cpu: &Cpu, vcpu: &Vcpu, page: u64, kind: AccessKind) {
     cpu.count(Counter::KvmPageFaults);
     cpu.trace(
         Event::KvmPageFault,
-        &[u64::from(vcpu.id), page, u64::from(write)],
+        &[u64::from(vcpu.id), page, kind as u64],
     );
 }
 
@@ -69,16 +70,17 @@ pub(super) fn check_reach(gfn: u64, levels: u32) -> Result<()> {
 
 /// Fix a fault without `mmu_lock` (`fast_page_fault()`): give write permission
 /// back to an MMU-writable SPTE, restore an access-tracked one. For tables that
-/// map guest frames directly. `access`: whether it was a write, and whether the
-/// processor found an SPTE that only lacked the permission.
+/// map guest frames directly. `access`: what it was, and whether the processor
+/// found an SPTE that only lacked the permission.
 pub(super) fn fast_page_fault<M: Default>(
     tables: &Arena<M>,
     root: Root,
     (vm, cpu, vcpu): (&Vm, &Cpu, &Vcpu),
     gfn: u64,
-    access: (bool, bool),
+    access: (AccessKind, bool),
 ) -> Option<Outcome> {
-    let (write, present) = access;
+    let (kind, present) = access;
+    let write = kind.is_write();
     let format = vm.format();
     // With A/D bits, only a write to a present SPTE can be fixed here.
     if if present { !write } else { format.ad_bits } {
@@ -95,7 +97,7 @@ pub(super) fn fast_page_fault<M: Default>(
             }
             return None;
         }
-        if format.allows(old, write) {
+        if format.allows(old, kind) {
             return Some(Outcome::Spurious);
         }
         let mut new = old;
@@ -112,7 +114,7 @@ pub(super) fn fast_page_fault<M: Default>(
             }
             new |= WRITABLE;
         }
-        if !format.allows(new, write) {
+        if !format.allows(new, kind) {
             return None;
         }
         cpu.count(Counter::SpteCas);
@@ -139,8 +141,8 @@ pub(super) fn fast_page_fault<M: Default>(
 pub struct PageFault {
     /// The guest frame.
     pub gfn: u64,
-    /// Whether the access was a write.
-    pub write: bool,
+    /// What the access was.
+    pub kind: AccessKind,
     /// The address space.
     pub as_id: usize,
     /// Which update put the slot there that the frame was looked up in
@@ -204,8 +206,10 @@ impl Vm {
         cpu: &Cpu,
         as_id: usize,
         gfn: u64,
-        write: bool,
+        kind: AccessKind,
     ) -> Result<Option<PageFault>> {
+        // The primary MMU maps for reads and writes: a fetch is a read there.
+        let write = kind.is_write();
         if self.is_dead() {
             return Err(Error::new(
                 Errno::EIO,
@@ -269,7 +273,7 @@ impl Vm {
         };
         Ok(Some(PageFault {
             gfn,
-            write,
+            kind,
             pfn: page.pfn,
             map_writable: page.writable && !readonly,
             level: page.level.min(slot_level),

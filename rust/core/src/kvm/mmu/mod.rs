@@ -8,6 +8,7 @@ pub mod spte;
 pub mod tdp;
 mod walk;
 
+use crate::access::AccessKind;
 use crate::cpu::Cpu;
 use crate::error::Result;
 use crate::kvm::memslot::{GfnRange, Memslot};
@@ -51,8 +52,12 @@ pub struct Translation {
     pub pfn: Pfn,
     /// Level of the leaf.
     pub level: u32,
-    /// Whether writes may go through it.
+    /// Whether reads may go through it.
+    pub readable: bool,
+    /// Whether writes may.
     pub writable: bool,
+    /// Whether instruction fetches may.
+    pub executable: bool,
     /// Whether the leaf is dirty already, so that a write need not walk again.
     pub dirty: bool,
 }
@@ -97,7 +102,7 @@ pub trait GuestMmu: Sync {
 
     /// Walk as hardware does, setting accessed, and dirty for a write. In guest
     /// mode: tables stay alive until the vCPU acknowledges a flush.
-    fn walk(&self, vm: &Vm, cpu: &Cpu, vcpu: &Vcpu, page: u64, write: bool) -> Walk;
+    fn walk(&self, vm: &Vm, cpu: &Cpu, vcpu: &Vcpu, page: u64, kind: AccessKind) -> Walk;
 
     /// Handle a fault, outside guest mode; the access is then tried again.
     /// `present` is what the walk said.
@@ -110,7 +115,7 @@ pub trait GuestMmu: Sync {
         cpu: &Cpu,
         vcpu: &Vcpu,
         page: u64,
-        write: bool,
+        kind: AccessKind,
         present: bool,
     ) -> Result<()>;
 }

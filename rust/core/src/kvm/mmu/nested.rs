@@ -16,6 +16,7 @@
 use super::spte::{self, WRITABLE, is_present_leaf};
 use super::tdp::TdpMmu;
 use super::{GuestMmu, Translation, Walk};
+use crate::access::AccessKind;
 use crate::cpu::Cpu;
 use crate::error::{Errno, Error, Result};
 use crate::kvm::memslot::Memslot;
@@ -54,12 +55,12 @@ impl GuestMmu for L1Mmu {
     }
 
     #[inline]
-    fn walk(&self, vm: &Vm, cpu: &Cpu, vcpu: &Vcpu, page: u64, write: bool) -> Walk {
+    fn walk(&self, vm: &Vm, cpu: &Cpu, vcpu: &Vcpu, page: u64, kind: AccessKind) -> Walk {
         let Some(tdp) = &vm.tdp else {
             return Walk::Fault { present: false };
         };
-        if write && vcpu.shadow.is_emulating(page) {
-            let walk = tdp.walk(vm, cpu, vcpu, page, false);
+        if kind.is_write() && vcpu.shadow.is_emulating(page) {
+            let walk = tdp.walk(vm, cpu, vcpu, page, AccessKind::Read);
             return match walk {
                 Walk::Hit(found) => {
                     vcpu.shadow.set_emulating(None);
@@ -71,7 +72,7 @@ impl GuestMmu for L1Mmu {
                 fault => fault,
             };
         }
-        tdp.walk(vm, cpu, vcpu, page, write)
+        tdp.walk(vm, cpu, vcpu, page, kind)
     }
 
     fn fault(
@@ -80,17 +81,18 @@ impl GuestMmu for L1Mmu {
         cpu: &Cpu,
         vcpu: &Vcpu,
         page: u64,
-        write: bool,
+        kind: AccessKind,
         present: bool,
     ) -> Result<()> {
         let shadow = vm.shadow.as_deref();
-        let emulated =
-            write && shadow.is_some_and(|shadow| shadow.emulate(vm, cpu, vcpu, page, page));
+        let emulated = kind.is_write()
+            && shadow.is_some_and(|shadow| shadow.emulate(vm, cpu, vcpu, page, page));
         if emulated && present {
             // Mapped read-only already: that is all the emulation needs.
             return Ok(());
         }
-        tdp(vm)?.fault(vm, cpu, vcpu, page, write && !emulated, present)
+        let kind = if emulated { AccessKind::Read } else { kind };
+        tdp(vm)?.fault(vm, cpu, vcpu, page, kind, present)
     }
 }
 

@@ -164,8 +164,8 @@ pub struct Role {
     pub level: u32,
     /// Maps consecutive frames instead of shadowing a table.
     pub direct: bool,
-    /// Writes are allowed by the entries above it.
-    pub writable: bool,
+    /// What the entries above it allow, of [`ACC_ALL`](spte::ACC_ALL).
+    pub access: u32,
     /// Its SPTEs have no A/D bits.
     pub ad_disabled: bool,
     /// Shadows a table that L1 gave its guest.
@@ -175,11 +175,11 @@ pub struct Role {
 }
 
 impl Role {
-    fn child(self, direct: bool, writable: bool) -> Role {
+    fn child(self, direct: bool, access: u32) -> Role {
         Role {
             level: self.level - 1,
             direct,
-            writable,
+            access,
             ..self
         }
     }
@@ -829,8 +829,18 @@ impl Shadow {
         flush
     }
 
+    /// What the guest's own tables allow through leaf `index` of a page.
+    fn allowed_by_guest(&self, vm: &Vm, page: &Page, index: usize) -> u32 {
+        if page.role.direct {
+            return page.role.access;
+        }
+        let pte = self.memory.load(page.gfn, index);
+        page.role.access & Self::paging(vm).access(pte)
+    }
+
     /// Check everything that must hold between changes: every leaf is in the
-    /// rmap of its frame and nothing else is; parents and children agree;
+    /// rmap of its frame and nothing else is; it lets through what the guest's
+    /// own tables do, except writes that are to fault; parents and children agree;
     /// chains are well formed; counts are right. Nothing may run meanwhile.
     ///
     /// # Errors
@@ -868,6 +878,13 @@ impl Shadow {
                         && spte::is_writable(value)
                     {
                         return wrong(format!("shadowed gfn {gfn:#x} is mapped writable"));
+                    }
+                    let allowed = self.allowed_by_guest(vm, page, index);
+                    if !vm.format().keeps_access(value, allowed) {
+                        return wrong(format!(
+                            "SPTE {ptr:?} of gfn {gfn:#x} is {value:#x}, and the guest's own \
+                             tables allow {allowed:#b}"
+                        ));
                     }
                     leaves.insert(ptr, ());
                 } else {

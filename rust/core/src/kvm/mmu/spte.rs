@@ -17,6 +17,7 @@
 //! | 57, 58 | EPT: host-writable, MMU-writable (software) |
 //! | 63 | NPT and legacy: not executable |
 
+use crate::access::AccessKind;
 use crate::mm::Pfn;
 use crate::mutant::{self, Mutant};
 use crate::sync::atomic::{AtomicU64, Ordering};
@@ -38,6 +39,26 @@ pub const MMU_PRESENT: u64 = 1 << 11;
 pub const PAGE_SIZE_BIT: u64 = 1 << 7;
 /// Writable, in every format (`PT_WRITABLE_MASK`).
 pub const WRITABLE: u64 = 1 << 1;
+
+/// The guest's tables allow instruction fetches (`ACC_EXEC_MASK`).
+pub const ACC_EXEC_MASK: u32 = 1 << 0;
+/// They allow writes (`ACC_WRITE_MASK`).
+pub const ACC_WRITE_MASK: u32 = 1 << 1;
+/// They allow reads: R of EPT. Legacy paging cannot forbid them, and accesses
+/// of its user and its supervisor are not told apart (`ACC_USER_MASK`).
+pub const ACC_USER_MASK: u32 = 1 << 2;
+/// Everything, as where the guest has no tables of its own (`ACC_ALL`).
+pub const ACC_ALL: u32 = ACC_EXEC_MASK | ACC_WRITE_MASK | ACC_USER_MASK;
+
+/// What an access needs of them.
+#[inline]
+pub const fn acc_needed(kind: AccessKind) -> u32 {
+    match kind {
+        AccessKind::Read => ACC_USER_MASK,
+        AccessKind::Write => ACC_USER_MASK | ACC_WRITE_MASK,
+        AccessKind::Fetch => ACC_EXEC_MASK,
+    }
+}
 
 const AD_TYPE_SHIFT: u32 = 52;
 /// The field that says how accessed and dirty are kept (`SPTE_TDP_AD_MASK`).
@@ -227,9 +248,10 @@ pub struct Leaf {
     pub pfn: Pfn,
     /// Its level.
     pub level: u32,
-    /// The MMU lets the guest write (no write tracking of a guest page table,
-    /// no read-only slot).
-    pub writable: bool,
+    /// What the MMU lets the guest do, of [`ACC_ALL`]: what the guest's own
+    /// tables allow, without writing where a guest page table is tracked
+    /// (`pte_access`).
+    pub access: u32,
     /// The host's mapping is writable.
     pub host_writable: bool,
     /// Made ahead of an access, so born old.
@@ -257,8 +279,15 @@ pub struct SpteFormat {
     pub hw_present: u64,
     /// Hardware needs this to read.
     pub readable: u64,
-    /// The permission bits of a leaf other than [`WRITABLE`].
+    /// The permission bits, other than [`WRITABLE`], of an entry that allows
+    /// everything.
     pub permissions: u64,
+    /// Of those, what a leaf that cannot be read lacks (`shadow_user_mask`).
+    pub user: u64,
+    /// Of those, what hardware needs to fetch (`shadow_x_mask`).
+    pub executable: u64,
+    /// What keeps hardware from fetching (`shadow_nx_mask`).
+    pub not_executable: u64,
     /// Whether hardware keeps accessed and dirty bits (`kvm_ad_enabled()`).
     pub ad_bits: bool,
 }
@@ -274,6 +303,9 @@ impl SpteFormat {
         hw_present: 0b111,
         readable: 1 << 0,
         permissions: 0b101,
+        user: 1 << 0,
+        executable: 1 << 2,
+        not_executable: 0,
         ad_bits: true,
     };
     /// EPT with accessed and dirty bits off for the whole VM.
@@ -291,6 +323,9 @@ impl SpteFormat {
         hw_present: 1 << 0,
         readable: 1 << 0,
         permissions: 0b101,
+        user: 1 << 2,
+        executable: 0,
+        not_executable: 1 << 63,
         ad_bits: true,
     };
 
@@ -344,15 +379,52 @@ impl SpteFormat {
         spte & self.host_writable != 0
     }
 
-    /// Whether hardware lets an access through the entry.
+    /// Whether hardware lets instructions be fetched through the entry
+    /// (`is_executable_pte()`).
     #[inline]
-    pub const fn allows(&self, spte: u64, write: bool) -> bool {
-        let wanted = if write {
-            self.readable | WRITABLE
+    pub const fn is_executable(&self, spte: u64) -> bool {
+        spte & (self.executable | self.not_executable) == self.executable
+    }
+
+    /// Whether hardware lets an access through the entry
+    /// (`is_access_allowed()`).
+    #[inline]
+    pub const fn allows(&self, spte: u64, kind: AccessKind) -> bool {
+        spte & self.hw_present != 0
+            && match kind {
+                AccessKind::Read => spte & self.readable != 0,
+                AccessKind::Write => is_writable(spte) && spte & self.readable != 0,
+                AccessKind::Fetch => self.is_executable(spte),
+            }
+    }
+
+    /// Whether a leaf that was made with `access`, of [`ACC_ALL`], still has it:
+    /// when the access that access tracking waits for has been seen, it lets
+    /// reads and fetches through just as it was to, and no write that it was
+    /// not. (A write may have to fault first.)
+    pub fn keeps_access(&self, spte: u64, access: u32) -> bool {
+        let now = if is_access_tracked(spte) {
+            restore_access_track(spte)
         } else {
-            self.readable
+            spte
         };
-        spte & self.hw_present != 0 && spte & wanted == wanted
+        let is_and_was = |kind| {
+            let needed = acc_needed(kind);
+            (self.allows(now, kind), access & needed == needed)
+        };
+        let (read, write, fetch) = (
+            is_and_was(AccessKind::Read),
+            is_and_was(AccessKind::Write),
+            is_and_was(AccessKind::Fetch),
+        );
+        read.0 == read.1 && write.0 <= write.1 && fetch.0 == fetch.1
+    }
+
+    /// What all of the entries on a way allow that are in `all`, when `any` has
+    /// what at least one of them has: nothing that one of them forbids.
+    #[inline]
+    pub(super) const fn combine(&self, all: u64, any: u64) -> u64 {
+        all | any & self.not_executable
     }
 
     /// Bits that another thread or hardware may change behind a holder of
@@ -404,9 +476,15 @@ impl SpteFormat {
         if with_ad && !leaf.prefetch {
             spte |= self.accessed;
         }
+        if leaf.access & ACC_EXEC_MASK == 0 {
+            spte = spte & !self.executable | self.not_executable;
+        }
+        if leaf.access & ACC_USER_MASK == 0 {
+            spte &= !self.user;
+        }
         if leaf.host_writable {
             spte |= self.host_writable;
-            if leaf.writable {
+            if leaf.access & ACC_WRITE_MASK != 0 {
                 spte |= WRITABLE | self.mmu_writable;
                 if with_ad {
                     spte |= self.dirty;

@@ -16,11 +16,12 @@
 
 use super::fault::{self, LiveFault, Outcome};
 use super::spte::{
-    self, LEVEL_2M, LEVEL_4K, Leaf, SpteFormat, WRITABLE, gfn_index, is_frozen, is_last,
-    is_present, is_present_leaf, is_writable, pages_per, round_gfn,
+    self, ACC_ALL, ACC_WRITE_MASK, LEVEL_2M, LEVEL_4K, Leaf, SpteFormat, WRITABLE, gfn_index,
+    is_frozen, is_last, is_present, is_present_leaf, is_writable, pages_per, round_gfn,
 };
 use super::walk::{lookup, walk_as_hardware};
 use super::{GuestMmu, Walk};
+use crate::access::AccessKind;
 use crate::cpu::Cpu;
 use crate::error::{Errno, Error, Result};
 use crate::kvm::memslot::{GfnRange, Memslot};
@@ -1280,7 +1281,7 @@ impl TdpMmu {
                 level -= 1;
                 continue;
             }
-            if is_present_leaf(old, level) && format.allows(old, fault.write) {
+            if is_present_leaf(old, level) && format.allows(old, fault.kind) {
                 break Outcome::Spurious;
             }
             let offset = gfn & (pages_per(level) - 1);
@@ -1289,7 +1290,11 @@ impl TdpMmu {
                 level,
                 // A frame that holds a page table which the shadow MMU
                 // shadows stays read-only.
-                writable: !(level == LEVEL_4K && fault.slot.is_write_tracked(gfn)),
+                access: if level == LEVEL_4K && fault.slot.is_write_tracked(gfn) {
+                    ACC_ALL & !ACC_WRITE_MASK
+                } else {
+                    ACC_ALL
+                },
                 host_writable: fault.map_writable,
                 prefetch: false,
                 ad_type: format.default_ad_type(),
@@ -1320,10 +1325,10 @@ impl TdpMmu {
         cpu: &Cpu,
         vcpu: &Vcpu,
         gfn: u64,
-        access: (bool, bool),
+        access: (AccessKind, bool),
     ) -> Result<()> {
-        let write = access.0;
-        fault::begin(cpu, vcpu, gfn, write);
+        let kind = access.0;
+        fault::begin(cpu, vcpu, gfn, kind);
         let Some(root) = vcpu.root() else {
             return Ok(());
         };
@@ -1336,7 +1341,7 @@ impl TdpMmu {
             outcome.count(cpu);
             return Ok(());
         }
-        let Some(fault) = vm.faultin_pfn(cpu, vcpu.as_id, gfn, write)? else {
+        let Some(fault) = vm.faultin_pfn(cpu, vcpu.as_id, gfn, kind)? else {
             Outcome::Retry.count(cpu);
             // Whoever is in the way needs the processor to get out of it.
             thread::yield_now();
@@ -1396,11 +1401,11 @@ impl GuestMmu for TdpMmu {
     }
 
     #[inline]
-    fn walk(&self, vm: &Vm, cpu: &Cpu, vcpu: &Vcpu, page: u64, write: bool) -> Walk {
+    fn walk(&self, vm: &Vm, cpu: &Cpu, vcpu: &Vcpu, page: u64, kind: AccessKind) -> Walk {
         match vcpu.root() {
             Some(root) => {
                 let root = (root, self.reach(root).0);
-                walk_as_hardware(&self.tables, root, vm, cpu, page, write)
+                walk_as_hardware(&self.tables, root, vm, cpu, page, kind)
             }
             None => Walk::Fault { present: false },
         }
@@ -1412,9 +1417,9 @@ impl GuestMmu for TdpMmu {
         cpu: &Cpu,
         vcpu: &Vcpu,
         page: u64,
-        write: bool,
+        kind: AccessKind,
         present: bool,
     ) -> Result<()> {
-        self.page_fault(vm, cpu, vcpu, page, (write, present))
+        self.page_fault(vm, cpu, vcpu, page, (kind, present))
     }
 }

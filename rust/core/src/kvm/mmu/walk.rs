@@ -5,6 +5,7 @@ use super::spte::{
     self, LEVEL_4K, gfn_index, gfn_shift, is_last, is_present, is_writable, pages_per,
 };
 use super::{Translation, Walk};
+use crate::access::AccessKind;
 use crate::cpu::Cpu;
 use crate::kvm::vm::Vm;
 use crate::mm::Pfn;
@@ -26,13 +27,15 @@ pub(super) fn walk_as_hardware<M: Default>(
     vm: &Vm,
     cpu: &Cpu,
     page: u64,
-    write: bool,
+    kind: AccessKind,
 ) -> Walk {
     let format = vm.format();
     if page >> gfn_shift(top + 1) != 0 {
         return Walk::Fault { present: false };
     }
     let (mut table, mut level) = (root, top);
+    // What every entry on the way has, and what at least one has.
+    let (mut all, mut any) = (!0, 0);
     loop {
         let word = &tables.entries(table)[gfn_index(page, level)];
         cpu.count(Counter::SpteWalkLoads);
@@ -45,10 +48,12 @@ pub(super) fn walk_as_hardware<M: Default>(
             return Walk::Fault { present: false };
         }
         let leaf = is_last(spte, level);
-        if leaf && !format.allows(spte, write) {
+        all &= spte;
+        any |= spte;
+        if leaf && !format.allows(format.combine(all, any), kind) {
             return Walk::Fault { present: true };
         }
-        let bits = format.hw_bits(spte, leaf && write);
+        let bits = format.hw_bits(spte, leaf && kind.is_write());
         if spte & bits != bits {
             // Acquire and release: the bits join what whoever zaps or ages
             // takes out by an exchange of its own.
@@ -57,6 +62,7 @@ pub(super) fn walk_as_hardware<M: Default>(
                 .is_err()
             {
                 (table, level) = (root, top);
+                (all, any) = (!0, 0);
                 continue;
             }
             if leaf {
@@ -67,10 +73,13 @@ pub(super) fn walk_as_hardware<M: Default>(
         }
         if leaf {
             let offset = page & (pages_per(level) - 1);
+            let allowed = format.combine(all, any);
             return Walk::Hit(Translation {
                 pfn: Pfn(spte::pfn(spte).0 + offset as u32),
                 level,
-                writable: is_writable(spte),
+                readable: allowed & format.readable != 0,
+                writable: is_writable(allowed),
+                executable: format.is_executable(allowed),
                 dirty: format.is_dirty(spte | bits),
             });
         }

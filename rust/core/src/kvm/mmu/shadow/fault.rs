@@ -2,6 +2,7 @@
 //! `FNAME(page_fault)`).
 
 use super::{Ctx, Role, Shadow, State};
+use crate::access::AccessKind;
 use crate::cpu::Cpu;
 use crate::error::{Errno, Error, Result};
 use crate::kvm::guest::{
@@ -12,7 +13,8 @@ use crate::kvm::memslot::Memslot;
 use crate::kvm::mmu::fault::{self, LiveFault, Outcome};
 use crate::kvm::mmu::rmap::{DescCache, RMAP_RECYCLE_THRESHOLD, SptePtr};
 use crate::kvm::mmu::spte::{
-    self, LEVEL_4K, Leaf, gfn_index, is_last, is_present, is_writable, round_gfn,
+    self, ACC_ALL, ACC_WRITE_MASK, LEVEL_4K, Leaf, gfn_index, is_last, is_present, is_writable,
+    round_gfn,
 };
 use crate::kvm::mmu::walk::{Root, walk_as_hardware};
 use crate::kvm::mmu::{GuestMmu, Walk};
@@ -173,7 +175,7 @@ struct Target<'a> {
     gfn: u64,
     pfn: Pfn,
     level: u32,
-    writable: bool,
+    access: u32,
     host_writable: bool,
 }
 
@@ -212,7 +214,7 @@ impl Shadow {
                 GUEST_LEVELS
             },
             direct,
-            writable: true,
+            access: ACC_ALL,
             ad_disabled: !vm.format().ad_bits || l1_no_ad,
             guest_mode: nested,
             as_id,
@@ -342,7 +344,11 @@ impl Shadow {
             pfn: target.pfn,
             level,
             // A frame that holds a shadowed table stays read-only.
-            writable: target.writable && !(level == LEVEL_4K && target.slot.is_write_tracked(gfn)),
+            access: if level == LEVEL_4K && target.slot.is_write_tracked(gfn) {
+                target.access & !ACC_WRITE_MASK
+            } else {
+                target.access
+            },
             host_writable: target.host_writable,
             prefetch: false,
             ad_type: role.ad_type(format),
@@ -386,7 +392,7 @@ impl Shadow {
         mut table: TableId,
         page: u64,
         fault: LiveFault<'_>,
-        writable: bool,
+        access: u32,
         max_level: u32,
     ) -> Result<Outcome> {
         let gfn = fault.gfn;
@@ -395,7 +401,7 @@ impl Shadow {
         while role.level > goal {
             let ptr = SptePtr::new(table, gfn_index(page, role.level));
             let base = round_gfn(gfn, role.level);
-            role = role.child(true, writable);
+            role = role.child(true, access);
             table = self.child(ctx, state, cache, ptr, base, role)?;
         }
         let base = round_gfn(gfn, goal);
@@ -404,7 +410,7 @@ impl Shadow {
             gfn: base,
             pfn: Pfn(fault.pfn.0 - (gfn - base) as u32),
             level: goal,
-            writable,
+            access,
             host_writable: fault.map_writable,
         };
         let ptr = SptePtr::new(table, gfn_index(page, goal));
@@ -443,7 +449,7 @@ impl Shadow {
             };
             let below = level as usize - 2;
             let gfn = walk.table_gfn[below];
-            let role = page_role.child(false, walk.table_writable[below]);
+            let role = page_role.child(false, walk.table_access[below]);
             let ptr = SptePtr::new(table, gfn_index(page, level));
             // Made, and so write-protected, before it is compared, and
             // compared before it is linked.
@@ -472,7 +478,7 @@ impl Shadow {
             table,
             page,
             fault,
-            walk.writable,
+            walk.access,
             walk.level,
         )
     }
@@ -486,10 +492,10 @@ impl Shadow {
         cpu: &Cpu,
         vcpu: &Vcpu,
         page: u64,
-        access: (bool, bool),
+        access: (AccessKind, bool),
     ) -> Result<()> {
-        let write = access.0;
-        fault::begin(cpu, vcpu, page, write);
+        let kind = access.0;
+        fault::begin(cpu, vcpu, page, kind);
         let Some(root) = vcpu.root() else {
             return Ok(());
         };
@@ -498,7 +504,7 @@ impl Shadow {
             let (top, who) = (self.top(root), (vm, cpu, vcpu));
             match fault::fast_page_fault(&self.tables, top, who, page, access) {
                 Some(outcome) => outcome,
-                None => self.slow_fault(vm, cpu, vcpu, root, page, page, write, None)?,
+                None => self.slow_fault(vm, cpu, vcpu, root, page, page, kind, None)?,
             }
         } else {
             let kernel = self.guest_kernel()?;
@@ -509,11 +515,12 @@ impl Shadow {
                 as_id: vcpu.as_id,
             };
             let address = page << crate::mm::PAGE_SHIFT;
-            match kernel.paging.walk(&view, kernel.root, address, write)? {
+            match kernel.paging.walk(&view, kernel.root, address, kind)? {
                 Ok(walk) => {
                     let gfn = walk.gfn;
-                    let write = write && !self.emulate(vm, cpu, vcpu, page, gfn);
-                    self.slow_fault(vm, cpu, vcpu, root, page, gfn, write, Some(&walk))?
+                    let emulated = kind.is_write() && self.emulate(vm, cpu, vcpu, page, gfn);
+                    let kind = if emulated { AccessKind::Read } else { kind };
+                    self.slow_fault(vm, cpu, vcpu, root, page, gfn, kind, Some(&walk))?
                 }
                 Err(fault) => {
                     cpu.count(Counter::GuestPageFaults);
@@ -548,8 +555,11 @@ impl Shadow {
         Err(Error::new(
             Errno::EFAULT,
             format!(
-                "guest {what} at {:#x}: {:?} in its own page table of level {}",
-                fault.address, fault.kind, fault.level
+                "guest {what} on a {} at {:#x}: {:?} in its own page table of level {}",
+                fault.access.name(),
+                fault.address,
+                fault.kind,
+                fault.level
             ),
         ))
     }
@@ -586,12 +596,12 @@ impl Shadow {
         root: TableId,
         page: u64,
         gfn: u64,
-        write: bool,
+        kind: AccessKind,
         walk: Option<&GuestWalk>,
     ) -> Result<Outcome> {
         let mut cache = vcpu.shadow.cache.lock();
         self.descs.topup(&mut cache)?;
-        let Some(fault) = vm.faultin_pfn(cpu, vcpu.as_id, gfn, write)? else {
+        let Some(fault) = vm.faultin_pfn(cpu, vcpu.as_id, gfn, kind)? else {
             return Ok(Outcome::Retry);
         };
         let _lock = cpu.write_lock(&vm.mmu_lock);
@@ -606,7 +616,7 @@ impl Shadow {
             let done = match walk {
                 None => {
                     let top = state.page(root).role.level;
-                    self.map_direct(ctx, state, &mut cache, root, page, fault, true, top)
+                    self.map_direct(ctx, state, &mut cache, root, page, fault, ACC_ALL, top)
                 }
                 Some(walk) => self.fetch(ctx, state, &mut cache, root, page, walk, fault),
             };
@@ -643,18 +653,19 @@ impl GuestMmu for Shadow {
     }
 
     #[inline]
-    fn walk(&self, vm: &Vm, cpu: &Cpu, vcpu: &Vcpu, page: u64, write: bool) -> Walk {
+    fn walk(&self, vm: &Vm, cpu: &Cpu, vcpu: &Vcpu, page: u64, kind: AccessKind) -> Walk {
         let Some(root) = vcpu.root() else {
             return Walk::Fault { present: false };
         };
-        if write && vcpu.shadow.is_emulating(page) {
-            let walk = walk_as_hardware(&self.tables, self.top(root), vm, cpu, page, false);
+        if kind.is_write() && vcpu.shadow.is_emulating(page) {
+            let kind = AccessKind::Read;
+            let walk = walk_as_hardware(&self.tables, self.top(root), vm, cpu, page, kind);
             if matches!(walk, Walk::Hit(_)) {
                 vcpu.shadow.set_emulating(None);
             }
             return walk;
         }
-        walk_as_hardware(&self.tables, self.top(root), vm, cpu, page, write)
+        walk_as_hardware(&self.tables, self.top(root), vm, cpu, page, kind)
     }
 
     fn fault(
@@ -663,9 +674,9 @@ impl GuestMmu for Shadow {
         cpu: &Cpu,
         vcpu: &Vcpu,
         page: u64,
-        write: bool,
+        kind: AccessKind,
         present: bool,
     ) -> Result<()> {
-        self.page_fault(vm, cpu, vcpu, page, (write, present))
+        self.page_fault(vm, cpu, vcpu, page, (kind, present))
     }
 }

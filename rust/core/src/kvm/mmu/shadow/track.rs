@@ -2,6 +2,7 @@
 //! (`page_track.c`, `account_shadowed()`, `kvm_mmu_track_write()`).
 
 use super::{Ctx, FLOOD_WRITES, Shadow, State};
+use crate::access::AccessKind;
 use crate::cpu::Cpu;
 use crate::error::{Errno, Error, Result};
 use crate::kvm::memslot::Memslot;
@@ -198,7 +199,7 @@ impl Shadow {
         value: u64,
     ) -> Result<()> {
         loop {
-            let Some(fault) = vm.faultin_pfn(cpu, as_id, gfn, true)? else {
+            let Some(fault) = vm.faultin_pfn(cpu, as_id, gfn, AccessKind::Write)? else {
                 crate::sync::thread::yield_now();
                 continue;
             };
