@@ -72,8 +72,10 @@ docs: $(TOOLS) build      ## build the documentation into out/docs, warnings are
 protocols: $(DEPS) ## check the lockless protocols, and that every mutant is caught
 	$(PY) tools/protocols.py
 
-protocols-full: $(DEPS) ## the same with more preemptions a run: long
-	$(PY) tools/protocols.py --set full
+protocols-full: $(DEPS) ## the same with more preemptions a run: long; begun again, it goes on
+	@mkdir -p $(OUT)
+	$(PY) tools/protocols.py --set full --keep $(OUT)/protocols-full.jsonl \
+		--markdown $(OUT)/protocols-full.md
 
 sanitize:        ## the threaded tests under the address, leak and thread sanitizers
 	$(PYTHON) tools/sanitize.py

@@ -8,15 +8,19 @@ and prints a table. Exits with 1 if a claim fails or a mutant gets away.
     python3 tools/protocols.py                at most 3
     python3 tools/protocols.py --set full     as many as a budget allows
     python3 tools/protocols.py --markdown FILE    write the table there too
+    python3 tools/protocols.py --set full --keep FILE    begun again, goes on
 
 A check of a VM runs once for each protocol. A check stops at a number of
-interleavings, the same on every machine, and then says so.
+interleavings, the same on every machine, and then says so. With --keep, what
+has run is written to a file as it ends, and not run again while the program
+that was built is the same.
 """
 
 from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import hashlib
 import json
 import os
 import re
@@ -24,8 +28,9 @@ import resource
 import statistics
 import subprocess
 import sys
+import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -273,6 +278,44 @@ def run(program: str, check: str, mutant: str, chosen: str, timeout: float) -> R
     return result
 
 
+class Runner:
+    """Runs checks, and where a file keeps runs, only those that it lacks."""
+
+    def __init__(self, program: str, timeout: float, keep: Path | None) -> None:
+        self.program, self.timeout, self.keep = program, timeout, keep
+        self.lock = threading.Lock()
+        self.kept: dict[tuple[str, str, str], Run] = {}
+        self.again = 0
+        self.digest = hashlib.sha256(Path(program).read_bytes()).hexdigest()
+        if keep is None or not keep.exists():
+            return
+        for line in keep.read_text().splitlines():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # The last line of a run that was killed.
+            if row["program"] == self.digest:
+                found = Run(**row["run"])
+                found.bounds = [(bound, runs, ended) for bound, runs, ended in found.bounds]
+                found.counts = {what: (most, mean) for what, (most, mean) in found.counts.items()}
+                self.kept[row["check"], row["mutant"], row["set"]] = found
+
+    def __call__(self, check: str, mutant: str, chosen: str) -> Run:
+        """Run one check, unless it is kept."""
+        key = (check, mutant, chosen)
+        if key in self.kept:
+            with self.lock:
+                self.again += 1
+            return self.kept[key]
+        done = run(self.program, check, mutant, chosen, self.timeout)
+        # What did not end by itself says nothing.
+        if self.keep is not None and done.status != -1:
+            row = {"program": self.digest, "check": check, "mutant": mutant, "set": chosen}
+            with self.lock, self.keep.open("a") as file:
+                file.write(json.dumps({**row, "run": asdict(done)}) + "\n")
+        return done
+
+
 def latencies(program: str, mutant: str) -> dict[str, int]:
     """The middle of five runs, by the slowest hundredth, with what all of them met."""
     found = []
@@ -350,6 +393,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--set", choices=("quick", "usual", "full"), default="usual")
     parser.add_argument("--markdown", type=Path, help="write the tables here")
+    parser.add_argument("--keep", type=Path, help="go on with what this file says has run")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--steps", type=int, default=60, help="last steps to print of a catch")
     parser.add_argument("--only", default="", help="only checks and mutants named like this")
@@ -370,9 +414,10 @@ def main() -> int:
     mutants = {n: m for n, m in MUTANTS.items() if options.only in n or not options.only}
     variants = {name: [c for c in checks if base(c) == name] for name in map(base, checks)}
 
+    runner = Runner(models[0], timeout, options.keep)
     pool = concurrent.futures.ThreadPoolExecutor(options.jobs)
     chosen = [c for c in checks if options.only in c]
-    plain = list(pool.map(lambda c: run(models[0], c, "", options.set, timeout), chosen))
+    plain = list(pool.map(lambda c: runner(c, "", options.set), chosen))
     by_check = {one.check: one for one in plain}
     claims, wrong = claims_table(plain)
 
@@ -384,7 +429,7 @@ def main() -> int:
             jobs.append((name, mutant.cost[0]))
     # A mutant is caught by few preemptions, and where it is no fault more would
     # only take long.
-    caught = list(pool.map(lambda job: run(models[0], job[1], job[0], "quick", timeout), jobs))
+    caught = list(pool.map(lambda job: runner(job[1], job[0], "quick"), jobs))
     rows = ["| mutant | what it does | caught by | how |", "|---|---|---|---|"]
     traces: list[str] = []
     for name, mutant in mutants.items():
@@ -392,7 +437,7 @@ def main() -> int:
         if mutant.cost:
             check, count, kind, factor = mutant.cost
             place = 0 if kind == "most" else 1
-            whole = by_check.get(check) or run(models[0], check, "", "quick", timeout)
+            whole = by_check.get(check) or runner(check, "", "quick")
             before, after = whole.counts[count][place], mine[0].counts[count][place]
             shown = after >= before * factor
             how = f"{count}, {kind}: {after:.2f} for {before:.2f}"
@@ -444,6 +489,9 @@ def main() -> int:
         traces.append("\n".join(["```", *cut, *shown_steps, "```"]))
 
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    # Of a run that was begun again this is the whole, and the clock is not.
+    busy = sum(one.seconds for one in [*plain, *caught])
+    resumed = f", {runner.again} of them kept from before" if runner.again else ""
     total = sum(runs for one in plain for _, runs, _ in one.bounds)
     stopped = sum(not ended for one in plain for _, _, ended in one.bounds)
     summary = (
@@ -451,7 +499,8 @@ def main() -> int:
         f"{total:,} interleavings, {stopped} stopped at a budget; "
         f"{len(mutants)} mutants; {wrong} wrong; "
         f"{time.monotonic() - built:.0f} s after {built - begin:.0f} s of building, "
-        f"{used.ru_utime + used.ru_stime:.0f} s of processor time in all"
+        f"{used.ru_utime + used.ru_stime:.0f} s of processor time in all; "
+        f"{len(plain) + len(caught)} runs of checks took {busy:.0f} s one by one{resumed}"
     )
     text = "\n".join(["### Claims", "", *claims, "", "### Mutants", "", *rows, "", *traces, ""])
     print(text)

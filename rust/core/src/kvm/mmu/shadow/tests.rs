@@ -9,6 +9,7 @@ use crate::kvm::protocol::Protocol;
 use crate::kvm::vm::VmConfig;
 use crate::mm::{Mm, MmuNotifier, PAGE_SIZE};
 use crate::sync::thread;
+use crate::table::POISON;
 use rand::{Rng, SeedableRng};
 use rand_xoshiro::Xoshiro256PlusPlus;
 
@@ -1363,10 +1364,86 @@ fn random_programs_agree_with_a_set_of_pages() {
     }
 }
 
+/// Guest tables of four used pages each, which is far more than there may be
+/// shadow pages of, and how many of them are used half of the time: what
+/// threads seldom have in common goes wrong seldom.
+const TABLES: u64 = 96;
+const HOT_TABLES: u64 = 2;
+
+fn used_page(rng: &mut impl Rng) -> u64 {
+    let tables = if rng.random_bool(0.5) {
+        HOT_TABLES
+    } else {
+        TABLES
+    };
+    rng.random_range(0..tables) * 512 + rng.random_range(0..4)
+}
+
+/// Walk the chain of a frame as an ager does: held, it leads to SPTEs of that
+/// frame or to none. The frame does not change.
+fn look_into_chain(m: &Machine, cpu: &Cpu, gfn: u64) {
+    let frame = m.mm.lookup(m.hva(gfn)).1.pfn();
+    let guard = cpu.rcu.lock();
+    let slots = m.vm.memslots.load(0, &guard);
+    let head = slots.by_gfn(gfn).expect("slot").rmaps().head(gfn, LEVEL_4K);
+    let descs = &m.shadow().descs;
+    descs.for_each_lockless(&cpu.counters, head, |ptr| {
+        let value = m.shadow().word(ptr).load(Ordering::Relaxed);
+        assert!(
+            !spte::is_present_leaf(value, LEVEL_4K) || spte::pfn(value) == frame,
+            "the chain of gfn {gfn} leads to {ptr:?}, {value:#x}, which maps another frame than \
+             {frame:?}"
+        );
+        true
+    });
+    assert_eq!(
+        cpu.counters.get(Counter::PoisonReads),
+        0,
+        "a freed descriptor in the chain of gfn {gfn}"
+    );
+}
+
+/// Walk down a vCPU's tables in an RCU section, as the fault without `mmu_lock`
+/// does, but slowly: whatever a link leads to stays a table of that level.
+fn walk_slowly(m: &Machine, cpu: &Cpu, vcpu: usize, page: u64) {
+    let tables = m.shadow().tables();
+    let _section = cpu.rcu.lock();
+    let Some(root) = m.vm.vcpus[vcpu].root() else {
+        return;
+    };
+    let (mut table, mut level) = (root, m.vm.config.levels);
+    loop {
+        thread::yield_now();
+        let value = m
+            .shadow()
+            .read(SptePtr::new(table, spte::gfn_index(page, level)));
+        let found = tables.meta(table).level();
+        assert!(
+            value != POISON && found == level,
+            "{table:?} was a table of level {level}, and was freed under its reader: it holds \
+             {value:#x} and is of level {found}"
+        );
+        if !spte::is_present(value) || spte::is_last(value, level) {
+            return;
+        }
+        table = spte::table(value);
+        level -= 1;
+    }
+}
+
+/// The first thread that ends, well or not, ends the others.
+struct Last<'a>(&'a AtomicBool);
+
+impl Drop for Last<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// vCPUs run, agers walk without the lock, the guest changes its page tables,
 /// shadow pages are recycled and the host unmaps, all at once.
 fn everything_at_once(config: VmConfig, accesses: u64) {
-    const PAGES: u64 = 512 * 96;
+    const PAGES: u64 = 512 * TABLES;
     let config = VmConfig {
         vcpus: 2,
         tlb: crate::kvm::TlbConfig {
@@ -1381,50 +1458,70 @@ fn everything_at_once(config: VmConfig, accesses: u64) {
     };
     let aliases = config.shadow.aliases;
     let (m, cpu) = Machine::guest(PAGES, config);
+    for page in (0..TABLES).flat_map(|table| table * 512..table * 512 + 4) {
+        let touched = m.mm.touch(&cpu, m.hva(page), true, None);
+        touched.expect("room for every frame");
+    }
     let stop = AtomicBool::new(false);
     let done = |stop: &AtomicBool| stop.load(Ordering::Relaxed);
-    let finish = |cpu: &Cpu, stop: &AtomicBool| {
-        stop.store(true, Ordering::Relaxed);
-        cpu.check_error().expect("nothing raised");
-    };
     thread::scope(|s| {
         for vcpu in 0..2u32 {
             let (m, stop) = (&m, &stop);
             s.spawn(move || {
+                let _last = Last(stop);
                 let cpu = Cpu::new(&m.host);
                 let mut rng = Xoshiro256PlusPlus::seed_from_u64(u64::from(vcpu));
                 for _ in 0..accesses {
-                    // Few frames a table, many tables: recycling all the time.
-                    let page = rng.random_range(0..96) * 512 + rng.random_range(0..4);
-                    if let Err(e) = m.vm.access(&cpu, vcpu, page, rng.random_bool(0.5), Some(1)) {
-                        stop.store(true, Ordering::Relaxed);
-                        panic!("page {page}: {e}");
-                    }
+                    let page = used_page(&mut rng);
+                    let done = m.vm.access(&cpu, vcpu, page, rng.random_bool(0.5), Some(1));
+                    done.unwrap_or_else(|e| panic!("page {page}: {e}"));
                 }
-                finish(&cpu, stop);
+                cpu.check_error().expect("nothing raised");
             });
         }
         for ager in 0..2u64 {
             let (m, stop) = (&m, &stop);
             s.spawn(move || {
+                let _last = Last(stop);
                 let cpu = Cpu::new(&m.host);
                 let mut rng = Xoshiro256PlusPlus::seed_from_u64(10 + ager);
                 while !done(stop) {
-                    let start = rng.random_range(0..PAGES - 2048);
-                    m.age(&cpu, start..start + 2048, ager == 0);
-                    m.young(&cpu, start / 512 * 512);
+                    if rng.random_bool(0.05) {
+                        let start = rng.random_range(0..PAGES - 2048);
+                        m.age(&cpu, start..start + 2048, ager == 0);
+                    }
+                    let page = used_page(&mut rng);
+                    m.age(&cpu, page..page + 4, ager == 0);
+                    m.young(&cpu, page);
                 }
-                finish(&cpu, stop);
+                cpu.check_error().expect("nothing raised");
+            });
+        }
+        for reader in 0..2u64 {
+            let (m, stop) = (&m, &stop);
+            s.spawn(move || {
+                let _last = Last(stop);
+                let cpu = Cpu::new(&m.host);
+                let mut rng = Xoshiro256PlusPlus::seed_from_u64(40 + reader);
+                while !done(stop) {
+                    if reader == 0 {
+                        look_into_chain(m, &cpu, used_page(&mut rng));
+                    } else {
+                        walk_slowly(m, &cpu, rng.random_range(0..2), used_page(&mut rng));
+                    }
+                }
+                cpu.check_error().expect("nothing raised");
             });
         }
         if m.shadow().kernel().is_some() {
             let (m, stop) = (&m, &stop);
             s.spawn(move || {
+                let _last = Last(stop);
                 let cpu = Cpu::new(&m.host);
                 let mut rng = Xoshiro256PlusPlus::seed_from_u64(20);
                 let guest = m.shadow().guest_cpu(&m.vm, &cpu, 0);
                 while !done(stop) {
-                    let page = rng.random_range(0..96) * 512 + rng.random_range(0..4);
+                    let page = used_page(&mut rng);
                     let at = alias_address(page, rng.random_range(0..aliases));
                     if rng.random_bool(0.02) {
                         m.kernel().drop_table(&guest, at).expect("dropped");
@@ -1436,16 +1533,16 @@ fn everything_at_once(config: VmConfig, accesses: u64) {
                     }
                     thread::yield_now();
                 }
-                finish(&cpu, stop);
+                cpu.check_error().expect("nothing raised");
             });
         }
         let mut rng = Xoshiro256PlusPlus::seed_from_u64(30);
         while !done(&stop) {
-            let page = rng.random_range(0..PAGES - 64);
-            let start = m.hva(page);
+            let start = m.hva(used_page(&mut rng));
+            let pages = if rng.random_bool(0.5) { 64 } else { 1 };
             drop(
                 m.mm.notifiers
-                    .invalidate(&cpu, start, start + 64 * PAGE_SIZE),
+                    .invalidate(&cpu, start, start + pages * PAGE_SIZE),
             );
             thread::yield_now();
         }
@@ -1472,7 +1569,7 @@ fn lockless_walks_while_tables_change_and_pages_are_recycled() {
     let accesses = 3_000 * soak.map_or(1, |n| n.parse().expect("a number"));
     for protocol in [Protocol::V7, Protocol::V9] {
         everything_at_once(shadow(protocol), accesses);
-        everything_at_once(aliased(shadow(protocol), 3), accesses);
+        everything_at_once(aliased(shadow(protocol), 6), accesses);
         everything_at_once(nested(protocol, true), accesses);
         everything_at_once(nested(protocol, false), accesses);
         everything_at_once(direct(protocol, false), accesses);
@@ -1480,7 +1577,8 @@ fn lockless_walks_while_tables_change_and_pages_are_recycled() {
 }
 
 /// L1 on one thread and L2 on another use the same pages while others age and
-/// unmap them: at the end each page is mapped by both, to one frame.
+/// unmap them, some so that other frames come: at the end each page is mapped
+/// by both, to the frame that the process has there.
 #[test]
 fn l1_and_l2_use_the_same_pages_at_once() {
     const PAGES: u64 = 1024;
@@ -1492,27 +1590,39 @@ fn l1_and_l2_use_the_same_pages_at_once() {
             };
             let (m, cpu) = Machine::new(PAGES, config);
             m.vm.set_guest_mode(&cpu, 1, true).expect("nested");
-            let running = AtomicU32::new(2);
+            let space = m.host.create_space(Kind::Anon, PAGES);
+            let gone = [AtomicBool::new(false), AtomicBool::new(false)];
             thread::scope(|s| {
                 for vcpu in 0..2u32 {
-                    let (m, running) = (&m, &running);
+                    let (m, gone) = (&m, &gone);
                     s.spawn(move || {
+                        let _last = Last(&gone[vcpu as usize]);
                         let cpu = Cpu::new(&m.host);
                         for round in 0..3 {
                             for page in 0..PAGES {
                                 let write = (page + round) % 2 == 0;
-                                m.vm.access(&cpu, vcpu, page, write, None).expect("memory");
+                                // Just unmapped: it comes back.
+                                while let Err(e) = m.vm.access(&cpu, vcpu, page, write, None) {
+                                    assert_eq!(e.errno(), Errno::EFAULT, "page {page}: {e}");
+                                    thread::yield_now();
+                                }
                             }
                         }
-                        running.fetch_sub(1, Ordering::Relaxed);
                         cpu.check_error().expect("nothing raised");
                     });
                 }
                 let mut page = 0;
-                while running.load(Ordering::Relaxed) > 0 {
+                while !gone.iter().all(|gone| gone.load(Ordering::Relaxed)) {
                     m.age(&cpu, 0..PAGES, page % 2 == 0);
                     page = (page + 7) % (PAGES - 8);
                     let start = m.hva(page);
+                    if page % 4 == 0 {
+                        m.mm.munmap(&cpu, start, 8 * PAGE_SIZE).expect("mapped");
+                        let (len, flags) = (8 * PAGE_SIZE, VmFlags::default());
+                        m.mm.mmap(Some(start), len, &space, page, flags)
+                            .expect("room");
+                        continue;
+                    }
                     drop(
                         m.mm.notifiers
                             .invalidate(&cpu, start, start + 8 * PAGE_SIZE),
@@ -1528,7 +1638,9 @@ fn l1_and_l2_use_the_same_pages_at_once() {
                 assert_eq!(m.chains(&cpu, page), [1, 0, 0]);
                 let (_, l1) = tdp.leaf(&cpu, 0, page).expect("mapped for L1");
                 let (_, l2) = spte_of(&m, page, LEVEL_4K);
-                assert_eq!(spte::pfn(l1), spte::pfn(l2), "page {page}");
+                let frame = m.mm.lookup(m.hva(page)).1.pfn();
+                let both = (spte::pfn(l1), spte::pfn(l2));
+                assert_eq!(both, (frame, frame), "page {page} for L1 and for L2");
             }
             m.verify(&cpu);
             m.destroy(&cpu);
