@@ -31,7 +31,7 @@ pub struct TableId(pub u32);
 
 /// Ask the processor to fetch the cache line of a word, where it can be asked.
 #[inline]
-pub fn prefetch(word: &AtomicU64) {
+pub fn prefetch<T>(word: &T) {
     #[cfg(all(target_arch = "x86_64", not(loom)))]
     {
         let address = std::ptr::from_ref(word).cast::<i8>();

@@ -12,6 +12,7 @@ use crate::mm::folio::{
 };
 use crate::mm::{Memcg, PhysMem, release_if_unused};
 use crate::mutant::{self, Mutant};
+use crate::table::prefetch;
 use crate::trace::Counter;
 
 /// Referenced and workingset (`LRU_REFS_FLAGS`).
@@ -328,6 +329,9 @@ pub(super) fn update_gen_from(
 /// Put a new folio on its list, or keep it with others for later if the thread
 /// batches them (`folio_add_lru()`).
 pub(crate) fn add_folio(cpu: &Cpu, pfn: Pfn) {
+    // The fault has the rest of the folio in its cache, and in a kernel the
+    // links too, which are on one line with its flags.
+    prefetch(cpu.host().memory.link(pfn, 0));
     match cpu.keep_for_lru(pfn) {
         KeptForLru::No => add_folios(cpu, &[pfn]),
         KeptForLru::Yes => {}
