@@ -63,7 +63,7 @@ test: $(TOOLS) lint build ## all checks and tests
 	$(PY) tools/protocols.py --set quick --steps 0
 	$(PY) -m mypy
 	$(PY) -m mypy.stubtest youngbit._core
-	$(PY) -m pytest --hypothesis-seed=20260727
+	$(PY) -m pytest --hypothesis-seed=20260727 -n auto --maxprocesses 4 --dist loadfile
 
 docs: $(TOOLS) build      ## build the documentation into out/docs, warnings are errors
 	$(PY) -m sphinx -q -W --keep-going -b html -d $(OUT)/doctrees docs $(OUT)/docs

@@ -53,6 +53,13 @@ DESCRIPTIONS: dict[str, tuple[str | bytes, int, int, str]] = {
         1,
         r"vms\.0\.workload\.exponent: there is no such key; known are accesses, write",
     ),
+    "aliases-tdp": (AGING + "[[vms]]\naliases = 2\n", 3, 1, "no effect with mmu tdp"),
+    "l1-ad-shadow": (
+        AGING + '[[vms]]\nmmu = "shadow"\nl1_ad = false\n',
+        4,
+        1,
+        r"vms\.0\.l1_ad: .*mmu nested",
+    ),
     "quoted-key": (AGING + '"host.memory" = "1G"\n', 2, 2, "no such key"),
     # Types.
     "text-for-number": (AGING + 'seed = "1"\n', 2, 1, "expected a whole number, found '1'"),

@@ -50,6 +50,17 @@ def test_rmaps_are_aged_too(mode, options):
     assert host.counters["poison_reads"] == 0
 
 
+def test_two_dimensional_paging_never_sees_how_often_the_guest_maps_a_page():
+    counters = []
+    for aliases in (1, 3):
+        host, vm, lru = machine(tlb_entries=0, aliases=aliases)
+        vm.run(access.sequential(write=True))
+        assert touched(vm, lru, access.strided(5)) >= {*range(0, 1024, 5)}
+        counters.append(host.counters)
+    assert counters[1]["rmap_sptes"] == 0
+    assert counters[1]["sptes_aged"] == counters[0]["sptes_aged"] > 0
+
+
 def test_a_nested_guest_and_its_guest_touch_the_same_pages():
     _, vm, lru = machine(mmu="nested", tlb_entries=0)
     vm.run(access.sequential(write=True))

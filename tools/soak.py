@@ -89,6 +89,13 @@ def found(slices: list[dict], minutes: float) -> str:
     return text
 
 
+def sources() -> str:
+    """The commit of the sources, if they are a checkout."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=10"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
 def report(slices: list[dict], minutes: float) -> str:
     """The page that is kept."""
     seeds = ", ".join(str(seed) for seed in dict.fromkeys(one["run"] for one in slices))
@@ -104,6 +111,7 @@ def report(slices: list[dict], minutes: float) -> str:
         "documentation of `rust/core/src/stress/`.",
         "",
         f"* date: {date}",
+        f"* sources: {sources()}",
         f"* seed: {seeds}",
         f"* machine: {os.cpu_count()} cores, {platform.machine()}",
         f"* torture: {seconds / 60:.1f} minutes in {len(slices)} slices",

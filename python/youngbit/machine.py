@@ -479,9 +479,10 @@ class Host:
                 shadowing the guest's page tables. Otherwise so without A/D bits,
                 which shadow paging always has.
             l1_ad: For a nested VM: whether its guest gives its own guest page
-                tables with A/D bits.
+                tables with A/D bits. Nothing to any other.
             aliases: At how many addresses a guest with page tables of its own
-                maps each page; accesses take turns.
+                maps each page; accesses take turns. Nothing to the TDP MMU, which
+                maps guest frames and never sees how the guest does.
             tlb_entries: Of each vCPU's modelled TLB; 0 for none.
             tlb_ways: Its associativity: the entries are this times a power of
                 two. Otherwise about 12, whatever fits.

@@ -44,6 +44,10 @@ class _Counts(_TupleType):
         return tuple(one(each, param, ctx) for each in str(value).split(","))
 
 
+#: Options that are called otherwise than what they describe.
+_OPTIONS = {"aliases": "--alias", "l1_ad": "--l1-no-ad"}
+
+
 @click.command("access-tracking")
 @click.option("-l", "lru_gen", is_flag=True, help="Idle memory with MGLRU aging, and verify.")
 @click.option("-p", "benchmark", is_flag=True, help="Populate while aging in a loop; needs -l.")
@@ -71,10 +75,11 @@ class _Counts(_TupleType):
               " baseline and v9 accurate, v7 fast_only.")  # fmt: skip
 @click.option("--no-ad", "no_ad", is_flag=True, help="Page tables without A/D bits (EPT only).")
 @click.option("--l1-no-ad", "l1_no_ad", is_flag=True,
-              help="A nested guest's page tables without A/D bits (EPT only).")  # fmt: skip
+              help="A nested guest's page tables without A/D bits (EPT only); only with --mmu"
+              " nested.")  # fmt: skip
 @click.option("--alias", "aliases", type=click.IntRange(1), default=1, show_default=True,
-              metavar="N", help="Let a guest with page tables of its own map each page N"
-              " times.")  # fmt: skip
+              metavar="N", help="Let a guest map each page N times; only with --mmu shadow"
+              " or nested, for tdp maps guest frames and never sees it.")  # fmt: skip
 @click.option("--format", "format_", type=click.Choice(defaults.FORMATS), default=None,
               help="Format of page-table entries; otherwise ept, and npt for shadow"
               " paging.")  # fmt: skip
@@ -110,6 +115,13 @@ def access_tracking(
     options |= {"ad": not no_ad, "l1_ad": not l1_no_ad, "format": format_, "live": live}
 
     def describe() -> lab.Experiment:
+        try:
+            return described()
+        except ValueError as error:
+            key, _, problem = str(error).partition(": ")
+            raise ValueError(f"{_OPTIONS[key]}: {problem}" if key in _OPTIONS else error) from None
+
+    def described() -> lab.Experiment:
         if against is None:
             if len(vcpus) > 1:
                 raise ValueError("several numbers of vCPUs need --against")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,49 @@ __all__ = ["ESTIMATE", "POLICIES", "register"]
 _TRACE = click.Path(exists=True, dir_okay=False)
 
 
-def _source(function: Callable[..., Any]) -> Callable[..., Any]:
+@dataclass(frozen=True)
+class _Asked:
+    """What both commands are asked alike: which accesses, and where the result goes."""
+
+    trace_file: str | None
+    workload: str
+    format_: str | None
+    memory: int
+    accesses: int
+    layout: str
+    seed: int
+    plot: str | None
+    print_experiment: bool
+    json_to: str | None
+
+    def run(self, way: Way, kind: Callable[..., lab.Experiment], **options: Any) -> None:
+        """Run a kind of experiment with its own options on the accesses."""
+        run_described(
+            way,
+            lambda: kind(
+                memory=self.memory, seed=self.seed, workload=self._described_workload(), **options
+            ),
+            print_experiment=self.print_experiment,
+            json_to=self.json_to,
+            plot=self.plot,
+        )
+
+    def _described_workload(self) -> lab.Zipf | lab.HotCold | lab.TraceWorkload:
+        if self.trace_file is not None or self.workload == "trace":
+            named = named_trace(self.trace_file, self.format_, absolute=self.print_experiment)
+            return lab.TraceWorkload(named.file, named.format, self.layout)
+        kind = lab.Zipf if self.workload == "zipf" else lab.HotCold
+        return kind(self.accesses)
+
+
+def _asks(function: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of `_Asked`, which is the function's first argument."""
+
+    @wraps(function)
+    def asked(**given: Any) -> None:
+        alike = {name: given.pop(name) for name in _Asked.__dataclass_fields__}
+        function(_Asked(**alike), **given)
+
     for option in (
         click.argument("trace_file", metavar="[TRACE]", required=False, type=_TRACE),
         click.option("--workload", type=click.Choice(("zipf", "hot-cold", "trace")),
@@ -53,18 +97,8 @@ def _source(function: Callable[..., Any]) -> Callable[..., Any]:
         print_option,
         json_option,
     ):  # fmt: skip
-        function = option(function)
-    return function
-
-
-def _workload(
-    trace_file: str | None, workload: str, format_: str | None, accesses: int, layout: str,
-    *, absolute: bool,
-) -> lab.Zipf | lab.HotCold | lab.TraceWorkload:  # fmt: skip
-    if trace_file is not None or workload == "trace":
-        named = named_trace(trace_file, format_, absolute=absolute)
-        return lab.TraceWorkload(named.file, named.format, layout)
-    return lab.Zipf(accesses) if workload == "zipf" else lab.HotCold(accesses)
+        asked = option(asked)
+    return asked
 
 
 def _about(workload: dict[str, Any]) -> str:
@@ -86,40 +120,15 @@ def _about(workload: dict[str, Any]) -> str:
               show_default=True, help="How the VM is aged.")  # fmt: skip
 @click.option("--estimator", "estimators", type=click.Choice(tuple(ESTIMATORS)), multiple=True,
               help="Only this one; may be given several times.")  # fmt: skip
-@_source
-def estimate(
-    trace_file: str | None,
-    workload: str,
-    format_: str | None,
-    memory: int,
-    accesses: int,
-    layout: str,
-    seed: int,
-    plot: str | None,
-    print_experiment: bool,
-    json_to: str | None,
-    estimators: tuple[str, ...],
-    **options: Any,
-) -> None:
+@_asks
+def estimate(asked: _Asked, estimators: tuple[str, ...], **options: Any) -> None:
     """Compare ways of asking which pages of a guest were accessed with the truth.
 
     Each runs on the same accesses: those of TRACE, a recorded program, or of
     --workload. docs/estimators.md says what the columns mean.
     """
-    run_described(
-        ESTIMATE,
-        lambda: lab.EstimateDescription(
-            estimators=estimators or tuple(ESTIMATORS),
-            seed=seed,
-            memory=memory,
-            workload=_workload(
-                trace_file, workload, format_, accesses, layout, absolute=print_experiment
-            ),
-            **options,
-        ),
-        print_experiment=print_experiment,
-        json_to=json_to,
-        plot=plot,
+    asked.run(
+        ESTIMATE, lab.EstimateDescription, estimators=estimators or tuple(ESTIMATORS), **options
     )
 
 
@@ -163,21 +172,9 @@ def _estimate_text(found: lab.Result) -> None:
 @click.option("--tlb", "tlb_entries", type=click.IntRange(0, 1 << 20),
               default=defaults.RECLAIM_TLB_ENTRIES, show_default=True, metavar="ENTRIES",
               help="Entries of the vCPU's TLB under MGLRU; 0 for none.")  # fmt: skip
-@_source
+@_asks
 def policies(
-    trace_file: str | None,
-    workload: str,
-    format_: str | None,
-    memory: int,
-    accesses: int,
-    layout: str,
-    seed: int,
-    plot: str | None,
-    print_experiment: bool,
-    json_to: str | None,
-    sizes: tuple[float, ...],
-    algorithms: tuple[str, ...],
-    tlb_entries: int,
+    asked: _Asked, sizes: tuple[float, ...], algorithms: tuple[str, ...], tlb_entries: int
 ) -> None:
     """Compare reclaim policies at equal memory: MGLRU, and cache algorithms.
 
@@ -185,21 +182,12 @@ def policies(
     --workload. Shown are misses as a share of accesses, for each size of memory;
     belady is the least that there can be.
     """
-    run_described(
+    asked.run(
         POLICIES,
-        lambda: lab.PoliciesDescription(
-            sizes=sizes or None,
-            algorithms=algorithms or None,
-            tlb_entries=tlb_entries,
-            seed=seed,
-            memory=memory,
-            workload=_workload(
-                trace_file, workload, format_, accesses, layout, absolute=print_experiment
-            ),
-        ),
-        print_experiment=print_experiment,
-        json_to=json_to,
-        plot=plot,
+        lab.PoliciesDescription,
+        sizes=sizes or None,
+        algorithms=algorithms or None,
+        tlb_entries=tlb_entries,
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from .._core import build_info
 
-__all__ = ["head", "ignore", "vm_options"]
+__all__ = ["check_guest_tables", "head", "ignore", "vm_options"]
 
 _VM_OPTIONS = (
     "vcpus", "kind", "mmu", "protocol", "aging_asks", "ad", "format", "levels", "backing", "l1_ad",
@@ -21,6 +21,25 @@ def ignore(*_: object) -> None:
 def vm_options(described: object) -> dict[str, Any]:
     """Return the options of `Host.create_vm` that a description has, by the same names."""
     return {name: getattr(described, name) for name in _VM_OPTIONS if hasattr(described, name)}
+
+
+def check_guest_tables(mmu: str, *, l1_ad: bool, aliases: int) -> None:
+    """Refuse what only page tables of the guest's own have, where KVM does not read them.
+
+    Raises:
+        ValueError: With the name of the parameter in front.
+
+    """
+    if aliases != 1 and mmu == "tdp":
+        raise ValueError(
+            f"aliases: {aliases} of a page have no effect with mmu tdp, which maps guest frames;"
+            " expected mmu shadow or nested"
+        )
+    if not l1_ad and mmu != "nested":
+        raise ValueError(
+            f"l1_ad: off has no effect with mmu {mmu}, which has no guest of a guest;"
+            " expected mmu nested"
+        )
 
 
 def head(schema: str, version: int, parameters: dict[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from ..generations import Generations
 from ..machine import AgingRun, Counters, Host, LruGen, Mode, Vm
 from ..sizes import PAGE_SIZE, Pages, parse_size
 from ..units import AgingAsks, Backing, Bytes, Format, Mask, Mmu, Protocol
-from ._parts import head, ignore, vm_options
+from ._parts import check_guest_tables, head, ignore, vm_options
 
 __all__ = ["AccessTracking", "AccessTrackingResult", "CheckFailed", "Step", "majority_generation"]
 
@@ -159,8 +159,10 @@ class AccessTracking:
         aging_asks: What MGLRU's aging asks, otherwise as the protocol's kernel.
         ad: Whether page tables have accessed and dirty bits.
         format: Of page-table entries, otherwise what the MMU has.
-        l1_ad: Whether a nested guest's page tables have accessed and dirty bits.
-        aliases: At how many addresses the guest maps each page.
+        l1_ad: Whether a nested guest's page tables have accessed and dirty bits;
+            without is for mmu nested only.
+        aliases: At how many addresses the guest maps each page; several are for mmu
+            shadow and nested only, for tdp maps guest frames.
         capabilities: Mask of ``lru_gen/enabled``.
         tlb_entries: Of each vCPU's modelled TLB.
         seed: Of everything random.
@@ -199,6 +201,7 @@ class AccessTracking:
                 f"vCPU memory of {self.vcpu_bytes} bytes is not a multiple of the backing,"
                 f" {self.backing}"
             )
+        check_guest_tables(self.mmu, l1_ad=self.l1_ad, aliases=self.aliases)
 
     @property
     def test_pages(self) -> int:

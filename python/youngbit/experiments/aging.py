@@ -42,7 +42,7 @@ from ..units import (
     Seconds,
     Share,
 )
-from ._parts import ignore, vm_options
+from ._parts import check_guest_tables, ignore, vm_options
 from .workloads import Guest, TraceWorkload, Zipf, recorded, vcpu_seed
 
 __all__ = ["Aging", "AgingPass", "AgingResult", "Machine", "Pressure", "Schedule", "VirtualMachine"]
@@ -88,8 +88,10 @@ class VirtualMachine:
         format: Of page-table entries, otherwise what the MMU has.
         levels: Of the page tables, 4 or 5.
         backing: Size of the host's pages behind guest memory.
-        l1_ad: Whether a nested guest's page tables have accessed and dirty bits.
-        aliases: At how many addresses the guest maps each page.
+        l1_ad: Whether a nested guest's page tables have accessed and dirty bits;
+            without is for mmu nested only.
+        aliases: At how many addresses the guest maps each page; several are for mmu
+            shadow and nested only, for tdp maps guest frames.
         tlb_entries: Of each vCPU's modelled TLB; 0 makes the estimate exact.
         workload: What each vCPU does.
 
@@ -120,6 +122,7 @@ class VirtualMachine:
             )
         if isinstance(self.workload, TraceWorkload) and self.vcpus > 1:
             raise ValueError(f"vcpus: a trace is one vCPU's accesses, not {self.vcpus}'s")
+        check_guest_tables(self.mmu, l1_ad=self.l1_ad, aliases=self.aliases)
 
 
 @dataclass(frozen=True)

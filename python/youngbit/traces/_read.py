@@ -29,6 +29,7 @@ __all__ = [
     "format_of",
     "missing",
     "open_trace",
+    "opened",
     "pyarrow",
 ]
 
@@ -96,6 +97,7 @@ class Reader(Iterator[Block]):
         window: int,
         vms: tuple[int, ...] = (),
         skipped: Callable[[], int] = lambda: 0,
+        most: int | None = None,
     ) -> None:
         self.source = source
         self.format = format
@@ -103,6 +105,7 @@ class Reader(Iterator[Block]):
         self.vms = vms
         self._blocks = blocks
         self._skipped = skipped
+        self._most = most
 
     def __next__(self) -> Block:
         return next(self._blocks)
@@ -113,8 +116,24 @@ class Reader(Iterator[Block]):
         return self._skipped()
 
     def read(self) -> Trace:
-        """Return all that is left as one trace."""
-        return joined(self, self.window, self.source, self.vms)
+        """Return all that is left as one trace.
+
+        Raises:
+            TraceError: If the file is not such a trace, or a DAMON record of more
+                than 2**28 pages.
+
+        """
+        return joined(self._bounded(), self.window, self.source, self.vms)
+
+    def _bounded(self) -> Iterator[Block]:
+        events = 0
+        for block in self:
+            events += block.events
+            if self._most is not None and events > self._most:
+                raise TraceError(
+                    self.source, "regions", f"{events} pages or more", f"at most {self._most}"
+                )
+            yield block
 
 
 @contextmanager
@@ -129,8 +148,8 @@ def open_trace(
 ) -> Iterator[Reader]:
     """Open a trace of any format, to be read a block at a time.
 
-    Memory is bounded by the size of a block, but for ``damon`` records, which are
-    read whole.
+    Memory is bounded by the size of a block. JSON of ``damon`` is sorted on the disk
+    first, where temporary files are.
 
     Args:
         path: The file; ``-`` is standard input for text.
@@ -169,10 +188,10 @@ def open_trace(
         elif format == "oracle":
             reader = Reader(name, format, _oracle(name, stack, block), 0)
         elif format == "damon":
-            from .damon import read_damon
+            from .damon import MOST_EVENTS, damon_blocks
 
-            trace = read_damon(name).to_trace()
-            reader = Reader(name, format, iter([Block(trace.time, trace.page, trace.write)]), 0)
+            # A few bytes of a record may be any number of pages.
+            reader = Reader(name, format, damon_blocks(name, stack, block), 0, most=MOST_EVENTS)
         else:
             raise ValueError(f"format: {format!r} is none of {', '.join(FORMATS)}")
         reader._blocks = _checked(name, reader._blocks, any_page)
@@ -215,7 +234,8 @@ def _native(reader: _core.TraceReader, block: int) -> Iterator[Block]:
         yield Block(time, page, write)
 
 
-def _opened(name: str, stack: ExitStack) -> BufferedReader:
+def opened(name: str, stack: ExitStack) -> BufferedReader:
+    """Open a file until the stack closes it."""
     return stack.enter_context(Path(name).open("rb"))
 
 
@@ -225,7 +245,7 @@ _BROKEN = (Exception,)
 
 
 def _npz(name: str, stack: ExitStack, block: int) -> Reader:
-    file = _opened(name, stack)
+    file = opened(name, stack)
     head = file.read(4)
     if not head:
         raise TraceError(name, "offset 0", "an empty file", "an .npz archive")
@@ -344,7 +364,7 @@ def _parquet(name: str, stack: ExitStack, block: int) -> Reader:
     arrow = pyarrow("Parquet")
     from pyarrow import parquet
 
-    file = _opened(name, stack)
+    file = opened(name, stack)
     try:
         table = parquet.ParquetFile(file)
         schema = table.schema_arrow
@@ -388,7 +408,7 @@ def _parquet(name: str, stack: ExitStack, block: int) -> Reader:
 
 
 def _oracle(name: str, stack: ExitStack, block: int) -> Iterator[Block]:
-    file = _opened(name, stack)
+    file = opened(name, stack)
     head = file.peek(4)[:4]
     packed = head == b"\x28\xb5\x2f\xfd"
     if name.lower().endswith((".zst", ".zstd")) and not packed:

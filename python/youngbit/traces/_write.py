@@ -52,7 +52,8 @@ def writing(
     """Write a trace a block at a time; the file appears whole or not at all.
 
     ``oracle`` has no place for writes, ``csv``, ``oracle`` and ``damon`` none for
-    ``window`` and ``vms``: those are lost. ``damon`` is held in memory.
+    ``window`` and ``vms``: those are lost. Of ``damon`` the pages of one interval are
+    held in memory.
 
     Args:
         path: The file.

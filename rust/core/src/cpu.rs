@@ -30,7 +30,7 @@ pub struct Cpu {
     /// Pages taken from the allocator ahead of need (`struct per_cpu_pages`).
     pub(crate) pcp: RefCell<Vec<u32>>,
     /// New folios that wait to be put on their lists (`cpu_fbatches.lru_add`).
-    lru_add: RefCell<Vec<Pfn>>,
+    lru_add: RefCell<KeptFolios>,
     /// How many may wait; 0 for none.
     lru_add_room: Cell<usize>,
     trace_mask: u32,
@@ -45,6 +45,29 @@ pub struct Cpu {
 /// New folios that a thread keeps before it puts them on their lists
 /// (`PAGEVEC_SIZE`).
 pub const FOLIO_BATCH: usize = 31;
+
+/// New folios that wait to be put on their lists (`struct folio_batch`).
+#[derive(Clone, Copy)]
+pub(crate) struct KeptFolios {
+    len: usize,
+    folios: [Pfn; FOLIO_BATCH],
+}
+
+impl Default for KeptFolios {
+    fn default() -> Self {
+        KeptFolios {
+            len: 0,
+            folios: [Pfn(0); FOLIO_BATCH],
+        }
+    }
+}
+
+impl KeptFolios {
+    /// Those that wait, in the order in which they came.
+    pub(crate) fn folios(&self) -> &[Pfn] {
+        &self.folios[..self.len]
+    }
+}
 
 /// What [`Cpu::keep_for_lru`] did.
 pub(crate) enum KeptForLru {
@@ -166,7 +189,7 @@ impl Cpu {
             rcu: host.rcu.register(),
             srcu: host.srcu.register(),
             pcp: RefCell::new(Vec::new()),
-            lru_add: RefCell::new(Vec::new()),
+            lru_add: RefCell::default(),
             lru_add_room: Cell::new(0),
             trace_mask: host.trace_mask(),
             trace: RefCell::new(Vec::new()),
@@ -258,8 +281,10 @@ impl Cpu {
             return KeptForLru::No;
         }
         let mut waiting = self.lru_add.borrow_mut();
-        waiting.push(pfn);
-        if waiting.len() < room {
+        let n = waiting.len;
+        waiting.folios[n] = pfn;
+        waiting.len += 1;
+        if waiting.len < room {
             KeptForLru::Yes
         } else {
             KeptForLru::Full
@@ -267,9 +292,11 @@ impl Cpu {
     }
 
     /// Take what waits.
-    pub(crate) fn take_kept_for_lru(&self) -> Vec<Pfn> {
-        let empty = Vec::with_capacity(self.lru_add_room.get());
-        self.lru_add.replace(empty)
+    pub(crate) fn take_kept_for_lru(&self) -> KeptFolios {
+        let mut waiting = self.lru_add.borrow_mut();
+        let kept = *waiting;
+        waiting.len = 0;
+        kept
     }
 
     /// Whether this thread is reclaiming (`current->reclaim_state`).

@@ -31,6 +31,8 @@ pub enum Mutant {
     NoRcuDelay,
     /// The accessed bit is cleared by load, mask, store.
     AgeByStore,
+    /// The accessed bit is cleared also where the first look found none.
+    ClearUnseen,
     /// The rmap entry is removed before the SPTE is zapped.
     ZapAfterUnlink,
     /// A table or descriptor is linked before its contents are written.
@@ -75,6 +77,7 @@ impl Mutant {
         Mutant::CasRetryForever,
         Mutant::NoRcuDelay,
         Mutant::AgeByStore,
+        Mutant::ClearUnseen,
         Mutant::ZapAfterUnlink,
         Mutant::PublishBeforeInit,
         Mutant::NoSrcuWait,
@@ -105,6 +108,7 @@ impl Mutant {
             Mutant::CasRetryForever => "cas-retry-forever",
             Mutant::NoRcuDelay => "no-rcu-delay",
             Mutant::AgeByStore => "age-by-store",
+            Mutant::ClearUnseen => "clear-unseen",
             Mutant::ZapAfterUnlink => "zap-after-unlink",
             Mutant::PublishBeforeInit => "publish-before-init",
             Mutant::NoSrcuWait => "no-srcu-wait",

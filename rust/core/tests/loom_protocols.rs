@@ -23,6 +23,8 @@ mod lru;
 mod nested;
 #[path = "protocols/notifier.rs"]
 mod notifier;
+#[path = "protocols/rcu.rs"]
+mod rcu;
 #[path = "protocols/rmap.rs"]
 mod rmap;
 #[path = "protocols/scenes.rs"]

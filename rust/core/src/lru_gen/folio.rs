@@ -2,11 +2,13 @@
 //! and eviction move them (`include/linux/mm_inline.h`, and
 //! `folio_update_gen()`, `folio_inc_gen()` of `mm/vmscan.c`).
 
-use super::lruvec::{ANON, Lists, LruVec, MAX_NR_GENS, MIN_NR_GENS, gen_from_seq, type_of};
+use super::lruvec::{
+    ANON, FILE, Lists, LruVec, MAX_NR_GENS, MIN_NR_GENS, NR_TYPES, gen_from_seq, type_of,
+};
 use crate::cpu::{Cpu, KeptForLru};
 use crate::mm::folio::{
-    ACTIVE, DIRTY, FolioWord, GEN_MASK, LRU, Pfn, RECLAIM, REFERENCED, REFS_MASK, SWAPCACHE,
-    UNEVICTABLE, WORKINGSET, WRITEBACK, Word,
+    ACTIVE, DIRTY, FolioWord, GEN_MASK, LRU, MEMCG_MASK, NODE_MASK, ORDER_MASK, Pfn, RECLAIM,
+    REFERENCED, REFS_MASK, SWAPBACKED, SWAPCACHE, UNEVICTABLE, WORKINGSET, WRITEBACK, Word,
 };
 use crate::mm::{Memcg, PhysMem, release_if_unused};
 use crate::mutant::{self, Mutant};
@@ -29,7 +31,14 @@ pub(crate) fn memcg_of(cpu: &Cpu, word: Word) -> &Memcg {
         .expect("a charged folio's memory cgroup exists")
 }
 
-impl LruVec {
+/// The generations of a lruvec while its lock is held, which keeps them.
+#[derive(Clone, Copy)]
+struct Seqs {
+    max: u64,
+    min: [u64; NR_TYPES],
+}
+
+impl Seqs {
     /// The generation that a folio enters (`lru_gen_add_folio()`):
     ///
     /// 1. asked to be active, as one just faulted in: the youngest;
@@ -37,20 +46,79 @@ impl LruVec {
     ///    writeback for reclaim): the second youngest;
     /// 3. being rotated for reclaim, or few generations: the oldest;
     /// 4. else the second oldest.
-    fn entry_seq(&self, word: Word, reclaiming: bool) -> u64 {
+    #[inline]
+    fn entry(self, word: Word, reclaiming: bool) -> u64 {
         let ty = type_of(word);
-        let max_seq = self.max_seq();
-        let min_seq = self.min_seq(ty);
+        let min = self.min[ty];
         if word.has(ACTIVE) {
-            max_seq
+            self.max
         } else if (ty == ANON && !word.has(SWAPCACHE))
             || (word.has(RECLAIM) && word.any(DIRTY | WRITEBACK))
         {
-            max_seq - 1
-        } else if reclaiming || min_seq + MIN_NR_GENS as u64 >= max_seq {
-            min_seq
+            self.max - 1
+        } else if reclaiming || min + MIN_NR_GENS as u64 >= self.max {
+            min
         } else {
-            min_seq + 1
+            min + 1
+        }
+    }
+
+    /// How the word of a folio that is on no list changes when it enters its
+    /// generation, which is the second value; not at all for an unevictable
+    /// one. Words that agree in [`ENTRY_BITS`] change alike.
+    #[inline]
+    fn change(self, word: Word, reclaiming: bool) -> (Change, Option<usize>) {
+        if word.has(UNEVICTABLE) {
+            return (Change { clear: 0, set: 0 }, None);
+        }
+        let generation = Some(gen_from_seq(self.entry(word, reclaiming)));
+        // Workingset stays: pressure accounting of a refault reads it.
+        let clear = if word.has(ACTIVE) {
+            REFS_MASK | REFERENCED | ACTIVE
+        } else {
+            0
+        };
+        let set = Word(0).with_generation(generation).0;
+        (Change { clear, set }, generation)
+    }
+}
+
+/// What of a word decides which list a folio enters, and as how many pages.
+const ENTRY_BITS: u64 = UNEVICTABLE
+    | ACTIVE
+    | SWAPBACKED
+    | SWAPCACHE
+    | RECLAIM
+    | DIRTY
+    | WRITEBACK
+    | ORDER_MASK
+    | NODE_MASK
+    | MEMCG_MASK;
+
+/// A change of a word.
+#[derive(Clone, Copy)]
+struct Change {
+    clear: u64,
+    set: u64,
+}
+
+impl Change {
+    #[inline]
+    fn of(self, pfn: Pfn, word: Word) -> Word {
+        debug_assert!(
+            word.generation().is_none(),
+            "an isolated folio was given a generation: {pfn:?} {word:?}"
+        );
+        Word(word.0 & !self.clear | self.set)
+    }
+}
+
+impl LruVec {
+    #[inline]
+    fn seqs(&self, _held: &mut Lists) -> Seqs {
+        Seqs {
+            max: self.max_seq(),
+            min: [self.min_seq(ANON), self.min_seq(FILE)],
         }
     }
 
@@ -64,26 +132,15 @@ impl LruVec {
         pfn: Pfn,
         reclaiming: bool,
     ) -> bool {
-        let mut generation = 0;
+        let seqs = self.seqs(lists);
+        let mut entered = None;
         let (old, added) = memory.word(pfn).modify(|word| {
-            debug_assert!(
-                word.generation().is_none(),
-                "an isolated folio was given a generation: {pfn:?} {word:?}"
-            );
-            if word.has(UNEVICTABLE) {
-                return None;
-            }
-            generation = gen_from_seq(self.entry_seq(word, reclaiming));
-            // Workingset stays: pressure accounting of a refault reads it.
-            let clear = if word.has(ACTIVE) {
-                REFS_MASK | REFERENCED | ACTIVE
-            } else {
-                0
-            };
-            Some(Word(word.0 & !clear).with_generation(Some(generation)))
+            let (change, generation) = seqs.change(word, reclaiming);
+            entered = generation;
+            generation.map(|_| change.of(pfn, word))
         });
-        if added {
-            self.update_size(lists, old, None, Some(generation));
+        if let (Some(generation), true) = (entered, added) {
+            self.update_size(lists, old, None, entered);
             if reclaiming {
                 lists.add_tail(memory, generation, type_of(old), pfn);
             } else {
@@ -91,6 +148,40 @@ impl LruVec {
             }
         }
         added
+    }
+
+    /// Give folios that are on no list their LRU flag, and put those that are
+    /// evictable on their lists; those from the first on that is of another
+    /// lruvec are left, and returned. As [`add_folio`](Self::add_folio) of each,
+    /// but those that follow each other into one list are linked and counted
+    /// together, after the exchanges on their words: an exchange waits for
+    /// every store before it.
+    fn add_new_folios<'a>(
+        &self,
+        lists: &mut Lists,
+        memory: &PhysMem,
+        folios: &'a [Pfn],
+    ) -> &'a [Pfn] {
+        let seqs = self.seqs(lists);
+        let mut rest = folios;
+        while let Some(&first) = rest.first() {
+            let like = memory.word(first).get();
+            if (like.node(), like.memcg()) != (self.node, self.memcg) {
+                break;
+            }
+            let (mut change, entered) = seqs.change(like, false);
+            // Set under the lock: whoever then clears the flag, and so owns the
+            // folio, finds it on the list once it gets the lock.
+            change.set |= LRU;
+            let (alike, others) = rest.split_at(change_alike(memory, rest, like, change));
+            if let Some(generation) = entered {
+                let pages = like.nr_pages() as i64 * alike.len() as i64;
+                self.add_pages(lists, generation, type_of(like), pages);
+                lists.add_all_head(memory, generation, type_of(like), alike);
+            }
+            rest = others;
+        }
+        rest
     }
 
     /// Take a folio off its list (`lru_gen_del_folio()`); false if it is on
@@ -137,6 +228,26 @@ impl LruVec {
         }
         generation
     }
+}
+
+/// Change the words of folios up to the first that is not like `like` in
+/// [`ENTRY_BITS`]; returns of how many. Each word is read before the exchange
+/// on the one before, for a load that follows an exchange waits for it.
+fn change_alike(memory: &PhysMem, folios: &[Pfn], like: Word, change: Change) -> usize {
+    let mut next = like;
+    for (n, &pfn) in folios.iter().enumerate() {
+        let seen = next;
+        if let Some(&following) = folios.get(n + 1) {
+            next = memory.word(following).get();
+        }
+        let (_, changed) = memory.word(pfn).modify_from(seen, |word| {
+            ((word.0 ^ like.0) & ENTRY_BITS == 0).then(|| change.of(pfn, word))
+        });
+        if !changed {
+            return n;
+        }
+    }
+    folios.len()
 }
 
 /// [`LruVec::inc_gen`] without the sizes: the folio's word if it was moved out
@@ -227,14 +338,13 @@ pub(crate) fn add_folio(cpu: &Cpu, pfn: Pfn) {
 /// Put the folios that this thread keeps on their lists (`lru_add_drain()`).
 pub(crate) fn lru_add_drain(cpu: &Cpu) {
     let kept = cpu.take_kept_for_lru();
-    if kept.is_empty() {
-        return;
-    }
-    add_folios(cpu, &kept);
-    for pfn in kept {
+    let kept = kept.folios();
+    add_folios(cpu, kept);
+    let memory = &cpu.host().memory;
+    for &pfn in kept {
         // Unmapped while it waited: whoever did that left it to this thread,
         // since the folio was on no list.
-        if cpu.host().memory.mapcount(pfn) == 0 {
+        if memory.mapcount(pfn) == 0 {
             release_if_unused(cpu, pfn);
         }
     }
@@ -244,21 +354,14 @@ pub(crate) fn lru_add_drain(cpu: &Cpu) {
 /// (`folio_batch_move_lru()`).
 fn add_folios(cpu: &Cpu, folios: &[Pfn]) {
     let memory = &cpu.host().memory;
-    let lruvec_of = |pfn: Pfn| {
-        let word = memory.word(pfn).get();
-        &memcg_of(cpu, word).lruvecs[word.node()]
-    };
-    let mut rest = folios.iter().copied().peekable();
-    while let Some(&first) = rest.peek() {
-        let lruvec = lruvec_of(first);
+    let mut rest = folios;
+    while let Some(&first) = rest.first() {
+        let word = memory.word(first).get();
+        let lruvec = &memcg_of(cpu, word).lruvecs[word.node()];
         let (mut lists, wait) = lruvec.lru_lock.lock_timed();
+        rest = lruvec.add_new_folios(&mut lists, memory, rest);
+        drop(lists);
         cpu.waited_for_lru_lock(wait);
-        while let Some(pfn) = rest.next_if(|&pfn| std::ptr::eq(lruvec_of(pfn), lruvec)) {
-            // Set under the lock: whoever then clears the flag, and so owns
-            // the folio, finds it on the list once it gets the lock.
-            memory.word(pfn).set(LRU);
-            lruvec.add_folio(&mut lists, memory, pfn, false);
-        }
     }
 }
 
@@ -296,7 +399,6 @@ pub fn mark_accessed(memory: &PhysMem, pfn: Pfn) {
 mod tests {
     use super::*;
     use crate::host::{Host, HostConfig};
-    use crate::lru_gen::lruvec::FILE;
     use crate::mm::folio::{DIRTY, SWAPBACKED};
     use crate::sync::atomic::Ordering;
     use std::sync::Arc;
@@ -376,6 +478,83 @@ mod tests {
             .map(|p| p.0)
             .collect();
         assert_eq!(order, [3, 1]);
+    }
+
+    #[test]
+    fn folios_listed_together_end_where_they_would_one_by_one() {
+        // Folios of several lists, owners, nodes and sizes, in runs and not.
+        let kinds = [
+            (0, 0, ACTIVE | SWAPBACKED),
+            (0, 0, ACTIVE | SWAPBACKED),
+            (0, 0, ACTIVE | SWAPBACKED | UNEVICTABLE),
+            (0, 9, ACTIVE | SWAPBACKED),
+            (0, 0, SWAPBACKED),
+            (0, 0, 0),
+            (0, 0, 0),
+            (1, 0, 0),
+            (1, 0, ACTIVE | REFERENCED),
+            (0, 0, ACTIVE | SWAPBACKED),
+            (0, 0, UNEVICTABLE),
+        ];
+        let listed = |together: bool| {
+            let host = Host::new(&HostConfig {
+                nodes: vec![64, 64],
+                swap_pages: 0,
+                virtual_clock: true,
+            })
+            .expect("a valid host");
+            let memory = &host.memory;
+            let other = host.create_memcg("other").expect("memcg");
+            let pfns: Vec<Pfn> = (0..2 * kinds.len() as u32).map(|n| Pfn(n + 1)).collect();
+            for (&pfn, (n, &(node, order, flags))) in
+                pfns.iter().zip(kinds.iter().cycle().enumerate())
+            {
+                let owner = if n % 7 < 4 { 0 } else { other.id };
+                let word = Word::new(node, order, flags).with_memcg(owner);
+                memory.word(pfn).store(word.0, Ordering::Relaxed);
+            }
+            let cpu = Cpu::new(&host);
+            if together {
+                add_folios(&cpu, &pfns);
+            } else {
+                for &pfn in &pfns {
+                    let word = memory.word(pfn).set(LRU);
+                    let lruvec = &memcg_of(&cpu, word).lruvecs[word.node()];
+                    lruvec.add_folio(&mut lruvec.lru_lock.lock(), memory, pfn, false);
+                }
+            }
+            let mut seen = Vec::new();
+            for &pfn in &pfns {
+                seen.push(memory.word(pfn).get().0);
+                assert!(memory.word(pfn).get().has(LRU));
+            }
+            for memcg in host.memcgs() {
+                for (lruvec, ty) in memcg.lruvecs.iter().flat_map(|l| [(l, ANON), (l, FILE)]) {
+                    let lists = lruvec.lru_lock.lock();
+                    for generation in 0..MAX_NR_GENS {
+                        seen.push(lruvec.nr_pages(generation, ty) as u64);
+                        let folios = lists.from_tail(memory, generation, ty);
+                        seen.extend(folios.map(|pfn| u64::from(pfn.0)));
+                    }
+                    seen.extend([false, true].map(|active| lruvec.lru_size(ty, active)));
+                }
+            }
+            // Unlinking reads both links of each.
+            for &pfn in &pfns {
+                let word = memory.word(pfn).get();
+                if word.generation().is_some() {
+                    let lruvec = &memcg_of(&cpu, word).lruvecs[word.node()];
+                    let mut lists = lruvec.lru_lock.lock();
+                    assert!(lruvec.del_folio(&mut lists, memory, pfn, false));
+                    for generation in 0..MAX_NR_GENS {
+                        let left = [ANON, FILE].map(|ty| lists.from_tail(memory, generation, ty));
+                        seen.push(left.into_iter().flatten().count() as u64);
+                    }
+                }
+            }
+            seen
+        };
+        assert_eq!(listed(true), listed(false));
     }
 
     #[test]

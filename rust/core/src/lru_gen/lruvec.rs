@@ -122,6 +122,24 @@ impl Lists {
         self.insert_between(memory, pfn, end, first);
     }
 
+    /// Put folios that are on no list at a list's head, one after the other:
+    /// the last one becomes the first of the list. As
+    /// [`add_head`](Self::add_head) of each, but each link is written once.
+    #[inline]
+    pub fn add_all_head(&mut self, memory: &PhysMem, generation: usize, ty: usize, folios: &[Pfn]) {
+        let end = Self::end(generation, ty);
+        let mut tailward = self.get(memory, end, TAILWARD);
+        for &pfn in folios {
+            memory
+                .link(pfn, TAILWARD)
+                .store(tailward, Ordering::Relaxed);
+            self.set(memory, tailward, HEADWARD, pfn.0);
+            tailward = pfn.0;
+        }
+        self.set(memory, tailward, HEADWARD, end);
+        self.set(memory, end, TAILWARD, tailward);
+    }
+
     /// Put a folio that is on no list at a list's tail (`list_add_tail()`).
     #[inline]
     pub fn add_tail(&mut self, memory: &PhysMem, generation: usize, ty: usize, pfn: Pfn) {

@@ -24,11 +24,14 @@ pub const REFS_SHIFT: u32 = GEN_WIDTH;
 /// The references field: references beyond the first, two bits.
 pub const REFS_MASK: u64 = 0b11 << REFS_SHIFT;
 const ORDER_SHIFT: u32 = 32;
-const ORDER_MASK: u64 = 0x1f << ORDER_SHIFT;
+/// The field of the number of pages, as its logarithm.
+pub const ORDER_MASK: u64 = 0x1f << ORDER_SHIFT;
 const NODE_SHIFT: u32 = 40;
-const NODE_MASK: u64 = 0x3f << NODE_SHIFT;
+/// The field of the node.
+pub const NODE_MASK: u64 = 0x3f << NODE_SHIFT;
 const MEMCG_SHIFT: u32 = 48;
-const MEMCG_MASK: u64 = 0xffff << MEMCG_SHIFT;
+/// The field of the owner.
+pub const MEMCG_MASK: u64 = 0xffff << MEMCG_SHIFT;
 
 macro_rules! flags {
     ($($(#[doc = $doc:literal])+ $name:ident = $bit:literal),* $(,)?) => {

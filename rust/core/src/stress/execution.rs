@@ -29,7 +29,7 @@ impl Permits {
     pub fn new(regions: &[Region], level: u32) -> Self {
         let shift = TABLE_SHIFT * (level - 1);
         let stamps = |region: &Region| {
-            let leaves = (region.slot_pages() - 1 >> shift) + 1;
+            let leaves = ((region.slot_pages() - 1) >> shift) + 1;
             (0..leaves).map(|_| AtomicU32::new(0)).collect()
         };
         Permits {

@@ -109,12 +109,16 @@ pub fn cpu_time() -> Option<(u64, u64)> {
     None
 }
 
+#[cfg(all(feature = "mutants", not(loom)))]
+static LOST: super::atomic::Tally = super::atomic::Tally::new(0);
+
 /// Now and then lose the processor for a time slice, as a thread does that can
 /// be preempted: for the mutant that shows what it costs.
 #[cfg(feature = "mutants")]
 pub fn lose_time_slice() {
     #[cfg(not(loom))]
     {
+        use super::atomic::Ordering;
         use std::cell::Cell;
         thread_local! {
             static CALLS: Cell<u32> = const { Cell::new(0) };
@@ -122,10 +126,18 @@ pub fn lose_time_slice() {
         let calls = CALLS.get().wrapping_add(1);
         CALLS.set(calls);
         if calls.is_multiple_of(2048) {
+            LOST.fetch_add(1, Ordering::Relaxed);
             // A time slice of the fair scheduler.
             std::thread::sleep(std::time::Duration::from_millis(3));
+            LOST.fetch_sub(1, Ordering::Relaxed);
         }
     }
+}
+
+/// How many threads are without a processor now by [`lose_time_slice`].
+#[cfg(all(feature = "mutants", not(loom)))]
+pub fn without_processor() -> u64 {
+    LOST.load(super::atomic::Ordering::Relaxed)
 }
 
 /// As with mutants, without them: nothing.

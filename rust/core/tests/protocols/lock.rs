@@ -1,10 +1,11 @@
 //! The ticket lock: its order, its exclusion, and that nobody sleeps for ever.
 //! In models a waiter sleeps at once, so every path to the bed and out of it
-//! is taken.
+//! is taken. And the queued reader-writer lock that `mmu_lock` is.
 
 use super::model::{check, check_up_to, note, spawn};
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicBool, Ordering};
+use youngbit_core::sync::lock::QrwLock;
 use youngbit_core::sync::ticket::TicketLock;
 
 /// A lock and what it guards.
@@ -118,6 +119,44 @@ fn lock_is_tried() {
             assert!(!shared.lock.try_lock(), "held");
             assert_eq!(shared.count(), expected);
             shared.lock.unlock();
+        },
+    );
+}
+
+#[test]
+fn rwlock_excludes_writers_from_everyone() {
+    check(
+        "reader-writer lock: a writer is alone, and who comes after it sees what it wrote",
+        || {
+            let lock = Arc::new(QrwLock::new());
+            let cell = Arc::new(loom::cell::UnsafeCell::new(0));
+            let writer = {
+                let (lock, cell) = (Arc::clone(&lock), Arc::clone(&cell));
+                spawn("writer", move || {
+                    let _held = lock.write();
+                    // SAFETY: held exclusively; the checker reports it where
+                    // that is not enough.
+                    cell.with_mut(|value| unsafe { *value += 1 });
+                })
+            };
+            let reader = {
+                let (lock, cell) = (Arc::clone(&lock), Arc::clone(&cell));
+                spawn("reader", move || {
+                    let _held = lock.read();
+                    // SAFETY: held shared, so nobody writes; as above.
+                    cell.with(|value| unsafe { *value })
+                })
+            };
+            {
+                let _held = lock.write();
+                // SAFETY: as above.
+                cell.with_mut(|value| unsafe { *value += 1 });
+            }
+            writer.join().unwrap();
+            assert!(reader.join().unwrap() <= 2);
+            let _held = lock.read();
+            // SAFETY: held shared, and the other threads are joined.
+            assert_eq!(cell.with(|value| unsafe { *value }), 2);
         },
     );
 }

@@ -220,6 +220,24 @@ pub fn slot_change_against_age(setup: &Setup, change: fn(&Machine, &Cpu)) {
     );
 }
 
+/// A fault that is fixed without `mmu_lock`, against the end of the tables that
+/// it walks.
+pub fn fast_page_fault_against_exit(setup: &Setup) {
+    let setup = setup.clone().leaf(|_, spte| spte & !spte::WRITABLE);
+    setup.check(
+        "a fault without mmu_lock reads no table that was freed",
+        move |machine, here| {
+            i_am("mm exit");
+            let faulter = machine.spawn("vCPU", |machine, cpu| {
+                // A VM that is gone is an error, and no more.
+                let _ = machine.vm.access(cpu, L1, 0, true, Some(7));
+            });
+            machine.vm.release(here);
+            faulter.join().unwrap();
+        },
+    );
+}
+
 /// The page's slot goes.
 pub fn delete_slot(machine: &Machine, cpu: &Cpu) {
     machine.slot(cpu, 0, 0, 0);
@@ -243,6 +261,18 @@ pub fn destroyed_under_a_vcpu(setup: &Setup, vcpu: u32) {
             });
             machine.vm.release(here);
             runner.join().unwrap();
+            // What the end of the VM did not see, nobody would take apart.
+            if let Some(shadow) = &machine.vm.shadow {
+                let made = shadow.used_pages();
+                assert!(
+                    made == 0,
+                    "{made} shadow pages were made for a VM that is gone"
+                );
+            }
+            if let Some(tdp) = &machine.vm.tdp {
+                let valid = tdp.roots(here).iter().any(|root| !root.invalid);
+                assert!(!valid, "a root was made for a VM that is gone");
+            }
             machine.destroy(here);
         },
     );

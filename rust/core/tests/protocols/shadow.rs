@@ -68,6 +68,10 @@ by_protocol! {
         scenes::slot_change_against_age(&Setup::direct(EPT, protocol), scenes::move_slot);
     }
 
+    fn shadow_fast_page_fault_against_exit(protocol) {
+        scenes::fast_page_fault_against_exit(&Setup::direct(EPT, protocol));
+    }
+
     fn shadow_destroyed_under_a_vcpu(protocol) {
         scenes::destroyed_under_a_vcpu(&Setup::direct(EPT, protocol), L1);
     }

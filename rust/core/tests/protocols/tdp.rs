@@ -9,6 +9,7 @@ use youngbit_core::cpu::Cpu;
 use youngbit_core::kvm::Protocol;
 use youngbit_core::kvm::memslot::LOG_DIRTY_PAGES;
 use youngbit_core::kvm::mmu::spte::{self, SpteFormat};
+use youngbit_core::kvm::protocol::TdpAging;
 use youngbit_core::mm::{MmuNotifier, PAGE_SIZE};
 use youngbit_core::sync::atomic::{AtomicU64, Ordering};
 use youngbit_core::table::{POISON, TableId};
@@ -108,6 +109,10 @@ by_protocol! {
         scenes::slot_change_against_age(&Setup::tdp(EPT, protocol), scenes::move_slot);
     }
 
+    fn tdp_fast_page_fault_against_exit(protocol) {
+        scenes::fast_page_fault_against_exit(&Setup::tdp(EPT, protocol));
+    }
+
     fn tdp_destroyed_under_a_vcpu(protocol) {
         scenes::destroyed_under_a_vcpu(&Setup::tdp(EPT, protocol), L1);
     }
@@ -187,6 +192,61 @@ by_protocol! {
             },
         );
     }
+
+    fn invalidation_is_seen_without_mmu_lock(protocol) {
+        Setup::tdp(EPT, protocol).check(
+            "who finds no invalidation running finds the sequence moved by those that ended",
+            |machine, here| {
+                i_am("notifier");
+                let vm = &machine.vm;
+                vm.invalidate_range_start(here, HVA, HVA + PAGE_SIZE);
+                let (seq, count) = vm.invalidate.words();
+                model::name(seq, "mmu_invalidate_seq", model::number);
+                model::name(count, "mmu_invalidate_in_progress", model::number);
+                let sampled = vm.invalidate.sequence();
+                let fault = machine.spawn("fault", move |machine, _| {
+                    assert!(
+                        machine.vm.invalidate.retry_unsafe(sampled, 0),
+                        "sampled inside an invalidation, and told not to retry"
+                    );
+                });
+                vm.invalidate_range_end(here, HVA, HVA + PAGE_SIZE);
+                fault.join().unwrap();
+            },
+        );
+    }
+
+    fn tdp_no_mapping_in_a_dead_table(protocol) {
+        // A write faults, and no fast page fault fixes it.
+        let setup = collapsible(protocol)
+            .leaf(|f, s| s & !(spte::WRITABLE | f.mmu_writable | f.host_writable));
+        setup.check(
+            "no fault puts a mapping into a table that was unlinked",
+            |machine, here| {
+                // An ager that reads the SPTE here and clears it only below, after
+                // the table was unlinked: one thread here stands for two, whose
+                // steps fall in this order. With `mmu_lock` held for write from
+                // the one to the other they cannot: then all of it comes below.
+                let lockless = machine.vm.protocol().tdp_aging == TdpAging::Lockless;
+                let ager = machine.cpu();
+                let section = ager.rcu.lock();
+                let word = machine.word(&ager, 0);
+                let seen = word.load(RELAXED);
+                i_am("collapse");
+                let vcpu = machine.spawn("vCPU", |machine, cpu| machine.write(cpu, L1, 0, 7));
+                collapse(machine, here);
+                if lockless {
+                    note("the ager, late, clears the accessed bit that it saw");
+                    EPT.age_young(word, seen);
+                } else {
+                    machine.age(&ager, 0);
+                }
+                drop(section);
+                vcpu.join().unwrap();
+                machine.host.rcu.barrier();
+            },
+        );
+    }
 }
 
 /// Name the entries of tables that are not there yet.
@@ -200,30 +260,6 @@ fn name_tables(machine: &Machine) {
             model::name(word, &what, model::spte_text);
         }
     }
-}
-
-#[test]
-fn invalidation_is_seen_without_mmu_lock() {
-    Setup::tdp(EPT, Protocol::V7).check(
-        "who finds no invalidation running finds the sequence moved by those that ended",
-        |machine, here| {
-            i_am("notifier");
-            let vm = &machine.vm;
-            vm.invalidate_range_start(here, HVA, HVA + PAGE_SIZE);
-            let (seq, count) = vm.invalidate.words();
-            model::name(seq, "mmu_invalidate_seq", model::number);
-            model::name(count, "mmu_invalidate_in_progress", model::number);
-            let sampled = vm.invalidate.sequence();
-            let fault = machine.spawn("fault", move |machine, _| {
-                assert!(
-                    machine.vm.invalidate.retry_unsafe(sampled, 0),
-                    "sampled inside an invalidation, and told not to retry"
-                );
-            });
-            vm.invalidate_range_end(here, HVA, HVA + PAGE_SIZE);
-            fault.join().unwrap();
-        },
-    );
 }
 
 #[test]
@@ -283,31 +319,4 @@ fn collapse(machine: &Machine, cpu: &Cpu) {
         Arc::clone(slots.by_gfn(0).expect("a slot"))
     };
     machine.tdp().zap_collapsible(&machine.vm, cpu, &slot);
-}
-
-#[test]
-fn tdp_no_mapping_in_a_dead_table() {
-    // A write faults, and no fast page fault fixes it.
-    let setup = collapsible(Protocol::V7)
-        .leaf(|f, s| s & !(spte::WRITABLE | f.mmu_writable | f.host_writable));
-    setup.check(
-        "no fault puts a mapping into a table that was unlinked",
-        |machine, here| {
-            // An ager that reads the SPTE here and clears it only below, after
-            // the table was unlinked: one thread here stands for two, whose
-            // steps fall in this order.
-            let ager = machine.cpu();
-            let section = ager.rcu.lock();
-            let word = machine.word(&ager, 0);
-            let seen = word.load(RELAXED);
-            i_am("collapse");
-            let vcpu = machine.spawn("vCPU", |machine, cpu| machine.write(cpu, L1, 0, 7));
-            collapse(machine, here);
-            note("the ager, late, clears the accessed bit that it saw");
-            EPT.age_young(word, seen);
-            drop(section);
-            vcpu.join().unwrap();
-            machine.host.rcu.barrier();
-        },
-    );
 }

@@ -15,7 +15,7 @@ use crate::mm::{Pfn, PhysMem};
 use crate::mutant::{self, Mutant};
 use crate::sync::atomic::Ordering;
 use crate::sync::rcu::Guard;
-use crate::table::Arena;
+use crate::table::{Arena, POISON};
 use crate::trace::{Counter, Event};
 use std::ops::Deref;
 
@@ -92,6 +92,9 @@ pub(super) fn fast_page_fault<M: Default>(
         cpu.count(Counter::SpteWalkLoads);
         let old = word.load(Ordering::Acquire);
         if !is_present_leaf(old, level) {
+            if old == POISON {
+                cpu.count(Counter::PoisonReads);
+            }
             return None;
         }
         if format.allows(old, kind) {

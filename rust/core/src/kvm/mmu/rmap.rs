@@ -418,6 +418,9 @@ impl DescArena {
                 let id = Self::take(cache);
                 let desc = self.desc(id);
                 let tail = tail + here as u64;
+                if mutant::active(Mutant::PublishBeforeInit) {
+                    head.unlock(id.as_head());
+                }
                 desc.set(W_SPTES, spte.0);
                 desc.set(W_MORE, value);
                 desc.set_counts(1, tail);

@@ -730,6 +730,9 @@ impl Shadow {
         }
         cpu.count_n(Counter::TablesFreed, doomed.len() as u64);
         let tables = Arc::clone(&self.tables);
+        if mutant::active(Mutant::NoRcuDelay) {
+            return doomed.into_iter().for_each(|id| tables.free(id));
+        }
         cpu.rcu.lock().defer(move || {
             for id in doomed {
                 tables.free(id);

@@ -583,6 +583,16 @@ impl SpteFormat {
         }
     }
 
+    /// Leave an entry alone that was seen not to be a young leaf. A bit that
+    /// hardware has set since then is for the next aging, which mutant
+    /// `clear-unseen` takes it from.
+    #[inline(always)]
+    pub fn leave(&self, word: &AtomicU64, seen: u64) {
+        if mutant::active(Mutant::ClearUnseen) && is_present(seen) && ad_enabled(seen) {
+            word.fetch_and(!self.accessed, Ordering::AcqRel);
+        }
+    }
+
     /// Age one entry with `mmu_lock` held for write, as before the series: a
     /// plain store where nothing can be lost by it, atomically elsewhere.
     #[inline]

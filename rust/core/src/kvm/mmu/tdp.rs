@@ -844,6 +844,7 @@ impl TdpMmu {
             if seen == POISON {
                 cpu.count(Counter::PoisonReads);
             }
+            format.leave(word, seen);
             return false;
         }
         cpu.count(Counter::SpteLoads);

@@ -83,6 +83,9 @@ impl Shadow {
             // being zapped reads as not present, and is skipped.
             let seen = word.load(Ordering::Relaxed);
             if !format.is_young_leaf(seen, level) {
+                if !test {
+                    format.leave(word, seen);
+                }
                 return true;
             }
             young = true;
@@ -131,6 +134,9 @@ impl Shadow {
                         continue;
                     }
                     if !format.is_accessed(seen) {
+                        if !test {
+                            format.leave(word, seen);
+                        }
                         continue;
                     }
                     young = true;
