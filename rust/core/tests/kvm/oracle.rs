@@ -82,7 +82,10 @@ fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         8 => (0..PLACES, 0..512u64, prop::sample::select(&KINDS))
             .prop_map(|(unit, offset, kind)| Op::Access { unit, offset, kind }),
-        1 => (0..PLACES, any::<bool>()).prop_map(|(unit, on)| Op::Executable { unit, on }),
+        // Pages that are mapped at first, few enough to meet again.
+        4 => (0..4u64, 0..512u64, prop::sample::select(&KINDS))
+            .prop_map(|(unit, offset, kind)| Op::Access { unit, offset, kind }),
+        2 => (0..4u64, any::<bool>()).prop_map(|(unit, on)| Op::Executable { unit, on }),
         4 => (unit.clone(), 1..UNITS, any::<bool>())
             .prop_map(|(first, units, flush)| Op::Age { first, units, flush }),
         2 => unit.clone().prop_map(|unit| Op::Test { unit }),
