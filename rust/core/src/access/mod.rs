@@ -31,6 +31,18 @@ impl AccessKind {
         matches!(self, AccessKind::Write)
     }
 
+    /// `data`, with `write` beside it for a store; `fetch` for a fetch. The
+    /// only branch is whether it fetches: whether it stores is, from one access
+    /// to the next, as random as the guest.
+    #[inline(always)]
+    pub const fn choose(self, data: u64, write: u64, fetch: u64) -> u64 {
+        if matches!(self, AccessKind::Fetch) {
+            fetch
+        } else {
+            data | write & (self as u64).wrapping_neg()
+        }
+    }
+
     /// In messages.
     pub const fn name(self) -> &'static str {
         match self {
@@ -75,11 +87,10 @@ impl Access {
     /// What it does.
     #[inline]
     pub const fn kind(self) -> AccessKind {
-        match self.0 & ((1 << KIND_BITS) - 1) {
-            0 => AccessKind::Read,
-            1 => AccessKind::Write,
-            _ => AccessKind::Fetch,
-        }
+        use AccessKind::{Fetch, Read, Write};
+        // Looked up, for nobody could predict a branch.
+        const KINDS: [AccessKind; 1 << KIND_BITS] = [Read, Write, Fetch, Fetch];
+        KINDS[self.0 as usize % KINDS.len()]
     }
 
     /// Whether it is a write.

@@ -109,11 +109,7 @@ impl Tlb {
     /// for a write, one that is writable and dirty.
     #[inline]
     pub fn lookup(&mut self, page: u64, kind: AccessKind) -> Option<Pfn> {
-        let wanted = match kind {
-            AccessKind::Read => READABLE,
-            AccessKind::Write => READABLE | WRITABLE | DIRTY,
-            AccessKind::Fetch => EXECUTABLE,
-        };
+        let wanted = kind.choose(READABLE, WRITABLE | DIRTY, EXECUTABLE);
         let mut levels = self.levels;
         while levels != 0 {
             let level = levels.trailing_zeros();
@@ -145,17 +141,13 @@ impl Tlb {
         let shift = gfn_shift(found.level);
         let offset = (page & ((1 << shift) - 1)) as u32;
         let mut value = u64::from(found.pfn.0 - offset);
-        if found.readable {
-            value |= READABLE;
-        }
-        if found.writable {
-            value |= WRITABLE;
-        }
-        if found.executable {
-            value |= EXECUTABLE;
-        }
-        if found.dirty {
-            value |= DIRTY;
+        for (allowed, bit) in [
+            (found.readable, READABLE),
+            (found.writable, WRITABLE),
+            (found.executable, EXECUTABLE),
+            (found.dirty, DIRTY),
+        ] {
+            value |= u64::from(allowed) * bit;
         }
         let tag = (page >> shift) << 2 | u64::from(found.level);
         self.levels |= 1 << found.level;

@@ -386,16 +386,20 @@ impl SpteFormat {
         spte & (self.executable | self.not_executable) == self.executable
     }
 
+    /// What an access asks of an entry that is present: the bits that it must
+    /// have, and those that it must not.
+    #[inline]
+    pub(super) const fn demand(&self, kind: AccessKind) -> (u64, u64) {
+        let wanted = kind.choose(self.readable, WRITABLE, self.executable);
+        (wanted, kind.choose(0, 0, self.not_executable))
+    }
+
     /// Whether hardware lets an access through the entry
     /// (`is_access_allowed()`).
     #[inline]
     pub const fn allows(&self, spte: u64, kind: AccessKind) -> bool {
-        spte & self.hw_present != 0
-            && match kind {
-                AccessKind::Read => spte & self.readable != 0,
-                AccessKind::Write => is_writable(spte) && spte & self.readable != 0,
-                AccessKind::Fetch => self.is_executable(spte),
-            }
+        let (wanted, forbidden) = self.demand(kind);
+        spte & self.hw_present != 0 && spte & (wanted | forbidden) == wanted
     }
 
     /// Whether a leaf that was made with `access`, of [`ACC_ALL`], still has it:
@@ -418,13 +422,6 @@ impl SpteFormat {
             is_and_was(AccessKind::Fetch),
         );
         read.0 == read.1 && write.0 <= write.1 && fetch.0 == fetch.1
-    }
-
-    /// What all of the entries on a way allow that are in `all`, when `any` has
-    /// what at least one of them has: nothing that one of them forbids.
-    #[inline]
-    pub(super) const fn combine(&self, all: u64, any: u64) -> u64 {
-        all | any & self.not_executable
     }
 
     /// Bits that another thread or hardware may change behind a holder of

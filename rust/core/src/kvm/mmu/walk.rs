@@ -34,8 +34,8 @@ pub(super) fn walk_as_hardware<M: Default>(
         return Walk::Fault { present: false };
     }
     let (mut table, mut level) = (root, top);
-    // What every entry on the way has, and what at least one has.
-    let (mut all, mut any) = (!0, 0);
+    // Of the leaf: entries above it forbid nothing (`make_nonleaf_spte()`).
+    let (wanted, forbidden) = format.demand(kind);
     loop {
         let word = &tables.entries(table)[gfn_index(page, level)];
         cpu.count(Counter::SpteWalkLoads);
@@ -48,9 +48,7 @@ pub(super) fn walk_as_hardware<M: Default>(
             return Walk::Fault { present: false };
         }
         let leaf = is_last(spte, level);
-        all &= spte;
-        any |= spte;
-        if leaf && !format.allows(format.combine(all, any), kind) {
+        if leaf && spte & (wanted | forbidden) != wanted {
             return Walk::Fault { present: true };
         }
         let bits = format.hw_bits(spte, leaf && kind.is_write());
@@ -62,7 +60,6 @@ pub(super) fn walk_as_hardware<M: Default>(
                 .is_err()
             {
                 (table, level) = (root, top);
-                (all, any) = (!0, 0);
                 continue;
             }
             if leaf {
@@ -73,13 +70,12 @@ pub(super) fn walk_as_hardware<M: Default>(
         }
         if leaf {
             let offset = page & (pages_per(level) - 1);
-            let allowed = format.combine(all, any);
             return Walk::Hit(Translation {
                 pfn: Pfn(spte::pfn(spte).0 + offset as u32),
                 level,
-                readable: allowed & format.readable != 0,
-                writable: is_writable(allowed),
-                executable: format.is_executable(allowed),
+                readable: spte & format.readable != 0,
+                writable: is_writable(spte),
+                executable: format.is_executable(spte),
                 dirty: format.is_dirty(spte | bits),
             });
         }
