@@ -142,6 +142,13 @@ pub fn round(options: &Options, poll: &mut dyn FnMut(u64) -> bool) -> Result<Rou
     options.check()?;
     let start = Instant::now();
     let room = Arc::new(Room::new(options)?);
+    let mut done = round_in(room, options, poll);
+    done.wall_ns = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
+    Ok(done)
+}
+
+/// [`round`], in a room that is there.
+fn round_in(room: Arc<Room>, options: &Options, poll: &mut dyn FnMut(u64) -> bool) -> Round {
     let crew = crew::hire(options, &room);
     let threads: Vec<_> = crew
         .into_iter()
@@ -219,8 +226,7 @@ pub fn round(options: &Options, poll: &mut dyn FnMut(u64) -> bool) -> Result<Rou
             done.failure.get_or_insert(what);
         }
     }
-    done.wall_ns = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
-    Ok(done)
+    done
 }
 
 /// The seed of the round that follows one, so that every round has a seed that
@@ -250,3 +256,24 @@ fn cpu(room: &Room) -> Cpu {
 
 /// Relaxed: counts and flags of the room carry nothing but themselves.
 const RELAXED: Ordering = Ordering::Relaxed;
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stall_is_noticed() {
+        let options = Options {
+            patience: Duration::from_millis(50),
+            ..Options::default()
+        };
+        let room = Arc::new(Room::new(&options).expect("a valid machine"));
+        let blocked = Arc::clone(&room);
+        // Nothing is mapped yet, and no fault gets past this.
+        let _held = blocked.vm.mmu_lock.write();
+        let round = round_in(room, &options, &mut |_| true);
+        let said = round.failure.expect("a stall");
+        assert!(said.contains("stalled"), "{said}");
+        assert_eq!(round.accesses, 0);
+    }
+}
