@@ -164,7 +164,7 @@ def main() -> int:
                 flush=True,
             )
             # After each slice: an interrupted run leaves what it has.
-            whole = options.write.with_suffix(".part")
+            whole = options.write.with_suffix(f".{os.getpid()}.part")
             whole.write_text(report(slices, options.minutes))
             whole.replace(options.write)
     except KeyboardInterrupt:

@@ -29,7 +29,6 @@ __all__ = [
     "format_of",
     "missing",
     "open_trace",
-    "opened",
     "pyarrow",
 ]
 
@@ -234,8 +233,7 @@ def _native(reader: _core.TraceReader, block: int) -> Iterator[Block]:
         yield Block(time, page, write)
 
 
-def opened(name: str, stack: ExitStack) -> BufferedReader:
-    """Open a file until the stack closes it."""
+def _opened(name: str, stack: ExitStack) -> BufferedReader:
     return stack.enter_context(Path(name).open("rb"))
 
 
@@ -245,7 +243,7 @@ _BROKEN = (Exception,)
 
 
 def _npz(name: str, stack: ExitStack, block: int) -> Reader:
-    file = opened(name, stack)
+    file = _opened(name, stack)
     head = file.read(4)
     if not head:
         raise TraceError(name, "offset 0", "an empty file", "an .npz archive")
@@ -364,7 +362,7 @@ def _parquet(name: str, stack: ExitStack, block: int) -> Reader:
     arrow = pyarrow("Parquet")
     from pyarrow import parquet
 
-    file = opened(name, stack)
+    file = _opened(name, stack)
     try:
         table = parquet.ParquetFile(file)
         schema = table.schema_arrow
@@ -408,7 +406,7 @@ def _parquet(name: str, stack: ExitStack, block: int) -> Reader:
 
 
 def _oracle(name: str, stack: ExitStack, block: int) -> Iterator[Block]:
-    file = opened(name, stack)
+    file = _opened(name, stack)
     head = file.peek(4)[:4]
     packed = head == b"\x28\xb5\x2f\xfd"
     if name.lower().endswith((".zst", ".zstd")) and not packed:

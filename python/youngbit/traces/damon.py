@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from io import BufferedReader, RawIOBase
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
@@ -26,7 +27,6 @@ import numpy.typing as npt
 
 from ..errors import TraceError, missing
 from ..sizes import PAGE_SIZE
-from ._read import opened
 from ._trace import PAGE_LIMIT, Block, Trace, joined
 
 if TYPE_CHECKING:
@@ -344,6 +344,10 @@ class _Read:
         return f"offsets {start} to {end}"
 
 
+def _opened(name: str, stack: ExitStack) -> BufferedReader:
+    return stack.enter_context(Path(name).open("rb"))
+
+
 class _Source:
     """A record that is read a part at a time.
 
@@ -357,7 +361,7 @@ class _Source:
         self.name = name
         self.targets: dict[int, int] = {}
         self._owners: set[int] = set()
-        self._file = opened(name, stack)
+        self._file = _opened(name, stack)
         head = self._file.peek(1)[:1]
         if not head:
             raise TraceError(name, "offset 0", "an empty file", "a DAMON record")
