@@ -90,6 +90,8 @@ def build(kind: Kind, under: list[str]) -> dict[str, Path]:
         **os.environ,
         "RUSTC_BOOTSTRAP": "1",
         "RUSTFLAGS": " ".join(kind.flags),
+        # Suppressions name functions in full, which lines alone do not give.
+        "CARGO_PROFILE_DEV_DEBUG": "full",
         "CARGO_TARGET_DIR": str(ROOT / "target" / kind.name),
     }
     done = subprocess.run(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True, check=True)
