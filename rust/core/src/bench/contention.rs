@@ -479,11 +479,12 @@ fn populate(
     while ready.load(Ordering::Acquire) < setup.vcpus as usize {
         thread::yield_now();
     }
+    let mut held = guest.vm.hold_vcpu(vcpu as u32)?;
     let start = Instant::now();
     let mut populated = 0;
     for latency in &mut latencies {
         let page = first + populated as u64;
-        let (ns, done) = timed(|| guest.vm.access(&cpu, vcpu as u32, page, true, None));
+        let (ns, done) = timed(|| held.access(&cpu, page, true, None));
         done?;
         *latency = u32::try_from(ns).unwrap_or(u32::MAX);
         clear(&mut buffer, setup.clears);

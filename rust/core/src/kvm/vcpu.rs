@@ -26,7 +26,7 @@ use crate::error::{Errno, Error, Result};
 use crate::host::{Clock, Host};
 use crate::sync::CachePadded;
 use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
-use crate::sync::lock::{Condvar, Mutex};
+use crate::sync::lock::{Condvar, Mutex, MutexGuard};
 use crate::sync::spin::Backoff;
 use crate::sync::thread;
 #[cfg(not(loom))]
@@ -364,10 +364,21 @@ impl Vm {
         kind: impl Into<AccessKind>,
         store: Option<u8>,
     ) -> Result<()> {
+        self.hold_vcpu(vcpu)?.access(cpu, page, kind, store)
+    }
+
+    /// Hold a vCPU for several accesses, as `KVM_RUN` does until it returns to
+    /// user space.
+    ///
+    /// # Errors
+    /// `EINVAL` for an unknown vCPU, `EBUSY` while another thread runs it.
+    pub fn hold_vcpu(&self, vcpu: u32) -> Result<HeldVcpu<'_>> {
         let vcpu = self.vcpu(vcpu)?;
-        let mut tlb = take(vcpu)?;
-        self.run_quantum(cpu, vcpu, &mut tlb, &[Access::new(page, kind)], store)
-            .1
+        Ok(HeldVcpu {
+            vm: self,
+            vcpu,
+            tlb: take(vcpu)?,
+        })
     }
 
     /// Several accesses of one vCPU, in one stay in the guest if nothing ends
@@ -633,6 +644,33 @@ impl Vm {
     }
 }
 
+/// A vCPU that one thread runs and no other can (`vcpu->mutex`), between
+/// accesses outside the guest.
+pub struct HeldVcpu<'a> {
+    vm: &'a Vm,
+    vcpu: &'a Vcpu,
+    tlb: MutexGuard<'a, Tlb>,
+}
+
+impl HeldVcpu<'_> {
+    /// One access; for `kind` a plain `true` is a write and `false` a read.
+    ///
+    /// # Errors
+    /// What the guest's fault returns.
+    pub fn access(
+        &mut self,
+        cpu: &Cpu,
+        page: u64,
+        kind: impl Into<AccessKind>,
+        store: Option<u8>,
+    ) -> Result<()> {
+        let accesses = [Access::new(page, kind)];
+        self.vm
+            .run_quantum(cpu, self.vcpu, &mut self.tlb, &accesses, store)
+            .1
+    }
+}
+
 /// A vCPU's thread, counted out when it ends.
 struct Leaves<'a> {
     running: &'a Mutex<usize>,
@@ -692,7 +730,7 @@ impl<M: GuestMmu> GuestLoop for M {
     }
 }
 
-fn take(vcpu: &Vcpu) -> Result<crate::sync::lock::MutexGuard<'_, Tlb>> {
+fn take(vcpu: &Vcpu) -> Result<MutexGuard<'_, Tlb>> {
     vcpu.running.try_lock().ok_or_else(|| {
         Error::new(
             Errno::EBUSY,

@@ -314,6 +314,14 @@ impl PhysMem {
         self.map_more(pfn, 1);
     }
 
+    /// The first mapping of a folio that nobody else knows of yet
+    /// (`folio_add_new_anon_rmap()`): published with the entry that maps it.
+    #[inline]
+    pub(crate) fn map_new(&self, pfn: Pfn) {
+        debug_assert_eq!(self.mapcount(pfn), 0, "{pfn:?} is mapped already");
+        self.mapcount[pfn.0 as usize].store(1, Ordering::Relaxed);
+    }
+
     /// `n` more mappings.
     pub(crate) fn map_more(&self, pfn: Pfn, n: u32) {
         self.mapcount[pfn.0 as usize].fetch_add(n, Ordering::Relaxed);

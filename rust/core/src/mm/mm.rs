@@ -18,7 +18,7 @@ use crate::host::Host;
 use crate::lru_gen;
 use crate::sync::CachePadded;
 use crate::sync::atomic::{AtomicU64, Ordering};
-use crate::sync::lock::RwSem;
+use crate::sync::lock::{RwSem, SpinGuard};
 use crate::table::{Arena, TABLE_ENTRIES, TableId};
 use crate::trace::Counter;
 use std::sync::Arc;
@@ -587,7 +587,7 @@ impl Mm {
     /// Map a page of its own (`do_anonymous_page()`, write; `wp_page_copy()`
     /// when the zero page was there).
     fn fault_anon_write(&self, cpu: &Cpu, vma: &Vma, address: u64, at: Entry) -> Result<()> {
-        let pfn = self.new_folio(cpu, 0, ANON | SWAPBACKED)?;
+        let pfn = self.new_folio(cpu, vma, 0, ANON | SWAPBACKED)?;
         let page = address & !(PAGE_SIZE - 1);
         let was_zero = self.read(at).has(SPECIAL);
         let _told = was_zero.then(|| self.notifiers.invalidate(cpu, page, page + PAGE_SIZE));
@@ -603,7 +603,7 @@ impl Mm {
             self.discard_new(cpu, pfn);
             return Ok(());
         }
-        self.attach(cpu, vma, address, pfn);
+        Self::attach(&cpu.host().memory, vma, address, pfn);
         lru_gen::add_folio(cpu, pfn);
         let pte = Pte::leaf(pfn, PTE, RW | DIRTY | ACCESSED);
         // Release: publishes the folio's fields; pairs with `read`.
@@ -626,14 +626,14 @@ impl Mm {
             return Ok(());
         };
         let kind = if hugetlb { HUGETLB } else { ANON | SWAPBACKED };
-        let pfn = self.new_folio(cpu, order, kind)?;
+        let pfn = self.new_folio(cpu, vma, order, kind)?;
         let ptl = self.tables.meta(at.table).ptl.lock();
         if !self.read(at).is_none() {
             drop(ptl);
             self.discard_new(cpu, pfn);
             return Ok(());
         }
-        self.attach(cpu, vma, start, pfn);
+        Self::attach(&cpu.host().memory, vma, start, pfn);
         if !hugetlb {
             lru_gen::add_folio(cpu, pfn);
         }
@@ -720,9 +720,16 @@ impl Mm {
         super::swap::fault(self, cpu, vma, address, at, slot, write)
     }
 
-    /// A charged folio for this mm, on no list yet.
-    pub(crate) fn new_folio(&self, cpu: &Cpu, order: u32, flags: u64) -> Result<Pfn> {
-        cpu.host().alloc_folio(cpu, &self.memcg, order, flags)
+    /// A charged folio for a fault in `vma`, on no list yet. It asks for the
+    /// youngest generation where accesses tell something (`lru_gen_in_fault()`).
+    pub(crate) fn new_folio(&self, cpu: &Cpu, vma: &Vma, order: u32, flags: u64) -> Result<Pfn> {
+        let active = if vma.has_recency() && !cpu.is_reclaiming() {
+            ACTIVE
+        } else {
+            0
+        };
+        cpu.host()
+            .alloc_folio(cpu, &self.memcg, order, flags | active)
     }
 
     /// Give back a folio that lost a race and was never published.
@@ -730,36 +737,37 @@ impl Mm {
         cpu.host().free_folio(pfn);
     }
 
-    /// Say what the folio is: page of which address space; one mapping; and
-    /// that the fault asks for the youngest generation (`lru_gen_in_fault()`).
-    pub(crate) fn attach(&self, cpu: &Cpu, vma: &Vma, address: u64, pfn: Pfn) {
-        let memory = &cpu.host().memory;
+    /// Say what a folio of [`new_folio`](Self::new_folio) is: page of which
+    /// address space, and that the caller is about to map it.
+    pub(crate) fn attach(memory: &PhysMem, vma: &Vma, address: u64, pfn: Pfn) {
         let index = vma.page_index(address);
         memory.mapping(pfn).store(vma.mapping.id, Ordering::Relaxed);
         memory.pgoff(pfn).store(index as u32, Ordering::Relaxed);
-        memory.map(pfn);
-        if vma.has_recency() && !cpu.is_reclaiming() {
-            memory.word(pfn).set(ACTIVE);
+        memory.map_new(pfn);
+    }
+
+    /// The leaf that maps `address`, with its table's lock. It stands for the
+    /// reference that the kernel takes and checks: the folio cannot be freed
+    /// while its entry is seen present under it. Where nothing is mapped there
+    /// is nothing to hold on to, and no need to wait for a walker. The caller
+    /// is in an RCU section.
+    #[inline]
+    fn lock_leaf(&self, address: u64) -> Option<(Entry, Pte, SpinGuard<'_, ()>)> {
+        let (at, seen) = self.lookup(address);
+        if !seen.is_leaf(at.level) {
+            return None;
         }
+        let ptl = self.tables.meta(at.table).ptl.lock();
+        let pte = self.read(at);
+        pte.is_leaf(at.level).then_some((at, pte, ptl))
     }
 
     /// The page at `address` without faulting (`get_user_pages_fast_only()`);
     /// with `write`, only through a writable mapping.
     pub fn gup_fast(&self, cpu: &Cpu, address: u64, write: bool) -> Option<UserPage> {
         let _rcu = cpu.rcu.lock();
-        let (at, seen) = self.lookup(address);
-        // Not there: nothing to hold on to, and no need to wait for a walker.
-        if !seen.is_leaf(at.level) {
-            return None;
-        }
-        // The lock stands for the reference that the kernel takes and checks:
-        // the folio cannot be freed while its entry is seen present under it.
-        let _ptl = self.tables.meta(at.table).ptl.lock();
-        let pte = self.read(at);
-        if !pte.is_leaf(at.level) || (write && !pte.has(RW)) {
-            return None;
-        }
-        if pte.has(SPECIAL) {
+        let (at, pte, _ptl) = self.lock_leaf(address)?;
+        if pte.has(SPECIAL) || (write && !pte.has(RW)) {
             return None;
         }
         let memory = &cpu.host().memory;
@@ -779,10 +787,9 @@ impl Mm {
         loop {
             {
                 let _rcu = cpu.rcu.lock();
-                let (at, _) = self.lookup(address);
-                let _ptl = self.tables.meta(at.table).ptl.lock();
-                let pte = self.read(at);
-                if pte.is_leaf(at.level) && (!write || pte.has(RW)) {
+                if let Some((at, pte, _ptl)) = self.lock_leaf(address)
+                    && (!write || pte.has(RW))
+                {
                     if !pte.has(SPECIAL) {
                         let memory = &cpu.host().memory;
                         let head = memory.head(pte.pfn());

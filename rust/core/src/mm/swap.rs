@@ -410,7 +410,7 @@ pub(crate) fn fault(
         }
         let Some(pfn) = fresh else {
             drop(guard);
-            fresh = Some(mm.new_folio(cpu, 0, ANON | SWAPBACKED)?);
+            fresh = Some(mm.new_folio(cpu, vma, 0, ANON | SWAPBACKED)?);
             continue;
         };
         let byte = swap.content[slot as usize].load(Ordering::Relaxed);
@@ -421,7 +421,7 @@ pub(crate) fn fault(
             if mm.read(at) != named {
                 break;
             }
-            mm.attach(cpu, vma, address, pfn);
+            Mm::attach(memory, vma, address, pfn);
             // In no page table and no cache but this one.
             memory.word(pfn).set(FOLIO_DIRTY);
             if let Some(shadow) = shadow {

@@ -220,7 +220,7 @@ impl Vm {
         // changes them afterwards moves the sequence.
         let mmu_seq = self.invalidate.sequence();
         // What is needed of the slot is copied, and the section left before
-        // anything below may block.
+        // anything may block: only a look at what is mapped already is in it.
         let guard = cpu.rcu.lock();
         let slots = self.memslots.load(as_id, &guard);
         let Some((slot, slot_since)) = slots.by_gfn_since(gfn) else {
@@ -253,10 +253,10 @@ impl Vm {
         while slot_level > LEVEL_4K && !slot.allows_level(gfn, slot_level) {
             slot_level -= 1;
         }
-        drop(guard);
         let fast = (!readonly)
             .then(|| self.mm.gup_fast(cpu, hva, true))
             .flatten();
+        drop(guard);
         let page = match fast {
             Some(page) => page,
             None => {
