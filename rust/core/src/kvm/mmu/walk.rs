@@ -2,7 +2,7 @@
 //! makes it, and software's (`mmu_spte_walk`, `kvm_tdp_mmu_fast_pf_get_last_sptep()`).
 
 use super::spte::{
-    self, LEVEL_4K, gfn_index, gfn_shift, is_last, is_present, is_writable, pages_per,
+    self, LEVEL_4K, ad_enabled, gfn_shift, is_last, is_present, is_writable, pages_per,
 };
 use super::{Translation, Walk};
 use crate::access::AccessKind;
@@ -33,54 +33,61 @@ pub(super) fn walk_as_hardware<M: Default>(
     if page >> gfn_shift(top + 1) != 0 {
         return Walk::Fault { present: false };
     }
-    let (mut table, mut level) = (root, top);
     // Of the leaf: entries above it forbid nothing (`make_nonleaf_spte()`).
     let (wanted, forbidden) = format.demand(kind);
-    loop {
-        let word = &tables.entries(table)[gfn_index(page, level)];
-        cpu.count(Counter::SpteWalkLoads);
-        // Acquire: pairs with the release that linked the table.
-        let spte = word.load(Ordering::Acquire);
-        if spte & format.hw_present == 0 {
-            if spte == POISON {
-                cpu.count(Counter::PoisonReads);
+    // Acquire and release: the bits join what whoever zaps or ages takes out by
+    // an exchange of its own.
+    let set = |word: &AtomicU64, spte: u64, bits: u64| {
+        word.compare_exchange(spte, spte | bits, Ordering::AcqRel, Ordering::Relaxed)
+            .is_ok()
+    };
+    'walk: loop {
+        let (mut table, mut level) = (root, top);
+        let mut shift = gfn_shift(top);
+        let (word, spte) = loop {
+            let word = &tables.entries(table)[(page >> shift) as usize % TABLE_ENTRIES];
+            cpu.count(Counter::SpteWalkLoads);
+            // Acquire: pairs with the release that linked the table.
+            let spte = word.load(Ordering::Acquire);
+            if spte & format.hw_present == 0 {
+                if spte == POISON {
+                    cpu.count(Counter::PoisonReads);
+                }
+                return Walk::Fault { present: false };
             }
-            return Walk::Fault { present: false };
-        }
-        let leaf = is_last(spte, level);
-        if leaf && spte & (wanted | forbidden) != wanted {
+            if is_last(spte, level) {
+                break (word, spte);
+            }
+            // Looked at before its kind, as it is set nearly always.
+            let unset = spte & format.accessed == 0;
+            if unset && ad_enabled(spte) && !set(word, spte, format.accessed) {
+                continue 'walk;
+            }
+            table = spte::table(spte);
+            level -= 1;
+            shift -= TABLE_SHIFT;
+        };
+        if spte & (wanted | forbidden) != wanted {
             return Walk::Fault { present: true };
         }
-        let bits = format.hw_bits(spte, leaf && kind.is_write());
+        let bits = format.hw_bits(spte, kind.is_write());
         if spte & bits != bits {
-            // Acquire and release: the bits join what whoever zaps or ages
-            // takes out by an exchange of its own.
-            if word
-                .compare_exchange(spte, spte | bits, Ordering::AcqRel, Ordering::Relaxed)
-                .is_err()
-            {
-                (table, level) = (root, top);
-                continue;
+            if !set(word, spte, bits) {
+                continue 'walk;
             }
-            if leaf {
-                let set = bits & !spte;
-                cpu.count_n(Counter::AccessedSet, u64::from(set & format.accessed != 0));
-                cpu.count_n(Counter::DirtySet, u64::from(set & format.dirty != 0));
-            }
+            let set = bits & !spte;
+            cpu.count_n(Counter::AccessedSet, u64::from(set & format.accessed != 0));
+            cpu.count_n(Counter::DirtySet, u64::from(set & format.dirty != 0));
         }
-        if leaf {
-            let offset = page & (pages_per(level) - 1);
-            return Walk::Hit(Translation {
-                pfn: Pfn(spte::pfn(spte).0 + offset as u32),
-                level,
-                readable: spte & format.readable != 0,
-                writable: is_writable(spte),
-                executable: format.is_executable(spte),
-                dirty: format.is_dirty(spte | bits),
-            });
-        }
-        table = spte::table(spte);
-        level -= 1;
+        let offset = page & (pages_per(level) - 1);
+        return Walk::Hit(Translation {
+            pfn: Pfn(spte::pfn(spte).0 + offset as u32),
+            level,
+            readable: spte & format.readable != 0,
+            writable: is_writable(spte),
+            executable: format.is_executable(spte),
+            dirty: format.is_dirty(spte | bits),
+        });
     }
 }
 
