@@ -7,9 +7,11 @@ use super::lruvec::{
 };
 use crate::cpu::{Cpu, KeptForLru};
 use crate::mm::folio::{
-    ACTIVE, DIRTY, FolioWord, GEN_MASK, LRU, MEMCG_MASK, NODE_MASK, ORDER_MASK, Pfn, RECLAIM,
-    REFERENCED, REFS_MASK, SWAPBACKED, SWAPCACHE, UNEVICTABLE, WORKINGSET, WRITEBACK, Word,
+    ACTIVE, ANON as FOLIO_ANON, DIRTY, FolioWord, GEN_MASK, LRU, MEMCG_MASK, NODE_MASK, ORDER_MASK,
+    Pfn, RECLAIM, REFERENCED, REFS_MASK, SWAPBACKED, SWAPCACHE, TAIL, UNEVICTABLE, WORKINGSET,
+    WRITEBACK, Word,
 };
+use crate::mm::pagetable::{self, Pte};
 use crate::mm::{Memcg, PhysMem, release_if_unused};
 use crate::mutant::{self, Mutant};
 use crate::table::prefetch;
@@ -276,6 +278,33 @@ pub(super) fn inc_gen_word(
         None,
         generation.expect("a folio on a list has a generation"),
     )
+}
+
+/// The folio that a present leaf maps, if it is one of this lruvec
+/// (`get_pfn_folio()`).
+// Always inlined, and what follows too: the aging walk calls them once a page.
+#[inline(always)]
+pub(super) fn folio_behind(memory: &PhysMem, lruvec: &LruVec, pte: Pte) -> Option<(Pfn, Word)> {
+    let mut pfn = pte.pfn();
+    let mut word = memory.word(pfn).get();
+    if word.has(TAIL) {
+        pfn = memory.head(pfn);
+        word = memory.word(pfn).get();
+    }
+    (word.node() == lruvec.node && word.memcg() == lruvec.memcg).then_some((pfn, word))
+}
+
+/// Hand the dirty bit of a leaf, which loses its accessed bit, to the folio;
+/// returns the folio's word.
+#[inline(always)]
+pub(super) fn hand_over_dirty(memory: &PhysMem, pte: Pte, pfn: Pfn, word: Word) -> Word {
+    // An anonymous page outside the swap cache is dirty by nature.
+    let backed = word.has(SWAPCACHE) || !word.has(FOLIO_ANON | SWAPBACKED);
+    if backed && pte.has(pagetable::DIRTY) && !word.has(DIRTY) {
+        Word(memory.word(pfn).set(DIRTY).0 | DIRTY)
+    } else {
+        word
+    }
 }
 
 /// Promote a folio that a walk found young (`folio_update_gen()`), by its word
