@@ -249,7 +249,7 @@ impl Host {
     pub fn alloc_folio(&self, cpu: &Cpu, memcg: &Memcg, order: u32, flags: u64) -> Result<Pfn> {
         let pages = 1u64 << order;
         lru_gen::charge(cpu, memcg, pages)?;
-        let Some(pfn) = lru_gen::alloc_with_reclaim(cpu, memcg, order, flags) else {
+        let Some(pfn) = lru_gen::alloc_with_reclaim(cpu, order, flags) else {
             memcg.uncharge(pages);
             return Err(self.memory.out_of_memory(order));
         };

@@ -209,7 +209,7 @@ fn swappiness(cpu: &Cpu, sc: &ScanControl) -> u32 {
 
 /// The swappiness that a command without one gets: none when a batch would not
 /// find enough swap slots.
-pub(crate) fn default_swappiness(cpu: &Cpu, _memcg: &Memcg) -> u32 {
+pub(crate) fn default_swappiness(cpu: &Cpu) -> u32 {
     swappiness(cpu, &ScanControl::new(0))
 }
 
@@ -596,7 +596,7 @@ fn try_to_free_pages(cpu: &Cpu) -> u64 {
 /// above its low watermark; else kswapd is woken; below the min watermark the
 /// task reclaims; and what is below that is given out when even this fails.
 /// `None` when nothing is left.
-pub(crate) fn alloc_with_reclaim(cpu: &Cpu, _memcg: &Memcg, order: u32, flags: u64) -> Option<Pfn> {
+pub(crate) fn alloc_with_reclaim(cpu: &Cpu, order: u32, flags: u64) -> Option<Pfn> {
     let host = cpu.host();
     let above = |mark: fn(&Watermarks) -> u64| {
         let free = |&node: &usize| {
