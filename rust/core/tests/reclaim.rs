@@ -15,7 +15,7 @@ use youngbit_core::lru_gen::policy::{Choice, Policy, View};
 use youngbit_core::lru_gen::reclaim::{proactive_reclaim, set_high, set_max, with_kswapd};
 use youngbit_core::lru_gen::{Asking, age, caps};
 use youngbit_core::mm::address_space::Slot;
-use youngbit_core::mm::folio::LRU;
+use youngbit_core::mm::folio::{LRU, REFERENCED, WORKINGSET};
 use youngbit_core::mm::{
     AddressSpace, FolioWord, Kind, Memcg, Mm, MmuNotifier, PAGE_SIZE, VmFlags, filemap,
 };
@@ -1091,5 +1091,54 @@ fn tasks_a_guest_and_an_ager_on_a_full_machine() {
     for seed in 1..=3 {
         live(seed, false, false);
         live(seed, false, true);
+    }
+}
+
+/// A hole is no page: who reads it gets zeros, and nothing is allocated.
+#[test]
+fn a_hole_of_shmem_reads_as_zeros_and_stays_a_hole() {
+    let mut m = Machine::new(128, 64);
+    m.map(Kind::Shmem, 16);
+    let space = Arc::clone(&m.spaces[0]);
+    let cpu = m.cpu();
+    let read = |index| filemap::read(&cpu, &m.memcg, &space, index).expect("read");
+    for index in 0..16 {
+        assert_eq!(read(index), 0);
+        assert_eq!(space.slot(index), Slot::Empty);
+    }
+    assert_eq!(m.memcg.usage(), 0);
+    // What is in swap comes back for a reader, and is counted.
+    filemap::write(&cpu, &m.memcg, &space, 3, 7).expect("written");
+    m.age(&cpu, 3);
+    assert_eq!(m.evict(&cpu, 200, 16).expect("evicted"), 1);
+    assert!(matches!(space.slot(3), Slot::Value(_)));
+    assert_eq!(read(3), 7);
+    assert_eq!(m.memcg.usage(), 1);
+    drop(cpu);
+    m.check();
+    m.tear_down();
+}
+
+/// `SGP_WRITE` marks what it finds accessed; writing to a file does not.
+#[test]
+fn a_write_by_descriptor_is_a_use_of_shmem_and_not_of_a_file() {
+    for (kind, used) in [(Kind::Shmem, true), (Kind::File, false)] {
+        let mut m = Machine::new(128, 64);
+        m.map(kind, 16);
+        let space = Arc::clone(&m.spaces[0]);
+        let cpu = m.cpu();
+        let write = || filemap::write(&cpu, &m.memcg, &space, 3, 7).expect("written");
+        let word = || match space.slot(3) {
+            Slot::Page(pfn) => m.host.memory.word(pfn).get(),
+            other => panic!("{kind:?}: {other:?}"),
+        };
+        write();
+        assert_eq!(word().has(REFERENCED), used, "{kind:?}, new");
+        write();
+        assert_eq!(word().has(WORKINGSET), used, "{kind:?}, twice");
+        write();
+        assert_eq!(word().refs(), u64::from(used), "{kind:?}, three times");
+        drop(cpu);
+        m.tear_down();
     }
 }

@@ -437,9 +437,7 @@ fn give_back_slot(cpu: &Cpu, pfn: Pfn) {
     let host = cpu.host();
     let word = host.memory.word(pfn).get();
     // One that is being written needs its slot.
-    if word.has(SWAPCACHE)
-        && !word.has(WRITEBACK)
-        && (host.swap.is_full() || word.has(UNEVICTABLE))
+    if word.has(SWAPCACHE) && !word.has(WRITEBACK) && (host.swap.is_full() || word.has(UNEVICTABLE))
     {
         host.swap.free_folio_slot(&host.memory, pfn);
     }
@@ -749,6 +747,9 @@ mod tests {
         give_back_slot(&cpu, first);
         assert!(!has_slot(first), "three of four are used");
         let word = host.memory.word(first).get();
-        assert!(word.has(DIRTY) && !word.has(SWAPCACHE), "it is nowhere else");
+        assert!(
+            word.has(DIRTY) && !word.has(SWAPCACHE),
+            "it is nowhere else"
+        );
     }
 }
