@@ -125,6 +125,8 @@ BAD_SCENARIOS = {
     "kind": ("map A rope 8\n", "line 1, column 7: expected anon, file, filernd or shmem"),
     "trailing": ("snap snap\n", "line 1, column 6: expected the end of the line"),
     "missing": ("age 1\n", "line 1, column 6: expected force_scan, found the end"),
+    "path": ("map A anon 8 /mnt/f\n", "line 1, column 14: expected the end of the line"),
+    "shmem": ("map S shmem 8 x\nmap F file 8 x\n", "line 2, column 14: expected a path that is"),
     "not-text": (b"snap\nsnap \xff\n", "line 2, column 1: expected text in UTF-8"),
 }
 
