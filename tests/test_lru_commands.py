@@ -154,6 +154,7 @@ def test_a_bad_scenario_is_named_by_file_line_and_column(name, tmp_path):
         (["--capabilities", "0x100000000"], "is not a mask of 32 bits"),
         (["--json", "/nowhere/x.json"], "no directory to write it to"),
         (["--swap", "-1"], "-1 is not in the range"),
+        (["--mmu", "shadow", "--no-ad"], "shadow paging always has them"),
     ],
     ids=str,
 )
