@@ -75,6 +75,7 @@ def test_errors_have_the_kernels_numbers():
         (files["memory.max"], b"\xff", errno.EINVAL, "not text"),
         (files["memory.stat"], "0", errno.EINVAL, "only read"),
         (files["memory.reclaim"], "1M swappiness=201", errno.EINVAL, "memory.reclaim"),
+        (files["memory.reclaim"], "max", errno.EINVAL, "memory.reclaim"),
         (files["memory.reclaim"], "1M", errno.EAGAIN, "0 of 256 pages"),
         (host.procfs["vmstat"], "0", errno.EINVAL, "only read"),
         (host.procfs["sys/vm/swappiness"], "201", errno.EINVAL, "0 to 200"),

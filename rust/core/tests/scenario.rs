@@ -209,3 +209,25 @@ fn a_path_is_a_files_or_a_shmems_and_never_anonymous_memorys() {
         assert!(error.contains(what), "{text:?}: {error}");
     }
 }
+
+#[test]
+fn a_memory_cgroup_has_the_files_that_the_documentation_names() {
+    let files = [
+        ("high", "max", None),
+        ("max", "max", None),
+        ("reclaim", "0", None),
+        ("current", "0", Some(Errno::EINVAL)),
+        ("stat", "0", Some(Errno::EINVAL)),
+        ("min", "0", Some(Errno::ENOENT)),
+        ("low", "0", Some(Errno::ENOENT)),
+        ("swap.max", "max", Some(Errno::ENOENT)),
+    ];
+    let text: String = files
+        .iter()
+        .map(|(file, value, _)| format!("memset memory.{file} {value}\n"))
+        .collect();
+    let records = run(&plain(), &text).expect("it runs");
+    for (record, (file, _, expected)) in records.iter().zip(files) {
+        assert_eq!(record.errno, expected.map_or(0, |e| e as i32), "{file}");
+    }
+}
