@@ -2,7 +2,7 @@
 
 use crate::cpu::Cpu;
 use crate::error::{Errno, Error, Result};
-use crate::lru_gen::reclaim::NodeReclaim;
+use crate::lru_gen::kswapd::NodeReclaim;
 use crate::lru_gen::{self, LruVec};
 use crate::mm::address_space::{AddressSpace, AddressSpaces, Kind};
 use crate::mm::memory::PhysMem;
