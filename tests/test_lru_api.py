@@ -89,6 +89,7 @@ def test_errors_have_the_kernels_numbers():
         (lru, f"+ {number} 0 3 1 1 1", errno.EINVAL, "end of the line"),
         (lru, f"+ {number} 1 3", errno.EINVAL, "node"),
         (lru, "+ 77 0 3", errno.EINVAL, "memcg"),
+        (lru, "+ 0 0 3", errno.EINVAL, "memcg"),
         (lru, "", errno.EINVAL, "a command"),
         (lru, f"- {number} 0 0, ! {number} 0 0", errno.EINVAL, r"column 10: expected \+ or -"),
     ]
@@ -103,7 +104,24 @@ def test_errors_have_the_kernels_numbers():
         with pytest.raises(KeyError):
             mapping["nothing"]
     with pytest.raises(ValueError, match="of no host"):
-        _ = yb.Memcg(0, "/").files
+        _ = yb.Memcg(1, "/").files
+
+
+def test_names_of_memory_cgroups_are_paths():
+    host = yb.Host("16M")
+    assert (host.root.id, host.root.name) == (1, "/")
+    job = host.create_memcg("job")
+    assert (job.id, job.name) == (2, "/job")
+    assert host.create_mm(job).memcg == job
+    assert host.create_mm().memcg == host.root
+    for name, number in [
+        ("/job", errno.EEXIST), ("/", errno.EEXIST), ("", errno.EINVAL),
+        ("a\nb", errno.EINVAL), ("a\0b", errno.EINVAL), ("//a", errno.EINVAL),
+        ("a/../b", errno.EINVAL),
+    ]:  # fmt: skip
+        with pytest.raises(OSError, match="memory cgroup") as caught:
+            host.create_memcg(name)
+        assert caught.value.errno == number, name
 
 
 #: As Linux 6.12 printed it, with a path that has spaces, and two nodes.

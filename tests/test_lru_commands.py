@@ -54,7 +54,7 @@ def test_lru_gen_prints_what_is_there_after_each_step():
     steps = done.stdout.split("\nstep ")
     assert len(steps) == len(recording(DATA / "linux-v7", "kv_d_evict_hot.enf.jsonl")) - 1
     evict = next(step for step in steps if "evict min 200 512" in step)
-    assert "command     - 1 0 " in evict
+    assert "command     - 2 0 " in evict
     assert "generations " in evict
     assert "region      A: anon, 4096 pages, " in evict
     assert "region_age_hva_fast " in evict

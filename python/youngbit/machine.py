@@ -216,9 +216,9 @@ class TraceRecords:
 class Memcg:
     """A memory cgroup."""
 
-    #: Its number; 0 is the root.
+    #: Its number; the root's is 1.
     id: int
-    #: Its path.
+    #: Its path, with a slash before it.
     name: str
     _host: Host | None = field(default=None, repr=False, compare=False)
 
@@ -419,11 +419,16 @@ class Host:
     def create_memcg(self, name: str) -> Memcg:
         """Make a memory cgroup.
 
+        Args:
+            name: Its path, with a slash before it or without.
+
         Raises:
-            OSError: ``EEXIST`` if the name is taken.
+            OSError: ``EINVAL`` if the name is no path or has a newline,
+                ``EEXIST`` if it is taken.
 
         """
-        return Memcg(self._native.create_memcg(name), name, self)
+        number, path = self._native.create_memcg(name)
+        return Memcg(number, path, self)
 
     def create_mm(self, memcg: Memcg | None = None) -> Mm:
         """Make a process in a memory cgroup, otherwise in the root.
@@ -432,7 +437,7 @@ class Host:
             OSError: ``ENOENT`` if the host has no such memory cgroup.
 
         """
-        return Mm(self, self._native.create_mm(memcg.id if memcg else 0))
+        return Mm(self, self._native.create_mm((memcg or self.root).id))
 
     def create_vm(
         self,
@@ -711,8 +716,7 @@ class Mm:
     @property
     def memcg(self) -> Memcg:
         """The memory cgroup that its faults are charged to."""
-        number = self._native.memcg
-        return Memcg(number, self._host._native.memcgs()[number][1], self._host)
+        return Memcg(self._native.memcg, self._native.memcg_name, self._host)
 
     def mmap(
         self,

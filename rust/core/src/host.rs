@@ -43,6 +43,9 @@ impl Clock {
     }
 }
 
+/// The root memory cgroup's number: 0 is none's (`mem_cgroup_ids` begins at 1).
+pub const ROOT_MEMCG: u16 = 1;
+
 /// Memory cgroups by number: written once each, and never moved, so that a
 /// folio's owner is found without a lock or a reference.
 struct MemcgTable {
@@ -145,25 +148,28 @@ impl Host {
         Ok(Arc::new(host))
     }
 
-    /// A new memory cgroup.
+    /// A new memory cgroup. Its name is a path below the cgroup mount point,
+    /// with a slash before it or without.
     ///
     /// # Errors
+    /// `EINVAL` for what is no path, or would break the lines of a text file;
     /// `EEXIST` when the name is taken, `ENOSPC` after 65,535 cgroups.
     pub fn create_memcg(&self, name: &str) -> Result<Arc<Memcg>> {
+        let name = path_of(name)?;
         let _creating = self.memcgs.creating.lock();
-        let memcgs = self.memcgs();
-        if memcgs.iter().any(|memcg| memcg.name == name) {
+        let made = self.memcgs_ever();
+        if made.iter().any(|memcg| memcg.name == name) {
             return Err(Error::new(
                 Errno::EEXIST,
                 format!("a memory cgroup named {name:?} exists"),
             ));
         }
-        let id = u16::try_from(memcgs.len())
-            .map_err(|_| Error::new(Errno::ENOSPC, "all 65,536 memory cgroups are taken"))?;
+        let id = u16::try_from(usize::from(ROOT_MEMCG) + made.len())
+            .map_err(|_| Error::new(Errno::ENOSPC, "all 65,535 memory cgroups are taken"))?;
         let lruvecs = (0..self.memory.nr_nodes())
             .map(|node| LruVec::new(id, node, self.clock.now_ns()))
             .collect();
-        let memcg = Arc::new(Memcg::new(id, name.to_owned(), lruvecs));
+        let memcg = Arc::new(Memcg::new(id, name, lruvecs));
         self.memcgs.put(Arc::clone(&memcg));
         for node in &self.nodes {
             node.online_memcg(id);
@@ -171,9 +177,9 @@ impl Host {
         Ok(memcg)
     }
 
-    /// A memory cgroup by number.
+    /// A memory cgroup by number; 0, which none has, stands for the root.
     pub fn memcg(&self, id: u16) -> Option<Arc<Memcg>> {
-        self.memcgs.get(id).cloned()
+        self.memcgs.get(id.max(ROOT_MEMCG)).cloned()
     }
 
     /// A memory cgroup by number, without counting a reference: they live as
@@ -185,10 +191,17 @@ impl Host {
 
     /// Every memory cgroup, the root first.
     pub fn memcgs(&self) -> Vec<Arc<Memcg>> {
-        (0..=u16::MAX).map_while(|id| self.memcg(id)).collect()
+        self.memcgs_ever()
     }
 
-    /// A new process in a memory cgroup.
+    fn memcgs_ever(&self) -> Vec<Arc<Memcg>> {
+        let numbers = ROOT_MEMCG..=u16::MAX;
+        numbers
+            .map_while(|id| self.memcgs.get(id).cloned())
+            .collect()
+    }
+
+    /// A new process in a memory cgroup; 0 stands for the root.
     ///
     /// # Errors
     /// `ENOENT` when there is no such cgroup.
@@ -288,6 +301,25 @@ impl Host {
         records.sort_by_key(|record| record.time_ns);
         records
     }
+}
+
+/// A memory cgroup's path, with one slash before it.
+fn path_of(name: &str) -> Result<String> {
+    let path = name.strip_prefix('/').unwrap_or(name);
+    let what = if name.is_empty() {
+        "is empty"
+    } else if name == "/" {
+        return Ok(name.to_owned());
+    } else if name.contains(['\n', '\0']) {
+        "has a newline or a null byte, which no line of text can hold"
+    } else if path.split('/').any(|part| matches!(part, "" | "." | "..")) {
+        "has a component that is empty, \".\" or \"..\""
+    } else {
+        return Ok(format!("/{path}"));
+    };
+    Err(Error::invalid(format!(
+        "memory cgroup {name:?}: its name {what}"
+    )))
 }
 
 impl Drop for Host {

@@ -51,10 +51,11 @@ impl Host {
         Ok(Host { core })
     }
 
-    /// Make a memory cgroup; returns its number.
-    fn create_memcg(&self, py: Python<'_>, name: &str) -> PyResult<u16> {
+    /// Make a memory cgroup; returns its number and its path.
+    fn create_memcg(&self, py: Python<'_>, name: &str) -> PyResult<(u16, String)> {
         let made = py.detach(|| self.core.create_memcg(name));
-        Ok(made.map_err(to_python)?.id)
+        let made = made.map_err(to_python)?;
+        Ok((made.id, made.name.clone()))
     }
 
     /// Number, name and pages charged of every memory cgroup.

@@ -431,7 +431,7 @@ pub fn mark_accessed(memory: &PhysMem, pfn: Pfn) {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use crate::host::{Host, HostConfig};
+    use crate::host::{Host, HostConfig, ROOT_MEMCG};
     use crate::mm::folio::{DIRTY, SWAPBACKED};
     use crate::sync::atomic::Ordering;
     use std::sync::Arc;
@@ -543,7 +543,7 @@ mod tests {
                 pfns.iter().zip(kinds.iter().cycle().enumerate())
             {
                 // Owners change between folios that are else alike, too.
-                let owner = if n % 6 < 3 { 0 } else { other.id };
+                let owner = if n % 6 < 3 { ROOT_MEMCG } else { other.id };
                 let word = Word::new(node, order, flags).with_memcg(owner);
                 memory.word(pfn).store(word.0, Ordering::Relaxed);
             }

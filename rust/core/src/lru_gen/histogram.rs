@@ -168,10 +168,9 @@ impl LruVec {
 /// The histogram of one memory cgroup, all nodes.
 pub fn of_memcg(host: &Host, memcg: &Memcg, letters: Option<Letters>) -> MemcgHistogram {
     let now_ns = host.clock.now_ns();
-    let slash = if memcg.name.starts_with('/') { "" } else { "/" };
     MemcgHistogram {
         id: memcg.id,
-        path: format!("{slash}{}", memcg.name),
+        path: memcg.name.clone(),
         nodes: memcg
             .lruvecs
             .iter()

@@ -11,9 +11,9 @@ pub const UNLIMITED: u64 = u64::MAX;
 
 /// A memory cgroup.
 pub struct Memcg {
-    /// Its number; 0 is the root.
+    /// Its number; the root's is 1.
     pub id: u16,
-    /// Its path below the cgroup mount point.
+    /// Its path below the cgroup mount point, with a slash before it.
     pub name: String,
     /// On a line of its own: every fault of every vCPU writes it.
     usage: CachePadded<AtomicU64>,
