@@ -233,6 +233,21 @@ class Memcg:
         """Return ``memory.stat``: sizes in bytes, and counts of events."""
         return _numbers(self.files["memory.stat"].read())
 
+    def remove(self) -> None:
+        """Remove it, as ``rmdir`` does.
+
+        File and shmem pages that it is still charged with stay until they are
+        freed or reclaimed; it is then gone from all lists.
+
+        Raises:
+            OSError: ``EBUSY`` for the root, and while processes, VMs or memory
+                cgroups are in it; ``ENOENT`` if it was removed before.
+
+        """
+        if self._host is None:
+            raise ValueError(f"memory cgroup {self.name!r} is of no host")
+        self._host._native.remove_memcg(self.id)
+
 
 def _numbers(text: str) -> dict[str, int]:
     return {name: int(value) for name, value in (line.split() for line in text.splitlines())}

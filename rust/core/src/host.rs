@@ -47,7 +47,8 @@ impl Clock {
 pub const ROOT_MEMCG: u16 = 1;
 
 /// Memory cgroups by number: written once each, and never moved, so that a
-/// folio's owner is found without a lock or a reference.
+/// folio's owner is found without a lock or a reference. One that is removed
+/// stays, and its number is not given again.
 struct MemcgTable {
     creating: Mutex<()>,
     chunks: Vec<OnceLock<Box<MemcgChunk>>>,
@@ -158,7 +159,7 @@ impl Host {
         let name = path_of(name)?;
         let _creating = self.memcgs.creating.lock();
         let made = self.memcgs_ever();
-        if made.iter().any(|memcg| memcg.name == name) {
+        if made.iter().any(|it| it.is_online() && it.name == name) {
             return Err(Error::new(
                 Errno::EEXIST,
                 format!("a memory cgroup named {name:?} exists"),
@@ -177,24 +178,75 @@ impl Host {
         Ok(memcg)
     }
 
-    /// A memory cgroup by number; 0, which none has, stands for the root.
-    pub fn memcg(&self, id: u16) -> Option<Arc<Memcg>> {
-        self.memcgs.get(id.max(ROOT_MEMCG)).cloned()
+    /// Remove a memory cgroup (`rmdir`). Pages that it is still charged with,
+    /// cached ones of files and shmem, stay so until they are freed or reclaimed.
+    ///
+    /// # Errors
+    /// `EBUSY` for the root, and while it has processes or others below it;
+    /// `ENOENT` when it was removed before.
+    pub fn remove_memcg(&self, memcg: &Memcg) -> Result<()> {
+        let busy = |what: String| {
+            let name = &memcg.name;
+            Err(Error::new(
+                Errno::EBUSY,
+                format!("memory cgroup {name:?} {what}"),
+            ))
+        };
+        if memcg.id == ROOT_MEMCG {
+            return busy("is the root".to_owned());
+        }
+        let _creating = self.memcgs.creating.lock();
+        let below = |other: &Memcg| {
+            let rest = other.name.strip_prefix(&memcg.name);
+            other.is_online() && rest.is_some_and(|rest| rest.starts_with('/'))
+        };
+        if let Some(other) = self.memcgs().iter().find(|other| below(other)) {
+            return busy(format!("has {:?} below it", other.name));
+        }
+        {
+            // Held until it is offline: a process that enters looks under it.
+            let mms = self.mms.write();
+            match mms.iter().filter(|mm| mm.memcg.id == memcg.id).count() {
+                0 if memcg.is_online() => memcg.set_offline(),
+                0 => {
+                    return Err(Error::new(
+                        Errno::ENOENT,
+                        format!("memory cgroup {:?} was removed before", memcg.name),
+                    ));
+                }
+                n => return busy(format!("has {n} process(es)")),
+            }
+        }
+        for node in &self.nodes {
+            node.offline_memcg(memcg.id);
+        }
+        Ok(())
     }
 
-    /// A memory cgroup by number, without counting a reference: they live as
-    /// long as the host.
+    /// A memory cgroup by number, if it was not removed; 0, which none has,
+    /// stands for the root.
+    pub fn memcg(&self, id: u16) -> Option<Arc<Memcg>> {
+        let memcg = self.memcgs.get(id.max(ROOT_MEMCG))?;
+        memcg.is_online().then(|| Arc::clone(memcg))
+    }
+
+    /// A memory cgroup by number, removed or not, without counting a reference:
+    /// they live as long as the host.
     #[inline]
     pub fn memcg_ref(&self, id: u16) -> Option<&Memcg> {
         self.memcgs.get(id).map(|memcg| &**memcg)
     }
 
-    /// Every memory cgroup, the root first.
+    /// Every memory cgroup, the root first; removed ones as long as they have
+    /// pages.
     pub fn memcgs(&self) -> Vec<Arc<Memcg>> {
-        self.memcgs_ever()
+        let mut all = self.memcgs_ever();
+        all.retain(|memcg| !memcg.is_released());
+        all
     }
 
-    fn memcgs_ever(&self) -> Vec<Arc<Memcg>> {
+    /// Every memory cgroup that there ever was.
+    pub(crate) fn memcgs_ever(&self) -> Vec<Arc<Memcg>> {
         let numbers = ROOT_MEMCG..=u16::MAX;
         numbers
             .map_while(|id| self.memcgs.get(id).cloned())
@@ -206,6 +258,7 @@ impl Host {
     /// # Errors
     /// `ENOENT` when there is no such cgroup.
     pub fn create_mm(&self, memcg: u16) -> Result<Arc<Mm>> {
+        let mut mms = self.mms.write();
         let owner = self.memcg(memcg).ok_or_else(|| {
             Error::new(
                 Errno::ENOENT,
@@ -216,7 +269,7 @@ impl Host {
         let notifiers = NotifierList::new(&self.srcu);
         let mm = Arc::new(Mm::new(id, Arc::clone(&owner), notifiers));
         lru_gen::add_mm(&owner, &mm);
-        self.mms.write().push(Arc::clone(&mm));
+        mms.push(Arc::clone(&mm));
         Ok(mm)
     }
 
@@ -258,8 +311,15 @@ impl Host {
     /// A folio charged to a memory cgroup, on no list.
     ///
     /// # Errors
-    /// `ENOMEM` when reclaim could not help either.
+    /// `ENOMEM` when reclaim could not help either, `ENOENT` when the memory
+    /// cgroup was removed.
     pub fn alloc_folio(&self, cpu: &Cpu, memcg: &Memcg, order: u32, flags: u64) -> Result<Pfn> {
+        if !memcg.is_online() {
+            return Err(Error::new(
+                Errno::ENOENT,
+                format!("memory cgroup {:?} was removed", memcg.name),
+            ));
+        }
         let pages = 1u64 << order;
         lru_gen::charge(cpu, memcg, pages)?;
         let Some(pfn) = lru_gen::alloc_with_reclaim(cpu, order, flags) else {

@@ -58,6 +58,15 @@ impl Host {
         Ok((made.id, made.name.clone()))
     }
 
+    /// Remove a memory cgroup.
+    fn remove_memcg(&self, py: Python<'_>, memcg: u16) -> PyResult<()> {
+        let removed = py.detach(|| {
+            let memcg = Host::memcg_of(&self.core, memcg)?;
+            self.core.remove_memcg(&memcg)
+        });
+        removed.map_err(to_python)
+    }
+
     /// Number, name and pages charged of every memory cgroup.
     fn memcgs(&self) -> Vec<(u16, String, u64)> {
         let all = self.core.memcgs();

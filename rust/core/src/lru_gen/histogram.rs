@@ -169,7 +169,8 @@ impl LruVec {
 pub fn of_memcg(host: &Host, memcg: &Memcg, letters: Option<Letters>) -> MemcgHistogram {
     let now_ns = host.clock.now_ns();
     MemcgHistogram {
-        id: memcg.id,
+        // One that was removed has given up its number (`mem_cgroup_id_put()`).
+        id: if memcg.is_online() { memcg.id } else { 0 },
         path: memcg.name.clone(),
         nodes: memcg
             .lruvecs

@@ -6,7 +6,7 @@
 
 use super::evict::{DEF_PRIORITY, ScanControl};
 use super::lruvec::FILE;
-use super::memcg_lru::MemcgLru;
+use super::memcg_lru::{MemcgLru, Rotation};
 use super::reclaim::{
     FLUSH_BATCH, MAX_RETRIES, SWAP_CLUSTER_MAX, is_sizable, set_initial_priority, shrink_node,
 };
@@ -78,6 +78,12 @@ impl NodeReclaim {
     /// A memory cgroup was made (`lru_gen_online_memcg()`).
     pub(crate) fn online_memcg(&self, id: u16) {
         self.memcg_lru.lock().online(id);
+    }
+
+    /// A memory cgroup was removed (`lru_gen_offline_memcg()`): it is among the
+    /// next to be reclaimed from.
+    pub(crate) fn offline_memcg(&self, id: u16) {
+        self.memcg_lru.lock().rotate(id, Rotation::Old);
     }
 }
 

@@ -17,11 +17,14 @@ struct Place {
     at_tail: bool,
 }
 
-/// Moves in the memory cgroup LRU.
+/// Moves in the memory cgroup LRU. The fourth, to the head of its generation, is
+/// for a memory cgroup above its soft limit, which cgroup v2 does not have.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Rotation {
     /// To the tail of its generation: one more try in this round.
     Tail,
+    /// To the head of a bin of the old generation: among the next.
+    Old,
     /// To the next generation: done for this round.
     Young,
 }
@@ -95,17 +98,41 @@ impl MemcgLru {
         let new = Place {
             generation: match rotation {
                 Rotation::Tail => old.generation,
+                Rotation::Old => self.generation(),
                 Rotation::Young => ((self.seq + 1) % MEMCG_NR_GENS as u64) as usize,
             },
             bin: self.random_bin(),
             at_tail: rotation == Rotation::Tail,
         };
         self.fifo[old.generation][old.bin].retain(|&other| other != id);
-        self.fifo[new.generation][new.bin].push(id);
+        let bin = &mut self.fifo[new.generation][new.bin];
+        bin.insert(
+            if rotation == Rotation::Old {
+                0
+            } else {
+                bin.len()
+            },
+            id,
+        );
         self.places[usize::from(id)] = Some(new);
-        self.nr_memcgs[old.generation] -= 1;
         self.nr_memcgs[new.generation] += 1;
-        if self.nr_memcgs[old.generation] == 0 && old.generation == self.generation() {
+        self.leave(old.generation);
+    }
+
+    /// Take out a memory cgroup that was removed and has nothing left
+    /// (`lru_gen_release_memcg()`).
+    pub(super) fn release(&mut self, id: u16) {
+        if let Some(old) = self.place(id) {
+            self.fifo[old.generation][old.bin].retain(|&other| other != id);
+            self.places[usize::from(id)] = None;
+            self.leave(old.generation);
+        }
+    }
+
+    /// One less is in a generation.
+    fn leave(&mut self, generation: usize) {
+        self.nr_memcgs[generation] -= 1;
+        if self.nr_memcgs[generation] == 0 && generation == self.generation() {
             self.seq += 1;
         }
     }
@@ -135,5 +162,40 @@ mod tests {
         assert_eq!(lru.nr_memcgs[lru.generation()], 20);
         let listed: usize = lru.fifo.iter().flatten().map(Vec::len).sum();
         assert_eq!(listed, 20);
+    }
+
+    #[test]
+    fn a_removed_memcg_is_next_and_its_release_can_end_the_round() {
+        let mut lru = MemcgLru::new();
+        for id in 1..=40 {
+            lru.online(id);
+        }
+        for id in 1..=40 {
+            lru.rotate(id, Rotation::Young);
+        }
+        assert_eq!(lru.seq, 1);
+        for id in 1..=39 {
+            lru.rotate(id, Rotation::Young);
+        }
+        // From the young generation to the old one, before whoever is there.
+        lru.rotate(7, Rotation::Old);
+        lru.rotate(40, Rotation::Tail);
+        lru.rotate(8, Rotation::Old);
+        for id in [7, 8] {
+            let place = lru.place(id).expect("listed");
+            assert_eq!(place.generation, lru.generation());
+            let first = lru.nth(place.generation, place.bin, 0);
+            assert!(first.is_some_and(|(id, at_tail)| id != 40 && !at_tail));
+        }
+        lru.rotate(40, Rotation::Young);
+        lru.release(7);
+        assert_eq!(lru.seq, 1);
+        lru.release(8);
+        assert_eq!(lru.seq, 2);
+        // It is not there: nothing happens.
+        lru.release(8);
+        lru.rotate(8, Rotation::Old);
+        assert_eq!(lru.nr_memcgs.iter().sum::<usize>(), 38);
+        assert_eq!(lru.fifo.iter().flatten().map(Vec::len).sum::<usize>(), 38);
     }
 }

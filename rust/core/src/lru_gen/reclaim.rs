@@ -185,6 +185,10 @@ fn shrink_many(cpu: &Cpu, node: usize, sc: &mut ScanControl) {
             let Some(memcg) = host.memcg_ref(id) else {
                 break;
             };
+            if memcg.is_released() {
+                lru.lock().release(id);
+                continue;
+            }
             let rotation = shrink_one(cpu, memcg, &memcg.lruvecs[node], sc, at_tail);
             match rotation {
                 Some(rotation) => lru.lock().rotate(id, rotation),

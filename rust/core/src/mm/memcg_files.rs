@@ -100,7 +100,9 @@ pub fn vmstat(host: &Host) -> String {
         let pages: u64 = lruvecs.map(|lruvec| lruvec.lru_size(ty, active)).sum();
         let _ = writeln!(text, "nr_{name} {pages}");
     }
-    let sum = |counter| -> u64 { memcgs.iter().map(|memcg| memcg.stat.get(counter)).sum() };
+    // What happened in a memory cgroup has happened also when that is removed.
+    let ever = host.memcgs_ever();
+    let sum = |counter| -> u64 { ever.iter().map(|memcg| memcg.stat.get(counter)).sum() };
     for counter in WORKINGSET.into_iter().chain(EVENTS) {
         let _ = writeln!(text, "{} {}", counter.key(), sum(counter));
     }
