@@ -75,6 +75,7 @@ def test_errors_have_the_kernels_numbers():
         (files["memory.max"], b"\xff", errno.EINVAL, "not text"),
         (files["memory.stat"], "0", errno.EINVAL, "only read"),
         (files["memory.reclaim"], "1M swappiness=201", errno.EINVAL, "memory.reclaim"),
+        (files["memory.reclaim"], "max", errno.EINVAL, "memory.reclaim"),
         (files["memory.reclaim"], "1M", errno.EAGAIN, "0 of 256 pages"),
         (host.procfs["vmstat"], "0", errno.EINVAL, "only read"),
         (host.procfs["sys/vm/swappiness"], "201", errno.EINVAL, "0 to 200"),
@@ -88,6 +89,7 @@ def test_errors_have_the_kernels_numbers():
         (lru, f"+ {number} 0 3 1 1 1", errno.EINVAL, "end of the line"),
         (lru, f"+ {number} 1 3", errno.EINVAL, "node"),
         (lru, "+ 77 0 3", errno.EINVAL, "memcg"),
+        (lru, "+ 0 0 3", errno.EINVAL, "memcg"),
         (lru, "", errno.EINVAL, "a command"),
         (lru, f"- {number} 0 0, ! {number} 0 0", errno.EINVAL, r"column 10: expected \+ or -"),
     ]
@@ -102,7 +104,61 @@ def test_errors_have_the_kernels_numbers():
         with pytest.raises(KeyError):
             mapping["nothing"]
     with pytest.raises(ValueError, match="of no host"):
-        _ = yb.Memcg(0, "/").files
+        _ = yb.Memcg(1, "/").files
+    with pytest.raises(ValueError, match="of no host"):
+        yb.Memcg(1, "/").remove()
+
+
+def test_names_of_memory_cgroups_are_paths():
+    host = yb.Host("16M")
+    assert (host.root.id, host.root.name) == (1, "/")
+    job = host.create_memcg("job")
+    assert (job.id, job.name) == (2, "/job")
+    assert host.create_mm(job).memcg == job
+    assert host.create_mm().memcg == host.root
+    for name, number in [
+        ("/job", errno.EEXIST), ("/", errno.EEXIST), ("", errno.EINVAL),
+        ("a\nb", errno.EINVAL), ("a\0b", errno.EINVAL), ("//a", errno.EINVAL),
+        ("a/../b", errno.EINVAL),
+    ]:  # fmt: skip
+        with pytest.raises(OSError, match="memory cgroup") as caught:
+            host.create_memcg(name)
+        assert caught.value.errno == number, name
+
+
+def test_memory_cgroups_are_removed_when_nothing_is_in_them():
+    host = yb.Host("16M", clock="virtual")
+    memcg = host.create_memcg("/job")
+    below = host.create_memcg("/job/below")
+    mm = host.create_mm(memcg)
+    mm.touch(mm.mmap("1M", kind="file"), "1M")
+    vm = host.create_vm("1M", memcg=memcg)
+
+    def refused(each, number, what):
+        with pytest.raises(OSError, match=what) as caught:
+            each.remove()
+        assert caught.value.errno == number
+
+    refused(host.root, errno.EBUSY, "is the root")
+    refused(memcg, errno.EBUSY, '"/job/below" below it')
+    below.remove()
+    refused(below, errno.ENOENT, "no memory cgroup has number")
+    refused(memcg, errno.EBUSY, r"has 2 process\(es\)")
+    mm.exit()
+    refused(memcg, errno.EBUSY, r"has 1 process\(es\)")
+    del vm
+    memcg.remove()
+    for use in (memcg.remove, memcg.stat, lambda: host.create_mm(memcg)):
+        with pytest.raises(OSError, match=f"number {memcg.id}") as caught:
+            use()
+        assert caught.value.errno == errno.ENOENT
+    # What it cached is there still, and nothing that could be told to do something.
+    [root, dying] = host.histograms()
+    assert (root.id, dying.id, dying.path) == (1, 0, "/job")
+    assert dying.totals().nr_pages == 256
+    assert mm.memcg == memcg
+    assert host.create_memcg(memcg.name).id != memcg.id
+    host.check()
 
 
 #: As Linux 6.12 printed it, with a path that has spaces, and two nodes.

@@ -54,7 +54,7 @@ def test_lru_gen_prints_what_is_there_after_each_step():
     steps = done.stdout.split("\nstep ")
     assert len(steps) == len(recording(DATA / "linux-v7", "kv_d_evict_hot.enf.jsonl")) - 1
     evict = next(step for step in steps if "evict min 200 512" in step)
-    assert "command     - 1 0 " in evict
+    assert "command     - 2 0 " in evict
     assert "generations " in evict
     assert "region      A: anon, 4096 pages, " in evict
     assert "region_age_hva_fast " in evict
@@ -125,6 +125,8 @@ BAD_SCENARIOS = {
     "kind": ("map A rope 8\n", "line 1, column 7: expected anon, file, filernd or shmem"),
     "trailing": ("snap snap\n", "line 1, column 6: expected the end of the line"),
     "missing": ("age 1\n", "line 1, column 6: expected force_scan, found the end"),
+    "path": ("map A anon 8 /mnt/f\n", "line 1, column 14: expected the end of the line"),
+    "shmem": ("map S shmem 8 x\nmap F file 8 x\n", "line 2, column 14: expected a path that is"),
     "not-text": (b"snap\nsnap \xff\n", "line 2, column 1: expected text in UTF-8"),
 }
 
@@ -152,6 +154,7 @@ def test_a_bad_scenario_is_named_by_file_line_and_column(name, tmp_path):
         (["--capabilities", "0x100000000"], "is not a mask of 32 bits"),
         (["--json", "/nowhere/x.json"], "no directory to write it to"),
         (["--swap", "-1"], "-1 is not in the range"),
+        (["--mmu", "shadow", "--no-ad"], "shadow paging always has them"),
     ],
     ids=str,
 )

@@ -216,9 +216,9 @@ class TraceRecords:
 class Memcg:
     """A memory cgroup."""
 
-    #: Its number; 0 is the root.
+    #: Its number; the root's is 1.
     id: int
-    #: Its path.
+    #: Its path, with a slash before it.
     name: str
     _host: Host | None = field(default=None, repr=False, compare=False)
 
@@ -232,6 +232,21 @@ class Memcg:
     def stat(self) -> dict[str, int]:
         """Return ``memory.stat``: sizes in bytes, and counts of events."""
         return _numbers(self.files["memory.stat"].read())
+
+    def remove(self) -> None:
+        """Remove it, as ``rmdir`` does.
+
+        File and shmem pages that it is still charged with stay until they are
+        freed or reclaimed; it is then gone from all lists.
+
+        Raises:
+            OSError: ``EBUSY`` for the root, and while processes, VMs or memory
+                cgroups are in it; ``ENOENT`` if it was removed before.
+
+        """
+        if self._host is None:
+            raise ValueError(f"memory cgroup {self.name!r} is of no host")
+        self._host._native.remove_memcg(self.id)
 
 
 def _numbers(text: str) -> dict[str, int]:
@@ -419,11 +434,16 @@ class Host:
     def create_memcg(self, name: str) -> Memcg:
         """Make a memory cgroup.
 
+        Args:
+            name: Its path, with a slash before it or without.
+
         Raises:
-            OSError: ``EEXIST`` if the name is taken.
+            OSError: ``EINVAL`` if the name is no path or has a newline,
+                ``EEXIST`` if it is taken.
 
         """
-        return Memcg(self._native.create_memcg(name), name, self)
+        number, path = self._native.create_memcg(name)
+        return Memcg(number, path, self)
 
     def create_mm(self, memcg: Memcg | None = None) -> Mm:
         """Make a process in a memory cgroup, otherwise in the root.
@@ -432,7 +452,7 @@ class Host:
             OSError: ``ENOENT`` if the host has no such memory cgroup.
 
         """
-        return Mm(self, self._native.create_mm(memcg.id if memcg else 0))
+        return Mm(self, self._native.create_mm((memcg or self.root).id))
 
     def create_vm(
         self,
@@ -711,8 +731,7 @@ class Mm:
     @property
     def memcg(self) -> Memcg:
         """The memory cgroup that its faults are charged to."""
-        number = self._native.memcg
-        return Memcg(number, self._host._native.memcgs()[number][1], self._host)
+        return Memcg(self._native.memcg, self._native.memcg_name, self._host)
 
     def mmap(
         self,

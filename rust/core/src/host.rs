@@ -2,7 +2,7 @@
 
 use crate::cpu::Cpu;
 use crate::error::{Errno, Error, Result};
-use crate::lru_gen::reclaim::NodeReclaim;
+use crate::lru_gen::kswapd::NodeReclaim;
 use crate::lru_gen::{self, LruVec};
 use crate::mm::address_space::{AddressSpace, AddressSpaces, Kind};
 use crate::mm::memory::PhysMem;
@@ -43,8 +43,12 @@ impl Clock {
     }
 }
 
+/// The root memory cgroup's number: 0 is none's (`mem_cgroup_ids` begins at 1).
+pub const ROOT_MEMCG: u16 = 1;
+
 /// Memory cgroups by number: written once each, and never moved, so that a
-/// folio's owner is found without a lock or a reference.
+/// folio's owner is found without a lock or a reference. One that is removed
+/// stays, and its number is not given again.
 struct MemcgTable {
     creating: Mutex<()>,
     chunks: Vec<OnceLock<Box<MemcgChunk>>>,
@@ -145,25 +149,28 @@ impl Host {
         Ok(Arc::new(host))
     }
 
-    /// A new memory cgroup.
+    /// A new memory cgroup. Its name is a path below the cgroup mount point,
+    /// with a slash before it or without.
     ///
     /// # Errors
+    /// `EINVAL` for what is no path, or would break the lines of a text file;
     /// `EEXIST` when the name is taken, `ENOSPC` after 65,535 cgroups.
     pub fn create_memcg(&self, name: &str) -> Result<Arc<Memcg>> {
+        let name = path_of(name)?;
         let _creating = self.memcgs.creating.lock();
-        let memcgs = self.memcgs();
-        if memcgs.iter().any(|memcg| memcg.name == name) {
+        let made = self.memcgs_ever();
+        if made.iter().any(|it| it.is_online() && it.name == name) {
             return Err(Error::new(
                 Errno::EEXIST,
                 format!("a memory cgroup named {name:?} exists"),
             ));
         }
-        let id = u16::try_from(memcgs.len())
-            .map_err(|_| Error::new(Errno::ENOSPC, "all 65,536 memory cgroups are taken"))?;
+        let id = u16::try_from(usize::from(ROOT_MEMCG) + made.len())
+            .map_err(|_| Error::new(Errno::ENOSPC, "all 65,535 memory cgroups are taken"))?;
         let lruvecs = (0..self.memory.nr_nodes())
             .map(|node| LruVec::new(id, node, self.clock.now_ns()))
             .collect();
-        let memcg = Arc::new(Memcg::new(id, name.to_owned(), lruvecs));
+        let memcg = Arc::new(Memcg::new(id, name, lruvecs));
         self.memcgs.put(Arc::clone(&memcg));
         for node in &self.nodes {
             node.online_memcg(id);
@@ -171,28 +178,87 @@ impl Host {
         Ok(memcg)
     }
 
-    /// A memory cgroup by number.
-    pub fn memcg(&self, id: u16) -> Option<Arc<Memcg>> {
-        self.memcgs.get(id).cloned()
+    /// Remove a memory cgroup (`rmdir`). Pages that it is still charged with,
+    /// cached ones of files and shmem, stay so until they are freed or reclaimed.
+    ///
+    /// # Errors
+    /// `EBUSY` for the root, and while it has processes or others below it;
+    /// `ENOENT` when it was removed before.
+    pub fn remove_memcg(&self, memcg: &Memcg) -> Result<()> {
+        let busy = |what: String| {
+            let name = &memcg.name;
+            Err(Error::new(
+                Errno::EBUSY,
+                format!("memory cgroup {name:?} {what}"),
+            ))
+        };
+        if memcg.id == ROOT_MEMCG {
+            return busy("is the root".to_owned());
+        }
+        let _creating = self.memcgs.creating.lock();
+        let below = |other: &Memcg| {
+            let rest = other.name.strip_prefix(&memcg.name);
+            other.is_online() && rest.is_some_and(|rest| rest.starts_with('/'))
+        };
+        if let Some(other) = self.memcgs().iter().find(|other| below(other)) {
+            return busy(format!("has {:?} below it", other.name));
+        }
+        {
+            // Held until it is offline: a process that enters looks under it.
+            let mms = self.mms.write();
+            match mms.iter().filter(|mm| mm.memcg.id == memcg.id).count() {
+                0 if memcg.is_online() => memcg.set_offline(),
+                0 => {
+                    return Err(Error::new(
+                        Errno::ENOENT,
+                        format!("memory cgroup {:?} was removed before", memcg.name),
+                    ));
+                }
+                n => return busy(format!("has {n} process(es)")),
+            }
+        }
+        for node in &self.nodes {
+            node.offline_memcg(memcg.id);
+        }
+        Ok(())
     }
 
-    /// A memory cgroup by number, without counting a reference: they live as
-    /// long as the host.
+    /// A memory cgroup by number, if it was not removed; 0, which none has,
+    /// stands for the root.
+    pub fn memcg(&self, id: u16) -> Option<Arc<Memcg>> {
+        let memcg = self.memcgs.get(id.max(ROOT_MEMCG))?;
+        memcg.is_online().then(|| Arc::clone(memcg))
+    }
+
+    /// A memory cgroup by number, removed or not, without counting a reference:
+    /// they live as long as the host.
     #[inline]
     pub fn memcg_ref(&self, id: u16) -> Option<&Memcg> {
         self.memcgs.get(id).map(|memcg| &**memcg)
     }
 
-    /// Every memory cgroup, the root first.
+    /// Every memory cgroup, the root first; removed ones as long as they have
+    /// pages.
     pub fn memcgs(&self) -> Vec<Arc<Memcg>> {
-        (0..=u16::MAX).map_while(|id| self.memcg(id)).collect()
+        let mut all = self.memcgs_ever();
+        all.retain(|memcg| !memcg.is_released());
+        all
     }
 
-    /// A new process in a memory cgroup.
+    /// Every memory cgroup that there ever was.
+    pub(crate) fn memcgs_ever(&self) -> Vec<Arc<Memcg>> {
+        let numbers = ROOT_MEMCG..=u16::MAX;
+        numbers
+            .map_while(|id| self.memcgs.get(id).cloned())
+            .collect()
+    }
+
+    /// A new process in a memory cgroup; 0 stands for the root.
     ///
     /// # Errors
     /// `ENOENT` when there is no such cgroup.
     pub fn create_mm(&self, memcg: u16) -> Result<Arc<Mm>> {
+        let mut mms = self.mms.write();
         let owner = self.memcg(memcg).ok_or_else(|| {
             Error::new(
                 Errno::ENOENT,
@@ -203,7 +269,7 @@ impl Host {
         let notifiers = NotifierList::new(&self.srcu);
         let mm = Arc::new(Mm::new(id, Arc::clone(&owner), notifiers));
         lru_gen::add_mm(&owner, &mm);
-        self.mms.write().push(Arc::clone(&mm));
+        mms.push(Arc::clone(&mm));
         Ok(mm)
     }
 
@@ -245,11 +311,18 @@ impl Host {
     /// A folio charged to a memory cgroup, on no list.
     ///
     /// # Errors
-    /// `ENOMEM` when reclaim could not help either.
+    /// `ENOMEM` when reclaim could not help either, `ENOENT` when the memory
+    /// cgroup was removed.
     pub fn alloc_folio(&self, cpu: &Cpu, memcg: &Memcg, order: u32, flags: u64) -> Result<Pfn> {
+        if !memcg.is_online() {
+            return Err(Error::new(
+                Errno::ENOENT,
+                format!("memory cgroup {:?} was removed", memcg.name),
+            ));
+        }
         let pages = 1u64 << order;
         lru_gen::charge(cpu, memcg, pages)?;
-        let Some(pfn) = lru_gen::alloc_with_reclaim(cpu, memcg, order, flags) else {
+        let Some(pfn) = lru_gen::alloc_with_reclaim(cpu, order, flags) else {
             memcg.uncharge(pages);
             return Err(self.memory.out_of_memory(order));
         };
@@ -288,6 +361,25 @@ impl Host {
         records.sort_by_key(|record| record.time_ns);
         records
     }
+}
+
+/// A memory cgroup's path, with one slash before it.
+fn path_of(name: &str) -> Result<String> {
+    let path = name.strip_prefix('/').unwrap_or(name);
+    let what = if name.is_empty() {
+        "is empty"
+    } else if name == "/" {
+        return Ok(name.to_owned());
+    } else if name.contains(['\n', '\0']) {
+        "has a newline or a null byte, which no line of text can hold"
+    } else if path.split('/').any(|part| matches!(part, "" | "." | "..")) {
+        "has a component that is empty, \".\" or \"..\""
+    } else {
+        return Ok(format!("/{path}"));
+    };
+    Err(Error::invalid(format!(
+        "memory cgroup {name:?}: its name {what}"
+    )))
 }
 
 impl Drop for Host {

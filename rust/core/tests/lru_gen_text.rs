@@ -44,7 +44,7 @@ fn lru_gen_is_printed_as_the_kernel_prints_it() {
     let text = debugfs::show(&host);
     // "memcg %5hu %s", " node %5d", " %10lu %10u %10lu%c %10lu%c".
     let expected = "\
-memcg     0 /
+memcg     1 /
  node     0
           0       1234          0           0 
           1       1234          0           0 
@@ -55,7 +55,7 @@ memcg     0 /
           1       1234          0           0 
           2       1234          0           0 
           3       1234          0           0 
-memcg     1 /user.slice/vm 1
+memcg     2 /user.slice/vm 1
  node     0
           1       1234          0           0 
           2       1234          0           0 
@@ -83,7 +83,7 @@ fn lru_gen_full_has_six_letters_in_the_series_and_four_in_6_12() {
     let lines: Vec<&str> = text.lines().collect();
     let at = lines
         .iter()
-        .position(|l| l.starts_with("memcg     1"))
+        .position(|l| l.starts_with("memcg     2"))
         .expect("our memcg");
     // Generation 1 to 4; each with four tiers and the walk's counts.
     assert_eq!(
@@ -212,40 +212,42 @@ fn commands_do_what_the_kernels_do() {
     for bad in [
         "",
         " \n;,",
-        "+ 1 0",
-        "x 1 0 3",
-        "+ 1 2 3",
+        "+ 2 0",
+        "x 2 0 3",
+        "+ 2 2 3",
         "+ 9 0 3",
-        "+ 1 0 3 201",
-        "+ 1 0 3 1 1 1",
-        "+ 1 0 3 1 z",
-        "+ 1 0 three",
+        "+ 2 0 3 201",
+        "+ 2 0 3 1 1 1",
+        "+ 2 0 3 1 z",
+        "+ 2 0 three",
         "+ -1 0 3",
-        "+ 1 0 4",
-        "- 1 0 2",
-        "+ 1 0 3x",
-        "+ 65537 0 3",
+        "+ 2 0 4",
+        "- 2 0 2",
+        "+ 2 0 3x",
+        "+ 65538 0 3",
+        // No memory cgroup has number 0; the root has 1.
+        "+ 0 0 3",
     ] {
         assert_eq!(errno(bad), Errno::EINVAL, "{bad:?}");
         assert_eq!(lruvec.max_seq(), 3, "{bad:?} did something");
     }
-    assert_eq!(errno("+ 1 0 3 1 0"), Errno::ERANGE);
-    assert_eq!(errno("- 1 0 18446744073709551615"), Errno::EINVAL);
-    assert_eq!(errno("+ 1 0 18446744073709551615"), Errno::EINVAL);
-    debugfs::write(&cpu, b"+ 1 0 2").expect("an older one does nothing");
+    assert_eq!(errno("+ 2 0 3 1 0"), Errno::ERANGE);
+    assert_eq!(errno("- 2 0 18446744073709551615"), Errno::EINVAL);
+    assert_eq!(errno("+ 2 0 18446744073709551615"), Errno::EINVAL);
+    debugfs::write(&cpu, b"+ 2 0 2").expect("an older one does nothing");
     assert_eq!(lruvec.max_seq(), 3);
-    debugfs::write(&cpu, b"+1 0 3").expect("no space is needed");
-    debugfs::write(&cpu, b"  + 4294967297 0 4 1\n").expect("cut to 32 bits, as sscanf does");
+    debugfs::write(&cpu, b"+2 0 3").expect("no space is needed");
+    debugfs::write(&cpu, b"  + 4294967298 0 4 1\n").expect("cut to 32 bits, as sscanf does");
     debugfs::write(
         &cpu,
-        b"+ 1 0 5 4294967295 7;\n\n+ 1 0 6 0 1, + 1 0 7\0garbage",
+        b"+ 2 0 5 4294967295 7;\n\n+ 2 0 6 0 1, + 2 0 7\0garbage",
     )
     .expect("all");
     assert_eq!(lruvec.max_seq(), 8);
     // The first error stops; what came before it is done.
-    assert_eq!(errno("+ 1 0 8; + 1 0 8 1 1 1; + 1 0 9"), Errno::EINVAL);
+    assert_eq!(errno("+ 2 0 8; + 2 0 8 1 1 1; + 2 0 9"), Errno::EINVAL);
     assert_eq!(lruvec.max_seq(), 9);
-    let error = debugfs::write(&cpu, b"+ 1 0 1\n+ 1 0 1, + 1 0 z")
+    let error = debugfs::write(&cpu, b"+ 2 0 1\n+ 2 0 1, + 2 0 z")
         .expect_err("z")
         .to_string();
     assert!(
@@ -396,4 +398,27 @@ proptest! {
         let text = histogram::print(std::slice::from_ref(&memcg));
         prop_assert_eq!(histogram::parse(text.as_bytes()).expect("readable"), vec![memcg]);
     }
+}
+
+#[test]
+fn names_of_memory_cgroups_are_paths_that_a_line_can_hold() {
+    let (host, memcg, _) = machine();
+    assert_eq!((memcg.id, memcg.name.as_str()), (2, "/user.slice/vm 1"));
+    assert_eq!(host.memcgs()[0].name, "/");
+    let errno = |name| host.create_memcg(name).err().map(|e| e.errno());
+    for taken in ["/", "user.slice/vm 1", "/user.slice/vm 1"] {
+        assert_eq!(errno(taken), Some(Errno::EEXIST), "{taken:?}");
+    }
+    for wrong in [
+        "", "a\nb", "/a\n", "a\0", "//", "//a", "a//b", "/a/", ".", "/..", "/a/./b", "a/../b",
+    ] {
+        assert_eq!(errno(wrong), Some(Errno::EINVAL), "{wrong:?}");
+    }
+    for fine in ["a", "/a/b", "...", "/a/.hidden", "machine.slice/\u{fc}ber"] {
+        assert_eq!(errno(fine), None, "{fine:?}");
+    }
+    let text = debugfs::show(&host);
+    let read = histogram::parse(text.as_bytes()).expect("our own text");
+    assert_eq!(read, histogram::of_host(&host, None));
+    assert_eq!(read.len(), 7);
 }

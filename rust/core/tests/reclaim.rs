@@ -10,14 +10,15 @@ use youngbit_core::kvm::memslot::MemoryRegion;
 use youngbit_core::kvm::vm::{Vm, VmConfig};
 use youngbit_core::lru_gen::check::check;
 use youngbit_core::lru_gen::evict::run_eviction;
+use youngbit_core::lru_gen::kswapd::with_kswapd;
 use youngbit_core::lru_gen::lruvec::{ANON, FILE};
 use youngbit_core::lru_gen::policy::{Choice, Policy, View};
-use youngbit_core::lru_gen::reclaim::{proactive_reclaim, set_high, set_max, with_kswapd};
-use youngbit_core::lru_gen::{Asking, age, caps};
+use youngbit_core::lru_gen::reclaim::{proactive_reclaim, set_high, set_max};
+use youngbit_core::lru_gen::{Asking, age, caps, debugfs};
 use youngbit_core::mm::address_space::Slot;
-use youngbit_core::mm::folio::LRU;
+use youngbit_core::mm::folio::{LRU, REFERENCED, WORKINGSET};
 use youngbit_core::mm::{
-    AddressSpace, FolioWord, Kind, Memcg, Mm, MmuNotifier, PAGE_SIZE, VmFlags, filemap,
+    AddressSpace, FolioWord, Kind, Memcg, Mm, MmuNotifier, PAGE_SIZE, VmFlags, conserve, filemap,
 };
 use youngbit_core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use youngbit_core::sync::thread;
@@ -1092,4 +1093,119 @@ fn tasks_a_guest_and_an_ager_on_a_full_machine() {
         live(seed, false, false);
         live(seed, false, true);
     }
+}
+
+/// A hole is no page: who reads it gets zeros, and nothing is allocated.
+#[test]
+fn a_hole_of_shmem_reads_as_zeros_and_stays_a_hole() {
+    let mut m = Machine::new(128, 64);
+    m.map(Kind::Shmem, 16);
+    let space = Arc::clone(&m.spaces[0]);
+    let cpu = m.cpu();
+    let read = |index| filemap::read(&cpu, &m.memcg, &space, index).expect("read");
+    for index in 0..16 {
+        assert_eq!(read(index), 0);
+        assert_eq!(space.slot(index), Slot::Empty);
+    }
+    assert_eq!(m.memcg.usage(), 0);
+    // What is in swap comes back for a reader, and is counted.
+    filemap::write(&cpu, &m.memcg, &space, 3, 7).expect("written");
+    m.age(&cpu, 3);
+    assert_eq!(m.evict(&cpu, 200, 16).expect("evicted"), 1);
+    assert!(matches!(space.slot(3), Slot::Value(_)));
+    assert_eq!(read(3), 7);
+    assert_eq!(m.memcg.usage(), 1);
+    drop(cpu);
+    m.check();
+    m.tear_down();
+}
+
+/// `SGP_WRITE` marks what it finds accessed; writing to a file does not.
+#[test]
+fn a_write_by_descriptor_is_a_use_of_shmem_and_not_of_a_file() {
+    for (kind, used) in [(Kind::Shmem, true), (Kind::File, false)] {
+        let mut m = Machine::new(128, 64);
+        m.map(kind, 16);
+        let space = Arc::clone(&m.spaces[0]);
+        let cpu = m.cpu();
+        let write = || filemap::write(&cpu, &m.memcg, &space, 3, 7).expect("written");
+        let word = || match space.slot(3) {
+            Slot::Page(pfn) => m.host.memory.word(pfn).get(),
+            other => panic!("{kind:?}: {other:?}"),
+        };
+        write();
+        assert_eq!(word().has(REFERENCED), used, "{kind:?}, new");
+        write();
+        assert_eq!(word().has(WORKINGSET), used, "{kind:?}, twice");
+        write();
+        assert_eq!(word().refs(), u64::from(used), "{kind:?}, three times");
+        drop(cpu);
+        m.tear_down();
+    }
+}
+
+/// Removed while file pages are charged to it, a cgroup is there until reclaim
+/// has taken them, and then nothing of it is left to be seen.
+#[test]
+fn a_removed_cgroup_keeps_its_pages_until_reclaim_takes_them() {
+    let mut m = Machine::new(2048, 64);
+    let cpu = m.cpu();
+    let errno = |result: Result<(), Error>| result.expect_err("refused").errno();
+    let gone = m.host.create_memcg("gone").expect("memcg");
+    let child = m.host.create_memcg("gone/child").expect("memcg");
+    m.host.create_memcg("gone too").expect("memcg");
+    let mm = m.host.create_mm(gone.id).expect("mm");
+    let file = m.host.create_space(Kind::File, 600);
+    let at = mm
+        .mmap(None, 600 * PAGE_SIZE, &file, 0, VmFlags::default())
+        .expect("mapped");
+    for n in 0..600 {
+        mm.touch(&cpu, at + n * PAGE_SIZE, false, None)
+            .expect("read");
+    }
+
+    let root = m.host.memcgs()[0].clone();
+    assert_eq!(errno(m.host.remove_memcg(&root)), Errno::EBUSY);
+    assert_eq!(errno(m.host.remove_memcg(&gone)), Errno::EBUSY, "a child");
+    m.host.remove_memcg(&child).expect("empty");
+    assert!(m.host.memcg(child.id).is_none());
+    assert_eq!(errno(m.host.remove_memcg(&gone)), Errno::EBUSY, "a process");
+    m.host.exit_mm(&cpu, &mm);
+    m.host.remove_memcg(&gone).expect("no process is left");
+    assert_eq!(errno(m.host.remove_memcg(&gone)), Errno::ENOENT);
+
+    // The pages are there, and charged; the number is no one's.
+    assert_eq!(gone.usage(), 600);
+    assert!(debugfs::show(&m.host).contains("memcg     0 /gone\n"));
+    assert!(!debugfs::show(&m.host).contains("/gone/child"));
+    let command = format!("+ {} 0 3", gone.id);
+    assert_eq!(
+        errno(debugfs::write(&cpu, command.as_bytes())),
+        Errno::EINVAL
+    );
+    assert_eq!(errno(m.host.create_mm(gone.id).map(|_| ())), Errno::ENOENT);
+    let charged = filemap::read(&cpu, &gone, &file, 599);
+    assert_eq!(charged.expect("it is cached"), 0, "no page is charged anew");
+    drop(cpu);
+    check(&m.host).expect("consistent lists");
+    conserve::check(&m.host).expect("every frame is charged");
+    let again = m.host.create_memcg("gone").expect("the name is free");
+    assert_ne!(again.id, gone.id);
+
+    let cpu = m.cpu();
+    // Others want memory: reclaim comes to it too, round by round.
+    let own = m.map(Kind::File, 4096);
+    let mut touched = 0;
+    while gone.usage() > 0 && touched < 4 * 4096 {
+        m.mm.touch(&cpu, own + touched % 4096 * PAGE_SIZE, false, None)
+            .expect("read");
+        touched += 1;
+    }
+    assert_eq!(gone.usage(), 0);
+    assert!(!debugfs::show(&m.host).contains("memcg     0"));
+    // One more round takes it off the list of cgroups.
+    m.fill(&cpu, own, 4096, |_| 1);
+    drop(cpu);
+    check(&m.host).expect("consistent lists");
+    conserve::check(&m.host).expect("every frame is charged");
 }

@@ -153,3 +153,81 @@ proptest! {
         prop_assert_eq!(&records, &run(&conditions, &text)?, "inline runs repeat");
     }
 }
+
+fn plain() -> Conditions {
+    Conditions {
+        kvm: Kvm::V7,
+        asking: Asking::FastOnly,
+        caps: 1,
+        mmu: Mmu::None,
+        ad_bits: true,
+        swap_pages: 1 << 12,
+        host_pages: 4000,
+        worker_pages: 13,
+    }
+}
+
+/// A path is one file with one page cache, however large each mapping of it is.
+#[test]
+fn regions_of_one_path_share_its_pages() {
+    let text = "map F file 64 /mnt/f\ntouch F 0 64 1 w\nmap G filernd 256 /mnt/f\n\
+                check G 0 64 1 0x5a\ntouch G 0 256 1 r\nmap H file 64\ntouch H 0 64 1 r\n\
+                map S shmem 64 /dev/shm/s\ntouch S 0 64 1 w\nmap T shmem 128 /dev/shm/s\n\
+                check T 0 64 1 0x5a\nmap U shmem 64\ncheck U 0 1 1 0";
+    let records = run(&plain(), text).expect("it runs");
+    let cached = |step: usize, name: &str| records[step].regions[name].incore;
+    assert_eq!(cached(2, "G"), Some(64), "before anything touches it");
+    assert_eq!((cached(4, "F"), cached(4, "G")), (Some(64), Some(256)));
+    let file_pages = |step: usize| -> u64 {
+        let generations = records[step].generations.values();
+        generations.map(|[_, file]| file).sum()
+    };
+    assert_eq!(file_pages(4), 256, "one page cache for one file");
+    assert_eq!(
+        file_pages(6),
+        256 + 64,
+        "H has no path, and a file of its own"
+    );
+    let errors: Vec<_> = records.iter().map(|record| record.errno).collect();
+    assert_eq!(errors, [0; 13]);
+}
+
+#[test]
+fn a_path_is_a_files_or_a_shmems_and_never_anonymous_memorys() {
+    for (text, what) in [
+        ("map A anon 4 /mnt/f", "line 1, column 14: expected the end"),
+        (
+            "map S shmem 4 x\nmap F file 4 x",
+            "line 2, column 14: expected a path that is no shmem's",
+        ),
+        (
+            "map F filernd 4 x\nmap S shmem 4 x",
+            "line 2, column 15: expected a path that is no file's",
+        ),
+    ] {
+        let error = parse::parse(text.as_bytes()).expect_err(text).to_string();
+        assert!(error.contains(what), "{text:?}: {error}");
+    }
+}
+
+#[test]
+fn a_memory_cgroup_has_the_files_that_the_documentation_names() {
+    let files = [
+        ("high", "max", None),
+        ("max", "max", None),
+        ("reclaim", "0", None),
+        ("current", "0", Some(Errno::EINVAL)),
+        ("stat", "0", Some(Errno::EINVAL)),
+        ("min", "0", Some(Errno::ENOENT)),
+        ("low", "0", Some(Errno::ENOENT)),
+        ("swap.max", "max", Some(Errno::ENOENT)),
+    ];
+    let text: String = files
+        .iter()
+        .map(|(file, value, _)| format!("memset memory.{file} {value}\n"))
+        .collect();
+    let records = run(&plain(), &text).expect("it runs");
+    for (record, (file, _, expected)) in records.iter().zip(files) {
+        assert_eq!(record.errno, expected.map_or(0, |e| e as i32), "{file}");
+    }
+}

@@ -51,10 +51,20 @@ impl Host {
         Ok(Host { core })
     }
 
-    /// Make a memory cgroup; returns its number.
-    fn create_memcg(&self, py: Python<'_>, name: &str) -> PyResult<u16> {
+    /// Make a memory cgroup; returns its number and its path.
+    fn create_memcg(&self, py: Python<'_>, name: &str) -> PyResult<(u16, String)> {
         let made = py.detach(|| self.core.create_memcg(name));
-        Ok(made.map_err(to_python)?.id)
+        let made = made.map_err(to_python)?;
+        Ok((made.id, made.name.clone()))
+    }
+
+    /// Remove a memory cgroup.
+    fn remove_memcg(&self, py: Python<'_>, memcg: u16) -> PyResult<()> {
+        let removed = py.detach(|| {
+            let memcg = Host::memcg_of(&self.core, memcg)?;
+            self.core.remove_memcg(&memcg)
+        });
+        removed.map_err(to_python)
     }
 
     /// Number, name and pages charged of every memory cgroup.

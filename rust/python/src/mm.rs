@@ -96,6 +96,12 @@ impl Mm {
         self.core.memcg.id
     }
 
+    /// That memory cgroup's path.
+    #[getter]
+    fn memcg_name(&self) -> &str {
+        &self.core.memcg.name
+    }
+
     /// Map fresh memory of a kind; returns its address.
     #[allow(clippy::fn_params_excessive_bools, clippy::too_many_arguments)]
     #[pyo3(signature = (length, kind, address, thp, hugetlb_order, locked, read_only, no_recency))]

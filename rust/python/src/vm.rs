@@ -16,7 +16,7 @@ use youngbit_core::kvm::tlb::TlbConfig;
 use youngbit_core::kvm::vcpu::{RunOptions, RunStats};
 use youngbit_core::kvm::vm::{self, MmuKind, VmConfig};
 use youngbit_core::lru_gen;
-use youngbit_core::lru_gen::reclaim::with_kswapd;
+use youngbit_core::lru_gen::kswapd::with_kswapd;
 use youngbit_core::mm::{Kind, PAGE_SIZE, VmFlags, page_idle};
 use youngbit_core::sync::thread::{Affinity, cpu_time};
 use youngbit_core::trace::{Counter, CounterValues};

@@ -9,6 +9,7 @@
 use crate::cpu::Cpu;
 use crate::error::{Errno, Error, Result};
 use crate::mm::memory::{PAGE_SHIFT, PAGE_SIZE};
+use crate::mm::pagetable::TASK_SIZE;
 use crate::mutant::{self, Mutant};
 use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering, zeroed};
 use crate::sync::cell::Witness;
@@ -415,6 +416,151 @@ pub struct MemoryRegion {
     pub userspace_addr: u64,
 }
 
+impl MemoryRegion {
+    fn base_gfn(&self) -> u64 {
+        self.guest_phys_addr >> PAGE_SHIFT
+    }
+
+    fn npages(&self) -> u64 {
+        self.memory_size >> PAGE_SHIFT
+    }
+
+    fn invalid(&self, what: impl std::fmt::Display) -> Error {
+        Error::invalid(format!("memslot {}:{}: {what}", self.as_id, self.slot))
+    }
+
+    /// Whether the request can be meant at all, of a VM with so many address
+    /// spaces.
+    fn check(&self, address_spaces: usize) -> Result<()> {
+        if self.as_id >= address_spaces {
+            return Err(self.invalid(format_args!(
+                "this VM has {address_spaces} address space(s), 0 to {}",
+                address_spaces - 1
+            )));
+        }
+        if self.slot >= MAX_SLOTS {
+            return Err(self.invalid(format_args!("slot numbers go from 0 to {}", MAX_SLOTS - 1)));
+        }
+        if self.flags & !(LOG_DIRTY_PAGES | READONLY) != 0 {
+            return Err(self.invalid(format_args!(
+                "flags {:#x} unknown: expected a sum of {LOG_DIRTY_PAGES} (log dirty pages) \
+                 and {READONLY} (read-only)",
+                self.flags
+            )));
+        }
+        for (name, value) in [
+            ("guest_phys_addr", self.guest_phys_addr),
+            ("memory_size", self.memory_size),
+            ("userspace_addr", self.userspace_addr),
+        ] {
+            if value % PAGE_SIZE != 0 {
+                return Err(self.invalid(format_args!(
+                    "{name} {value:#x} is not a multiple of {PAGE_SIZE:#x}"
+                )));
+            }
+        }
+        let (base_gfn, npages) = (self.base_gfn(), self.npages());
+        if npages > MAX_PAGES {
+            return Err(self.invalid(format_args!(
+                "{npages} pages: at most {MAX_PAGES} fit in one slot"
+            )));
+        }
+        if base_gfn + npages > MAX_GFN {
+            return Err(self.invalid(format_args!(
+                "guest frames [{base_gfn:#x}, {:#x}) end beyond {MAX_GFN:#x}",
+                base_gfn + npages
+            )));
+        }
+        let end = self.userspace_addr.checked_add(self.memory_size);
+        if end.is_none_or(|end| end > TASK_SIZE) {
+            return Err(self.invalid(format_args!(
+                "host addresses from {:#x}, {:#x} bytes, end beyond {TASK_SIZE:#x}",
+                self.userspace_addr, self.memory_size
+            )));
+        }
+        Ok(())
+    }
+
+    /// What changes in the slot with this number; `None` when nothing does.
+    fn change(&self, old: Option<&Memslot>) -> Result<Option<Change>> {
+        let npages = self.npages();
+        let Some(old) = old else {
+            return match npages {
+                0 => Err(self.invalid("deleted (memory_size 0), but it does not exist")),
+                _ => Ok(Some(Change::Create)),
+            };
+        };
+        if npages == 0 {
+            return Ok(Some(Change::Delete));
+        }
+        if old.userspace_addr != self.userspace_addr {
+            return Err(self.invalid(format_args!(
+                "userspace_addr cannot change from {:#x} to {:#x}; delete the slot first",
+                old.userspace_addr, self.userspace_addr
+            )));
+        }
+        if old.npages != npages {
+            return Err(self.invalid(format_args!(
+                "size cannot change from {} to {npages} pages; delete the slot first",
+                old.npages
+            )));
+        }
+        if (old.flags ^ self.flags) & READONLY != 0 {
+            return Err(self.invalid("read-only cannot change; delete the slot first"));
+        }
+        Ok(if old.base_gfn != self.base_gfn() {
+            Some(Change::Move)
+        } else if old.flags != self.flags {
+            Some(Change::FlagsOnly)
+        } else {
+            None
+        })
+    }
+
+    /// Whether the frames are free for this slot.
+    fn check_overlap(&self, slots: &Memslots) -> Result<()> {
+        let (base_gfn, npages) = (self.base_gfn(), self.npages());
+        match slots.overlaps(base_gfn, npages, self.slot) {
+            None => Ok(()),
+            Some(other) => Err(Error::new(
+                Errno::EEXIST,
+                format!(
+                    "memslot {}:{}: guest frames [{base_gfn:#x}, {:#x}) overlap {other:?}",
+                    self.as_id,
+                    self.slot,
+                    base_gfn + npages
+                ),
+            )),
+        }
+    }
+
+    /// The slot that is asked for.
+    fn build(&self, change: Change, old: Option<&Memslot>) -> Memslot {
+        let arch = match old {
+            Some(old) if change == Change::FlagsOnly => Arc::clone(&old.arch),
+            _ => Arc::default(),
+        };
+        let new = Memslot {
+            id: self.slot,
+            as_id: self.as_id,
+            base_gfn: self.base_gfn(),
+            npages: self.npages(),
+            userspace_addr: self.userspace_addr,
+            flags: self.flags,
+            dirty_bitmap: None,
+            arch,
+        };
+        // A bitmap lives as long as logging is on (`kvm_prepare_memory_region()`).
+        match old {
+            Some(old) if old.dirty_bitmap.is_some() && new.logs_dirty() => Memslot {
+                dirty_bitmap: old.dirty_bitmap.clone(),
+                ..new
+            },
+            _ => new.with_dirty_bitmap(),
+        }
+    }
+}
+
 /// A checked update ([`Spaces::prepare`]).
 pub(super) struct Update {
     pub(super) change: Change,
@@ -551,142 +697,21 @@ impl Spaces {
     /// `EINVAL` for a malformed or contradictory request, `EEXIST` when it
     /// overlaps another slot.
     pub(super) fn prepare(&self, cpu: &Cpu, region: &MemoryRegion) -> Result<Option<Update>> {
-        let MemoryRegion {
-            as_id,
-            slot: id,
-            flags,
-            guest_phys_addr,
-            memory_size,
-            userspace_addr,
-        } = *region;
-        let invalid = |what: String| Err(Error::invalid(format!("memslot {as_id}:{id}: {what}")));
-        if as_id >= self.spaces.len() {
-            return invalid(format!(
-                "this VM has {} address space(s), 0 to {}",
-                self.spaces.len(),
-                self.spaces.len() - 1
-            ));
-        }
-        if id >= MAX_SLOTS {
-            return invalid(format!("slot numbers go from 0 to {}", MAX_SLOTS - 1));
-        }
-        if flags & !(LOG_DIRTY_PAGES | READONLY) != 0 {
-            return invalid(format!(
-                "flags {flags:#x} unknown: expected a sum of {LOG_DIRTY_PAGES} (log dirty pages) \
-                 and {READONLY} (read-only)"
-            ));
-        }
-        for (name, value) in [
-            ("guest_phys_addr", guest_phys_addr),
-            ("memory_size", memory_size),
-            ("userspace_addr", userspace_addr),
-        ] {
-            if value % PAGE_SIZE != 0 {
-                return invalid(format!(
-                    "{name} {value:#x} is not a multiple of {PAGE_SIZE:#x}"
-                ));
-            }
-        }
-        let base_gfn = guest_phys_addr >> PAGE_SHIFT;
-        let npages = memory_size >> PAGE_SHIFT;
-        if npages > MAX_PAGES {
-            return invalid(format!(
-                "{npages} pages: at most {MAX_PAGES} fit in one slot"
-            ));
-        }
-        if base_gfn + npages > MAX_GFN {
-            return invalid(format!(
-                "guest frames [{base_gfn:#x}, {:#x}) end beyond {MAX_GFN:#x}",
-                base_gfn + npages
-            ));
-        }
-        if userspace_addr
-            .checked_add(memory_size)
-            .is_none_or(|end| end > crate::mm::pagetable::TASK_SIZE)
-        {
-            return invalid(format!(
-                "host addresses from {userspace_addr:#x}, {memory_size:#x} bytes, end beyond {:#x}",
-                crate::mm::pagetable::TASK_SIZE
-            ));
-        }
+        region.check(self.len())?;
         let guard = cpu.rcu.lock();
-        let slots = self.load(as_id, &guard);
-        let old = slots.by_id(id).cloned();
-        if npages == 0 {
-            return match old {
-                Some(old) => Ok(Some(Update {
-                    change: Change::Delete,
-                    old: Some(old),
-                    new: None,
-                })),
-                None => invalid("deleted (memory_size 0), but it does not exist".into()),
-            };
+        let slots = self.load(region.as_id, &guard);
+        let old = slots.by_id(region.slot).cloned();
+        let Some(change) = region.change(old.as_deref())? else {
+            return Ok(None);
+        };
+        if matches!(change, Change::Create | Change::Move) {
+            region.check_overlap(slots)?;
         }
-        let change = match &old {
-            None => Change::Create,
-            Some(old) => {
-                if old.userspace_addr != userspace_addr {
-                    return invalid(format!(
-                        "userspace_addr cannot change from {:#x} to {userspace_addr:#x}; \
-                         delete the slot first",
-                        old.userspace_addr
-                    ));
-                }
-                if old.npages != npages {
-                    return invalid(format!(
-                        "size cannot change from {} to {npages} pages; delete the slot first",
-                        old.npages
-                    ));
-                }
-                if (old.flags ^ flags) & READONLY != 0 {
-                    return invalid("read-only cannot change; delete the slot first".into());
-                }
-                if old.base_gfn != base_gfn {
-                    Change::Move
-                } else if old.flags != flags {
-                    Change::FlagsOnly
-                } else {
-                    return Ok(None);
-                }
-            }
-        };
-        if matches!(change, Change::Create | Change::Move)
-            && let Some(other) = slots.overlaps(base_gfn, npages, id)
-        {
-            return Err(Error::new(
-                Errno::EEXIST,
-                format!(
-                    "memslot {as_id}:{id}: guest frames [{base_gfn:#x}, {:#x}) overlap {other:?}",
-                    base_gfn + npages
-                ),
-            ));
-        }
-        let arch = match &old {
-            Some(old) if change == Change::FlagsOnly => Arc::clone(&old.arch),
-            _ => Arc::default(),
-        };
-        let new = Memslot {
-            id,
-            as_id,
-            base_gfn,
-            npages,
-            userspace_addr,
-            flags,
-            dirty_bitmap: None,
-            arch,
-        };
-        // A bitmap lives as long as logging is on (`kvm_prepare_memory_region()`).
-        let new = match &old {
-            Some(old) if old.dirty_bitmap.is_some() && new.logs_dirty() => Memslot {
-                dirty_bitmap: old.dirty_bitmap.clone(),
-                ..new
-            },
-            _ => new.with_dirty_bitmap(),
-        };
+        let new = (change != Change::Delete).then(|| region.build(change, old.as_deref()));
         Ok(Some(Update {
             change,
             old,
-            new: Some(Arc::new(new)),
+            new: new.map(Arc::new),
         }))
     }
 

@@ -170,7 +170,7 @@ impl Invalidate {
             self.in_progress.store(running - 1, Ordering::Release);
         }
         let seq = self.seq.load(Ordering::Relaxed);
-        // Release: pairs with the acquire in `sequence` and `retry`.
+        // Release: pairs with the acquire in `sequence` and `retry_unsafe`.
         self.seq.store(seq + 1, Ordering::Release);
         if early {
             return;
@@ -186,22 +186,30 @@ impl Invalidate {
     /// (`mmu_invalidate_retry_gfn()`). Under `mmu_lock`.
     #[inline]
     pub fn retry(&self, seq: u64, gfn: u64) -> bool {
+        // Relaxed: all of them are written under `mmu_lock` for write.
+        self.stale(seq, gfn, Ordering::Relaxed)
+    }
+
+    /// [`retry`](Self::retry) without `mmu_lock`, to spare taking it in vain
+    /// (`mmu_invalidate_retry_gfn_unsafe()`): true may be wrong, for the range
+    /// may be half written, and false may be late, so it is asked again under
+    /// the lock.
+    #[inline]
+    pub fn retry_unsafe(&self, seq: u64, gfn: u64) -> bool {
         // Acquire: the count is read before the sequence, as `end` writes them
         // the other way round.
-        if self.in_progress.load(Ordering::Acquire) != 0
+        self.stale(seq, gfn, Ordering::Acquire)
+    }
+
+    #[inline(always)]
+    fn stale(&self, seq: u64, gfn: u64, order: Ordering) -> bool {
+        if self.in_progress.load(order) != 0
             && self.range_start.load(Ordering::Relaxed) <= gfn
             && gfn < self.range_end.load(Ordering::Relaxed)
         {
             return true;
         }
-        self.seq.load(Ordering::Acquire) != seq
-    }
-
-    /// [`retry`](Self::retry) without `mmu_lock`, to spare taking it in vain
-    /// (`mmu_invalidate_retry_gfn_unsafe()`).
-    #[inline]
-    pub fn retry_unsafe(&self, seq: u64, gfn: u64) -> bool {
-        self.retry(seq, gfn)
+        self.seq.load(order) != seq
     }
 
     /// The words of the sequence and of the count, for a checker's report.
@@ -642,7 +650,8 @@ impl Vm {
         let words = slot.npages.div_ceil(64);
         if !first.is_multiple_of(64) || first / 64 + bitmap.len() as u64 > words {
             return Err(Error::invalid(format!(
-                "{} words of dirty bits from page {first} on of {slot:?}: expected a multiple of                  64 and an end within {words} words",
+                "{} words of dirty bits from page {first} on of {slot:?}: expected a multiple of \
+                 64 and an end within {words} words",
                 bitmap.len()
             )));
         }

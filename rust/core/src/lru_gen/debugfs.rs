@@ -176,12 +176,13 @@ fn run(cpu: &Cpu, command: &Command, place: &Cursor<'_>) -> Result<()> {
     }
     let memcg = u16::try_from(command.memcg)
         .ok()
+        .filter(|&id| id != 0)
         .and_then(|id| host.memcg(id));
     let memcg = memcg
         .ok_or_else(|| place.expected(&format!("the number of a memcg, not {},", command.memcg)))?;
     let lruvec = &memcg.lruvecs[command.node as usize];
     let swappiness = match command.swappiness {
-        None => default_swappiness(cpu, &memcg),
+        None => default_swappiness(cpu),
         Some(n) if n <= MAX_SWAPPINESS => n as u32,
         Some(n) => {
             return Err(place.expected(&format!("swappiness of at most 200, not {n},")));

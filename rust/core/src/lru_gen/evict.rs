@@ -421,12 +421,41 @@ fn shrink_folio(
     rmap: Option<&Rmap<'_>>,
     pfn: Pfn,
 ) -> Fate {
+    let Some(_locked) = FolioLock::try_new(cpu.host().memory.word(pfn)) else {
+        return Fate::Keep;
+    };
+    let fate = shrink_locked_folio(cpu, lruvec, sc, around, space, rmap, pfn);
+    if matches!(fate, Fate::Activate) {
+        give_back_slot(cpu, pfn);
+    }
+    fate
+}
+
+/// A locked folio that is activated will not be swapped out soon: give its slot
+/// back if swap is scarce, or the folio cannot be evicted at all.
+fn give_back_slot(cpu: &Cpu, pfn: Pfn) {
+    let host = cpu.host();
+    let word = host.memory.word(pfn).get();
+    // One that is being written needs its slot.
+    if word.has(SWAPCACHE) && !word.has(WRITEBACK) && (host.swap.is_full() || word.has(UNEVICTABLE))
+    {
+        host.swap.free_folio_slot(&host.memory, pfn);
+    }
+}
+
+/// [`shrink_folio`] of a locked folio.
+fn shrink_locked_folio(
+    cpu: &Cpu,
+    lruvec: &LruVec,
+    sc: &mut ScanControl,
+    around: &mut LookAround<'_>,
+    space: Option<&AddressSpace>,
+    rmap: Option<&Rmap<'_>>,
+    pfn: Pfn,
+) -> Fate {
     let host = cpu.host();
     let memory = &host.memory;
     let word = memory.word(pfn);
-    let Some(_locked) = FolioLock::try_new(word) else {
-        return Fate::Keep;
-    };
     let seen = word.get();
     sc.nr_scanned += seen.nr_pages();
     if seen.has(UNEVICTABLE) {
@@ -490,7 +519,7 @@ fn shrink_folio(
             rmap::try_to_unmap(cpu, rmap, pfn, slot);
         }
         if mapped() {
-            return activate_mapped(cpu, pfn);
+            return Fate::Activate;
         }
     }
     if word.get().has(DIRTY) {
@@ -511,16 +540,6 @@ fn shrink_folio(
     } else {
         Fate::Keep
     }
-}
-
-/// A folio that could not be unmapped everywhere: give its slot back if swap
-/// is scarce.
-fn activate_mapped(cpu: &Cpu, pfn: Pfn) -> Fate {
-    let host = cpu.host();
-    if host.swap.is_full() {
-        host.swap.free_folio_slot(&host.memory, pfn);
-    }
-    Fate::Activate
 }
 
 /// Write a locked, unmapped folio to swap (`pageout()`), where shmem leaves the
@@ -689,4 +708,48 @@ fn activate_folios(cpu: &Cpu, lruvec: &LruVec, folios: &mut Vec<Pfn>) {
         release_if_unused(cpu, pfn);
     }
     folios.clear();
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::host::{Host, HostConfig};
+
+    #[test]
+    fn an_activated_folio_gives_its_slot_back_when_swap_is_over_half_full_or_it_is_locked() {
+        let host = Host::new(&HostConfig {
+            nodes: vec![64],
+            swap_pages: 4,
+            virtual_clock: true,
+        })
+        .expect("a valid host");
+        let cpu = Cpu::new(&host);
+        let memcg = host.create_memcg("test").expect("memcg");
+        let cached = || {
+            let pfn = host
+                .alloc_folio(&cpu, &memcg, 0, FOLIO_ANON | SWAPBACKED)
+                .expect("a folio");
+            host.swap.add_folio(&host.memory, pfn).expect("a slot");
+            pfn
+        };
+        let has_slot = |pfn| Swap::slot_of(&host.memory, pfn).is_some();
+
+        let [first, second] = [cached(), cached()];
+        give_back_slot(&cpu, first);
+        assert!(has_slot(first), "half of the device is free");
+        host.memory.word(second).set(UNEVICTABLE);
+        give_back_slot(&cpu, second);
+        assert!(!has_slot(second), "it is locked in memory");
+        let [third, _] = [cached(), cached()];
+        host.memory.word(third).set(WRITEBACK);
+        give_back_slot(&cpu, third);
+        assert!(has_slot(third), "it is being written");
+        give_back_slot(&cpu, first);
+        assert!(!has_slot(first), "three of four are used");
+        let word = host.memory.word(first).get();
+        assert!(
+            word.has(DIRTY) && !word.has(SWAPCACHE),
+            "it is nowhere else"
+        );
+    }
 }

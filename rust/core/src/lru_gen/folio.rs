@@ -7,9 +7,11 @@ use super::lruvec::{
 };
 use crate::cpu::{Cpu, KeptForLru};
 use crate::mm::folio::{
-    ACTIVE, DIRTY, FolioWord, GEN_MASK, LRU, MEMCG_MASK, NODE_MASK, ORDER_MASK, Pfn, RECLAIM,
-    REFERENCED, REFS_MASK, SWAPBACKED, SWAPCACHE, UNEVICTABLE, WORKINGSET, WRITEBACK, Word,
+    ACTIVE, ANON as FOLIO_ANON, DIRTY, FolioWord, GEN_MASK, LRU, MEMCG_MASK, NODE_MASK, ORDER_MASK,
+    Pfn, RECLAIM, REFERENCED, REFS_MASK, SWAPBACKED, SWAPCACHE, TAIL, UNEVICTABLE, WORKINGSET,
+    WRITEBACK, Word,
 };
+use crate::mm::pagetable::{self, Pte};
 use crate::mm::{Memcg, PhysMem, release_if_unused};
 use crate::mutant::{self, Mutant};
 use crate::table::prefetch;
@@ -278,6 +280,33 @@ pub(super) fn inc_gen_word(
     )
 }
 
+/// The folio that a present leaf maps, if it is one of this lruvec
+/// (`get_pfn_folio()`).
+// Always inlined, and what follows too: the aging walk calls them once a page.
+#[inline(always)]
+pub(super) fn folio_behind(memory: &PhysMem, lruvec: &LruVec, pte: Pte) -> Option<(Pfn, Word)> {
+    let mut pfn = pte.pfn();
+    let mut word = memory.word(pfn).get();
+    if word.has(TAIL) {
+        pfn = memory.head(pfn);
+        word = memory.word(pfn).get();
+    }
+    (word.node() == lruvec.node && word.memcg() == lruvec.memcg).then_some((pfn, word))
+}
+
+/// Hand the dirty bit of a leaf, which loses its accessed bit, to the folio;
+/// returns the folio's word.
+#[inline(always)]
+pub(super) fn hand_over_dirty(memory: &PhysMem, pte: Pte, pfn: Pfn, word: Word) -> Word {
+    // An anonymous page outside the swap cache is dirty by nature.
+    let backed = word.has(SWAPCACHE) || !word.has(FOLIO_ANON | SWAPBACKED);
+    if backed && pte.has(pagetable::DIRTY) && !word.has(DIRTY) {
+        Word(memory.word(pfn).set(DIRTY).0 | DIRTY)
+    } else {
+        word
+    }
+}
+
 /// Promote a folio that a walk found young (`folio_update_gen()`), by its word
 /// alone. Returns the generation it was in; an isolated one gets *referenced*
 /// instead and `None` is returned.
@@ -402,7 +431,7 @@ pub fn mark_accessed(memory: &PhysMem, pfn: Pfn) {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use crate::host::{Host, HostConfig};
+    use crate::host::{Host, HostConfig, ROOT_MEMCG};
     use crate::mm::folio::{DIRTY, SWAPBACKED};
     use crate::sync::atomic::Ordering;
     use std::sync::Arc;
@@ -514,7 +543,7 @@ mod tests {
                 pfns.iter().zip(kinds.iter().cycle().enumerate())
             {
                 // Owners change between folios that are else alike, too.
-                let owner = if n % 6 < 3 { 0 } else { other.id };
+                let owner = if n % 6 < 3 { ROOT_MEMCG } else { other.id };
                 let word = Word::new(node, order, flags).with_memcg(owner);
                 memory.word(pfn).store(word.0, Ordering::Relaxed);
             }

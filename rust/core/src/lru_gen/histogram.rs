@@ -168,10 +168,10 @@ impl LruVec {
 /// The histogram of one memory cgroup, all nodes.
 pub fn of_memcg(host: &Host, memcg: &Memcg, letters: Option<Letters>) -> MemcgHistogram {
     let now_ns = host.clock.now_ns();
-    let slash = if memcg.name.starts_with('/') { "" } else { "/" };
     MemcgHistogram {
-        id: memcg.id,
-        path: format!("{slash}{}", memcg.name),
+        // One that was removed has given up its number (`mem_cgroup_id_put()`).
+        id: if memcg.is_online() { memcg.id } else { 0 },
+        path: memcg.name.clone(),
         nodes: memcg
             .lruvecs
             .iter()

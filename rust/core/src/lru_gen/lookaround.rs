@@ -15,16 +15,13 @@
 //! | `FastOnly` | accurate notifier | fast-only notifier, with capability 0x8 |
 
 use super::filter::pmd_item;
-use super::folio::update_gen;
+use super::folio::{folio_behind, hand_over_dirty, update_gen};
 use super::lruvec::{FILE, LruVec, MIN_LRU_BATCH, gen_from_seq, type_of};
 use super::settings::{Asking, caps};
 use super::walk::Batch;
 use crate::cpu::Cpu;
-use crate::mm::folio::{
-    ANON, DIRTY as FOLIO_DIRTY, FolioWord, IDLE, REFERENCED, REFS_MASK, SWAPBACKED, SWAPCACHE,
-    TAIL, WORKINGSET, YOUNG,
-};
-use crate::mm::pagetable::{ACCESSED, DIRTY, PMD, PTE, SPECIAL, level_index, level_size};
+use crate::mm::folio::{FolioWord, IDLE, REFERENCED, REFS_MASK, WORKINGSET, YOUNG};
+use crate::mm::pagetable::{ACCESSED, PMD, PTE, SPECIAL, level_index, level_size};
 use crate::mm::rmap::{Rmap, mapped_walk};
 use crate::mm::{Area, Entry, Mm, PAGE_SIZE, Pfn, Pte, Word};
 use crate::sync::atomic::Ordering;
@@ -240,19 +237,13 @@ impl<'a> LookAround<'a> {
         if !pte.is_young() && !asks {
             return false;
         }
-        let mut pfn = pte.pfn();
-        let mut word = memory.word(pfn).get();
-        if word.has(TAIL) {
-            pfn = memory.head(pfn);
-            word = memory.word(pfn).get();
-        }
         // Private copies in a file mapping are not promoted with the file's
         // pages: whether anonymous pages can be swapped was not asked.
-        if (word.node(), word.memcg()) != (self.lruvec.node, self.lruvec.memcg)
-            || (type_of(folio) == FILE && type_of(word) != FILE)
-        {
+        let Some((pfn, word)) = folio_behind(memory, self.lruvec, pte)
+            .filter(|&(_, word)| type_of(folio) != FILE || type_of(word) == FILE)
+        else {
             return false;
-        }
+        };
         let secondary = match self.asking {
             Asking::Accurate => mm
                 .notifiers
@@ -267,10 +258,7 @@ impl<'a> LookAround<'a> {
         if !(primary || secondary) {
             return false;
         }
-        let backed = word.has(SWAPCACHE) || !word.has(ANON | SWAPBACKED);
-        if backed && pte.has(DIRTY) && !word.has(FOLIO_DIRTY) {
-            memory.word(pfn).set(FOLIO_DIRTY);
-        }
+        let word = hand_over_dirty(memory, pte, pfn, word);
         if let Some(batch) = &mut self.batch {
             if let Some(old_gen) = update_gen(cpu, memory, pfn, new_gen)
                 && old_gen != new_gen

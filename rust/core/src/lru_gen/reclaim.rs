@@ -1,6 +1,5 @@
-//! When to reclaim, and from whom: limits of memory cgroups, watermarks of
-//! nodes, the background thread, and the memory cgroup LRU (`mm/vmscan.c`,
-//! `mm/memcontrol.c`, `mm/page_alloc.c`).
+//! When to reclaim, and from whom: limits of memory cgroups, and nodes that are
+//! short of free pages (`mm/vmscan.c`, `mm/memcontrol.c`, `mm/page_alloc.c`).
 //!
 //! | what is short | who reclaims | walk context |
 //! |---|---|---|
@@ -8,193 +7,36 @@
 //! | a memory cgroup, by `memory.reclaim` | whoever wrote it | one |
 //! | a node, below its low watermark | kswapd | one |
 //! | a node, below its min watermark | the task that allocates | none |
-//!
-//! kswapd is a thread only while [`with_kswapd`] runs; else whoever would wake
-//! it does its work, so that inline runs repeat.
 
 use super::aging::{should_run_aging, try_to_inc_max_seq};
 use super::evict::{DEF_PRIORITY, ScanControl, evict_folios};
+use super::kswapd::{Watermarks, wake_kswapd};
 use super::lruvec::{ANON, FILE, LruVec, MIN_LRU_BATCH, gen_from_seq};
+use super::memcg_lru::{MEMCG_NR_BINS, Rotation};
 use super::policy::View;
 use super::walk::Batch;
-use crate::cpu::{Cpu, CpuSeed};
+use crate::cpu::Cpu;
 use crate::error::{Errno, Error, Result};
-use crate::host::Host;
 use crate::mm::memcg::UNLIMITED;
 use crate::mm::{Memcg, Pfn, filemap};
-use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use crate::sync::lock::{Condvar, Mutex};
+use crate::sync::atomic::Ordering;
 use crate::sync::thread;
 use crate::trace::Counter;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// The least that reclaim is asked for (`SWAP_CLUSTER_MAX`).
-const SWAP_CLUSTER_MAX: u64 = 32;
+pub(super) const SWAP_CLUSTER_MAX: u64 = 32;
 /// Pages that a task over `memory.high` reclaims (`MEMCG_CHARGE_BATCH`).
 const CHARGE_BATCH: u64 = 64;
 /// Rounds without progress before giving up (`MAX_RECLAIM_RETRIES`).
-const MAX_RETRIES: u32 = 16;
+pub(super) const MAX_RETRIES: u32 = 16;
 /// Time that a task gives way, a yield; two seconds in all its tries.
 const GIVE_WAY: Duration = Duration::from_micros(16);
 /// Dirty file pages written when reclaim meets nothing else.
-const FLUSH_BATCH: u64 = 1024;
+pub(super) const FLUSH_BATCH: u64 = 1024;
 /// Rounds of a thread's direct reclaim between two batches of periodic
 /// writeback.
 const ROUNDS_PER_FLUSH: u64 = 1024;
-
-/// Free pages below which a node acts.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Watermarks {
-    /// Allocation reclaims for itself.
-    pub min: u64,
-    /// kswapd is woken.
-    pub low: u64,
-    /// kswapd is done.
-    pub high: u64,
-}
-
-impl Watermarks {
-    /// For a node of `pages` pages (`init_per_zone_wmark_min()`,
-    /// `__setup_per_zone_wmarks()`, with the default scale factor).
-    pub fn new(pages: u64) -> Self {
-        // min_free_kbytes is the root of sixteen times the memory in KiB.
-        let min = (pages * 64).isqrt() / 4;
-        let step = (min / 4).max(pages / 1000);
-        Watermarks {
-            min,
-            low: min + step,
-            high: min + 2 * step,
-        }
-    }
-}
-
-/// What a node's reclaim needs (`struct pglist_data`, in part).
-pub(crate) struct NodeReclaim {
-    watermarks: Watermarks,
-    memcg_lru: Mutex<MemcgLru>,
-    /// Rounds of kswapd without a page, since the last page.
-    failures: AtomicU32,
-    live: AtomicBool,
-    kswapd: Mutex<Kswapd>,
-    wake: Condvar,
-}
-
-#[derive(Default)]
-struct Kswapd {
-    wanted: bool,
-    stop: bool,
-}
-
-impl NodeReclaim {
-    pub(crate) fn new(pages: u64) -> Self {
-        NodeReclaim {
-            watermarks: Watermarks::new(pages),
-            memcg_lru: Mutex::new(MemcgLru::new()),
-            failures: AtomicU32::new(0),
-            live: AtomicBool::new(false),
-            kswapd: Mutex::new(Kswapd::default()),
-            wake: Condvar::new(),
-        }
-    }
-
-    /// A memory cgroup was made (`lru_gen_online_memcg()`).
-    pub(crate) fn online_memcg(&self, id: u16) {
-        self.memcg_lru.lock().online(id);
-    }
-}
-
-/// Generations of memory cgroups (`MEMCG_NR_GENS`): old, young, and one that
-/// lets latecomers of a round be told from the next.
-const MEMCG_NR_GENS: usize = 3;
-/// Bins of a generation (`MEMCG_NR_BINS`): a random place for each rotation
-/// keeps concurrent reclaimers apart.
-const MEMCG_NR_BINS: usize = 8;
-
-/// Where a memory cgroup stands.
-#[derive(Clone, Copy)]
-struct Place {
-    generation: usize,
-    bin: usize,
-    /// It was moved to the tail once already (`MEMCG_LRU_TAIL` in `seg`).
-    at_tail: bool,
-}
-
-/// Moves in the memory cgroup LRU.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Rotation {
-    /// To the tail of its generation: one more try in this round.
-    Tail,
-    /// To the next generation: done for this round.
-    Young,
-}
-
-/// The LRU of memory cgroups of a node (`struct lru_gen_memcg`).
-struct MemcgLru {
-    seq: u64,
-    fifo: [[Vec<u16>; MEMCG_NR_BINS]; MEMCG_NR_GENS],
-    nr_memcgs: [usize; MEMCG_NR_GENS],
-    places: Vec<Place>,
-    random: u64,
-}
-
-impl MemcgLru {
-    fn new() -> Self {
-        MemcgLru {
-            seq: 0,
-            fifo: Default::default(),
-            nr_memcgs: [0; MEMCG_NR_GENS],
-            places: Vec::new(),
-            random: 0x9e37_79b9_7f4a_7c15,
-        }
-    }
-
-    fn generation(&self) -> usize {
-        (self.seq % MEMCG_NR_GENS as u64) as usize
-    }
-
-    /// A bin, by a generator that begins alike on every host (xorshift).
-    fn random_bin(&mut self) -> usize {
-        self.random ^= self.random << 13;
-        self.random ^= self.random >> 7;
-        self.random ^= self.random << 17;
-        (self.random >> 32) as usize % MEMCG_NR_BINS
-    }
-
-    fn online(&mut self, id: u16) {
-        let place = Place {
-            generation: self.generation(),
-            bin: self.random_bin(),
-            at_tail: false,
-        };
-        debug_assert_eq!(self.places.len(), usize::from(id));
-        self.places.push(place);
-        self.fifo[place.generation][place.bin].push(id);
-        self.nr_memcgs[place.generation] += 1;
-    }
-
-    /// Move a memory cgroup (`lru_gen_rotate_memcg()`). The round ends when its
-    /// generation is empty.
-    fn rotate(&mut self, id: u16, rotation: Rotation) {
-        let old = self.places[usize::from(id)];
-        let new = Place {
-            generation: match rotation {
-                Rotation::Tail => old.generation,
-                Rotation::Young => ((self.seq + 1) % MEMCG_NR_GENS as u64) as usize,
-            },
-            bin: self.random_bin(),
-            at_tail: rotation == Rotation::Tail,
-        };
-        self.fifo[old.generation][old.bin].retain(|&other| other != id);
-        self.fifo[new.generation][new.bin].push(id);
-        self.places[usize::from(id)] = new;
-        self.nr_memcgs[old.generation] -= 1;
-        self.nr_memcgs[new.generation] += 1;
-        if self.nr_memcgs[old.generation] == 0 && old.generation == self.generation() {
-            self.seq += 1;
-        }
-    }
-}
 
 /// Whether pages of a type can be had from swap at all, and how eagerly
 /// (`get_swappiness()`).
@@ -209,7 +51,7 @@ fn swappiness(cpu: &Cpu, sc: &ScanControl) -> u32 {
 
 /// The swappiness that a command without one gets: none when a batch would not
 /// find enough swap slots.
-pub(crate) fn default_swappiness(cpu: &Cpu, _memcg: &Memcg) -> u32 {
+pub(crate) fn default_swappiness(cpu: &Cpu) -> u32 {
     swappiness(cpu, &ScanControl::new(0))
 }
 
@@ -288,7 +130,7 @@ fn try_to_shrink_lruvec(cpu: &Cpu, memcg: &Memcg, lruvec: &LruVec, sc: &mut Scan
 
 /// Whether a lruvec has enough pages to be worth a visit
 /// (`lruvec_is_sizable()`).
-fn is_sizable(cpu: &Cpu, lruvec: &LruVec, sc: &ScanControl) -> bool {
+pub(super) fn is_sizable(cpu: &Cpu, lruvec: &LruVec, sc: &ScanControl) -> bool {
     let can_swap = swappiness(cpu, sc) != 0;
     let max_seq = lruvec.max_seq();
     let mut total = 0;
@@ -336,17 +178,17 @@ fn shrink_many(cpu: &Cpu, node: usize, sc: &mut ScanControl) {
         loop {
             // The list may change while its lock is dropped: go on at the same
             // place, where the next one is if the last was rotated away.
-            let next = {
-                let lru = lru.lock();
-                let id = lru.fifo[generation][bin].get(visited).copied();
-                id.map(|id| (id, lru.places[usize::from(id)].at_tail))
-            };
+            let next = lru.lock().nth(generation, bin, visited);
             let Some((id, at_tail)) = next else {
                 break;
             };
             let Some(memcg) = host.memcg_ref(id) else {
                 break;
             };
+            if memcg.is_released() {
+                lru.lock().release(id);
+                continue;
+            }
             let rotation = shrink_one(cpu, memcg, &memcg.lruvecs[node], sc, at_tail);
             match rotation {
                 Some(rotation) => lru.lock().rotate(id, rotation),
@@ -362,7 +204,7 @@ fn shrink_many(cpu: &Cpu, node: usize, sc: &mut ScanControl) {
 /// Pick a priority at which one round should do
 /// (`set_initial_priority()`): the pages outside the two youngest generations
 /// are taken as what can be had.
-fn set_initial_priority(cpu: &Cpu, node: usize, sc: &mut ScanControl) {
+pub(super) fn set_initial_priority(cpu: &Cpu, node: usize, sc: &mut ScanControl) {
     if sc.priority != DEF_PRIORITY || sc.nr_to_reclaim < MIN_LRU_BATCH as u64 {
         return;
     }
@@ -384,7 +226,7 @@ fn set_initial_priority(cpu: &Cpu, node: usize, sc: &mut ScanControl) {
 }
 
 /// Reclaim from a node (`lru_gen_shrink_node()`).
-fn shrink_node(cpu: &Cpu, node: usize, sc: &mut ScanControl) {
+pub(super) fn shrink_node(cpu: &Cpu, node: usize, sc: &mut ScanControl) {
     let before = sc.nr_reclaimed;
     if sc.kswapd || sc.proactive {
         sc.walk = Some(Batch::default());
@@ -400,152 +242,6 @@ fn shrink_node(cpu: &Cpu, node: usize, sc: &mut ScanControl) {
     sc.walk = None;
     if sc.nr_reclaimed > before {
         cpu.host().nodes[node].failures.store(0, Ordering::Relaxed);
-    }
-}
-
-/// Test whether some working set is old enough to be reclaimed
-/// (`lru_gen_age_node()`): if none is, that is an out-of-memory event.
-fn age_node(cpu: &Cpu, node: usize, sc: &mut ScanControl) {
-    set_initial_priority(cpu, node, sc);
-    let host = cpu.host();
-    let min_ttl_ns = u64::from(host.lru_gen.min_ttl_ms()) * 1_000_000;
-    if min_ttl_ns == 0 {
-        return;
-    }
-    let now = host.clock.now_ns();
-    let reclaimable = host.memcgs().iter().any(|memcg| {
-        let lruvec = &memcg.lruvecs[node];
-        is_sizable(cpu, lruvec, sc) && now > lruvec.timestamp(lruvec.min_seq(FILE)) + min_ttl_ns
-    });
-    if !reclaimable {
-        cpu.count(Counter::OomEvents);
-    }
-}
-
-/// Reclaim until a node has its high watermark free, or nothing more can be
-/// had (`balance_pgdat()`).
-fn balance_node(cpu: &Cpu, node: usize) {
-    let host = cpu.host();
-    let state = &host.nodes[node];
-    let high = state.watermarks.high;
-    let balanced = || host.memory.nr_free(node) >= high;
-    cpu.count(Counter::KswapdRuns);
-    let was = cpu.set_reclaiming(true);
-    let mut sc = ScanControl::new(0);
-    sc.kswapd = true;
-    let mut flushed = false;
-    while !balanced() && sc.priority >= 1 && !cpu.has_error() && !cpu.poll() {
-        sc.nr_to_reclaim = high.max(SWAP_CLUSTER_MAX);
-        let before = sc.nr_reclaimed;
-        sc.nr_scanned = 0;
-        age_node(cpu, node, &mut sc);
-        shrink_node(cpu, node, &mut sc);
-        let progress = sc.nr_reclaimed > before;
-        if sc.nr_scanned < sc.nr_to_reclaim || !progress {
-            sc.priority -= 1;
-        }
-        if sc.priority == 0 && !flushed && !balanced() {
-            // What periodic writeback would have done by now.
-            flushed = true;
-            if filemap::flush_some(cpu, FLUSH_BATCH) > 0 {
-                sc.priority = DEF_PRIORITY - 2;
-            }
-        }
-    }
-    cpu.set_reclaiming(was);
-    if sc.nr_reclaimed == 0 {
-        state.failures.fetch_add(1, Ordering::Relaxed);
-    } else {
-        state.failures.store(0, Ordering::Relaxed);
-    }
-}
-
-/// Wake a node's kswapd, or do its work (`wakeup_kswapd()`).
-fn wake_kswapd(cpu: &Cpu, node: usize) {
-    let state = &cpu.host().nodes[node];
-    // Hopeless: leave it to direct reclaim, whose progress revives it.
-    if state.failures.load(Ordering::Relaxed) >= MAX_RETRIES {
-        return;
-    }
-    if !state.live.load(Ordering::Acquire) {
-        if !cpu.is_reclaiming() {
-            balance_node(cpu, node);
-        }
-        return;
-    }
-    let mut kswapd = state.kswapd.lock();
-    if !kswapd.wanted {
-        kswapd.wanted = true;
-        state.wake.notify_one();
-    }
-}
-
-/// The background thread of a node (`kswapd()`).
-fn kswapd(cpu: &Cpu, node: usize) {
-    let state = &cpu.host().nodes[node];
-    loop {
-        {
-            let mut kswapd = state.kswapd.lock();
-            while !kswapd.wanted && !kswapd.stop {
-                state.wake.wait(&mut kswapd);
-            }
-            if kswapd.stop {
-                return;
-            }
-            kswapd.wanted = false;
-        }
-        balance_node(cpu, node);
-    }
-}
-
-/// Run `work` with a kswapd thread for each node, which are joined before this
-/// returns. While it runs, a second call on the same host only runs its work.
-///
-/// # Errors
-/// What a notifier raised in kswapd.
-pub fn with_kswapd<R>(host: &Arc<Host>, seed: &CpuSeed, work: impl FnOnce() -> R) -> Result<R> {
-    let started: Vec<usize> = (0..host.nodes.len())
-        .filter(|&node| !host.nodes[node].live.swap(true, Ordering::AcqRel))
-        .collect();
-    let result = thread::scope(|scope| {
-        let threads: Vec<_> = started
-            .iter()
-            .map(|&node| {
-                scope.spawn(move || {
-                    let cpu = seed.cpu();
-                    kswapd(&cpu, node);
-                    cpu.check_error()
-                })
-            })
-            .collect();
-        // Stopped also when the work panics, or the scope would never end.
-        let stop = StopKswapd(host, &started);
-        let result = work();
-        drop(stop);
-        for thread in threads {
-            if let Ok(ended) = thread.join() {
-                ended?;
-            }
-        }
-        Ok(result)
-    });
-    for &node in &started {
-        let state = &host.nodes[node];
-        *state.kswapd.lock() = Kswapd::default();
-        state.live.store(false, Ordering::Release);
-    }
-    result
-}
-
-struct StopKswapd<'a>(&'a Host, &'a [usize]);
-
-impl Drop for StopKswapd<'_> {
-    fn drop(&mut self) {
-        for &node in self.1 {
-            let state = &self.0.nodes[node];
-            state.kswapd.lock().stop = true;
-            state.wake.notify_all();
-        }
     }
 }
 
@@ -596,7 +292,7 @@ fn try_to_free_pages(cpu: &Cpu) -> u64 {
 /// above its low watermark; else kswapd is woken; below the min watermark the
 /// task reclaims; and what is below that is given out when even this fails.
 /// `None` when nothing is left.
-pub(crate) fn alloc_with_reclaim(cpu: &Cpu, _memcg: &Memcg, order: u32, flags: u64) -> Option<Pfn> {
+pub(crate) fn alloc_with_reclaim(cpu: &Cpu, order: u32, flags: u64) -> Option<Pfn> {
     let host = cpu.host();
     let above = |mark: fn(&Watermarks) -> u64| {
         let free = |&node: &usize| {
@@ -848,37 +544,4 @@ pub fn proactive_reclaim(
     }
     cpu.finish()?;
     Ok(freed)
-}
-
-#[cfg(all(test, not(loom)))]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn watermarks_of_three_gib_are_the_kernels() {
-        let marks = Watermarks::new(3 << 18);
-        assert_eq!((marks.min, marks.low, marks.high), (1773, 2559, 3345));
-    }
-
-    #[test]
-    fn a_round_of_the_memcg_lru_visits_everyone_and_ends() {
-        let mut lru = MemcgLru::new();
-        for id in 0..20 {
-            lru.online(id);
-        }
-        let seq = lru.seq;
-        for id in 0..19 {
-            lru.rotate(id, Rotation::Young);
-            assert_eq!(lru.seq, seq);
-        }
-        lru.rotate(19, Rotation::Tail);
-        assert!(lru.places[19].at_tail);
-        assert_eq!(lru.seq, seq);
-        lru.rotate(19, Rotation::Young);
-        assert_eq!(lru.seq, seq + 1);
-        assert_eq!(lru.nr_memcgs.iter().sum::<usize>(), 20);
-        assert_eq!(lru.nr_memcgs[lru.generation()], 20);
-        let listed: usize = lru.fifo.iter().flatten().map(Vec::len).sum();
-        assert_eq!(listed, 20);
-    }
 }

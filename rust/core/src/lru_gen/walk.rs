@@ -8,16 +8,16 @@
 //! counts are kept in the walk and applied a batch at a time.
 
 use super::filter::pmd_item;
-use super::folio::update_gen_from;
+use super::folio::{folio_behind, hand_over_dirty, update_gen_from};
 use super::lruvec::{
     ANON as ANON_TYPE, FILE, LruVec, MAX_LRU_BATCH, MAX_NR_GENS, MmStat, NR_MM_STATS, NR_TYPES,
     gen_from_seq, type_of,
 };
 use super::settings::WalkRules;
 use crate::cpu::Cpu;
-use crate::mm::folio::{ANON, DIRTY as FOLIO_DIRTY, FolioWord, Pfn, SWAPBACKED, SWAPCACHE, TAIL};
+use crate::mm::folio::{Pfn, TAIL};
 use crate::mm::pagetable::{
-    ACCESSED, DIRTY, LEVELS, PMD, PTE, PUD, Pte, SPECIAL, TASK_SIZE, level_index, level_size,
+    ACCESSED, LEVELS, PMD, PTE, PUD, Pte, SPECIAL, TASK_SIZE, level_index, level_size,
 };
 use crate::mm::vma::Vmas;
 use crate::mm::{Kind, Mm, PAGE_SIZE, PageMask, Vma, Word};
@@ -342,20 +342,11 @@ impl<'a> MmWalk<'a> {
     }
 
     /// The folio that a present leaf maps, if it belongs to this lruvec and
-    /// this walk (`get_pfn_folio()`).
+    /// this walk.
     #[inline(always)]
     fn folio_behind(&self, cpu: &Cpu, pte: Pte) -> Option<(Pfn, Word)> {
-        let memory = &cpu.host().memory;
-        let mut pfn = pte.pfn();
-        let mut word = memory.word(pfn).get();
-        if word.has(TAIL) {
-            pfn = memory.head(pfn);
-            word = memory.word(pfn).get();
-        }
-        let ours = word.node() == self.lruvec.node
-            && word.memcg() == self.lruvec.memcg
-            && (self.can_swap || type_of(word) == FILE);
-        ours.then_some((pfn, word))
+        folio_behind(&cpu.host().memory, self.lruvec, pte)
+            .filter(|&(_, word)| self.can_swap || type_of(word) == FILE)
     }
 
     /// A page was young: hand its dirty bit to the folio and move that to the
@@ -366,16 +357,12 @@ impl<'a> MmWalk<'a> {
         cpu: &Cpu,
         pte: Pte,
         pfn: Pfn,
-        mut word: Word,
+        word: Word,
         new_gen: usize,
         moves: &mut Moves,
     ) {
         let memory = &cpu.host().memory;
-        // An anonymous page outside the swap cache is dirty by nature.
-        let backed = word.has(SWAPCACHE) || !word.has(ANON | SWAPBACKED);
-        if backed && pte.has(DIRTY) && !word.has(FOLIO_DIRTY) {
-            word = Word(memory.word(pfn).set(FOLIO_DIRTY).0 | FOLIO_DIRTY);
-        }
+        let word = hand_over_dirty(memory, pte, pfn, word);
         if let Some(old_gen) = update_gen_from(cpu, memory, pfn, word, new_gen)
             && old_gen != new_gen
         {

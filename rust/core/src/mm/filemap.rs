@@ -29,10 +29,10 @@ use std::sync::Arc;
 enum Want {
     /// A page table: the page is active if the flag is set.
     Fault(bool),
-    /// A read by descriptor.
+    /// A read by descriptor, for which a hole of shmem stays one (`SGP_READ`).
     Read,
-    /// A write by descriptor of the whole page: its old content is not read,
-    /// and its return is no refault.
+    /// A write by descriptor of the whole page: a file's old content is not
+    /// read, and its return is no refault.
     Write,
 }
 
@@ -48,28 +48,31 @@ pub(crate) fn get(
     index: u64,
     active: bool,
 ) -> Result<(Pfn, bool)> {
-    lookup(cpu, memcg, space, index, Want::Fault(active))
+    let found = lookup(cpu, memcg, space, index, Want::Fault(active))?;
+    Ok(found.expect("a fault fills holes"))
 }
 
-/// Find page `index`, or bring it in.
+/// Find page `index`, or bring it in; `None` for a hole that is only read.
 fn lookup(
     cpu: &Cpu,
     memcg: &Memcg,
     space: &Arc<AddressSpace>,
     index: u64,
     want: Want,
-) -> Result<(Pfn, bool)> {
+) -> Result<Option<(Pfn, bool)>> {
+    let is_shmem = space.kind == Kind::Shmem;
     loop {
         match space.slot(index) {
-            Slot::Page(pfn) => return Ok((pfn, false)),
-            Slot::Value(value) if space.kind == Kind::Shmem => {
+            Slot::Page(pfn) => return Ok(Some((pfn, false))),
+            Slot::Empty if is_shmem && want == Want::Read => return Ok(None),
+            Slot::Value(value) if is_shmem => {
                 if let Some(found) = swap_in(cpu, memcg, space, index, value as u32, want)? {
-                    return Ok(found);
+                    return Ok(Some(found));
                 }
             }
             _ => {
                 if let Some(pfn) = read_in(cpu, memcg, space, index, want)? {
-                    return Ok((pfn, space.kind == Kind::File));
+                    return Ok(Some((pfn, !is_shmem)));
                 }
             }
         }
@@ -181,7 +184,8 @@ fn check_index(space: &AddressSpace, index: u64) -> Result<()> {
     Ok(())
 }
 
-/// Use page `index` under the cache's lock, which keeps it there.
+/// Use page `index` under the cache's lock, which keeps it there; `None` for a
+/// hole that is only read.
 fn with_page<R>(
     cpu: &Cpu,
     memcg: &Memcg,
@@ -189,10 +193,12 @@ fn with_page<R>(
     index: u64,
     want: Want,
     act: impl Fn(Pfn) -> R,
-) -> Result<R> {
+) -> Result<Option<R>> {
     check_index(space, index)?;
     loop {
-        let (pfn, _) = lookup(cpu, memcg, space, index, want)?;
+        let Some((pfn, _)) = lookup(cpu, memcg, space, index, want)? else {
+            return Ok(None);
+        };
         let mut result = None;
         space.update_slot(index, |slot| {
             if slot == Slot::Page(pfn) {
@@ -200,28 +206,31 @@ fn with_page<R>(
             }
             slot
         });
-        if let Some(result) = result {
+        if result.is_some() {
             return Ok(result);
         }
     }
 }
 
-/// Read page `index` by file descriptor (`filemap_read()`): the page is
-/// brought in if need be, and the access counted. Returns its content.
+/// Read page `index` by file descriptor (`filemap_read()`,
+/// `shmem_file_read_iter()`): the page is brought in if need be, and the access
+/// counted. Returns its content. A hole of shmem reads as zeros, and nothing is
+/// brought in or counted.
 ///
 /// # Errors
 /// `EINVAL` beyond the end, `ENOMEM`.
 pub fn read(cpu: &Cpu, memcg: &Memcg, space: &Arc<AddressSpace>, index: u64) -> Result<u8> {
     let memory = &cpu.host().memory;
-    with_page(cpu, memcg, space, index, Want::Read, |pfn| {
+    let byte = with_page(cpu, memcg, space, index, Want::Read, |pfn| {
         lru_gen::mark_accessed(memory, pfn);
         memory.content(pfn).load(Ordering::Relaxed)
-    })
+    })?;
+    Ok(byte.unwrap_or(0))
 }
 
 /// Write the whole page `index` by file descriptor
-/// (`generic_perform_write()`): the page becomes dirty; writes are not counted
-/// as accesses.
+/// (`generic_perform_write()`): the page becomes dirty. The write is counted as
+/// an access of shmem (`SGP_WRITE`), not of a file.
 ///
 /// # Errors
 /// `EINVAL` beyond the end, `ENOMEM`.
@@ -234,9 +243,13 @@ pub fn write(
 ) -> Result<()> {
     let memory = &cpu.host().memory;
     with_page(cpu, memcg, space, index, Want::Write, |pfn| {
+        if space.kind == Kind::Shmem {
+            lru_gen::mark_accessed(memory, pfn);
+        }
         memory.content(pfn).store(byte, Ordering::Relaxed);
         memory.word(pfn).set(DIRTY);
     })
+    .map(|_| ())
 }
 
 /// Write up to `limit` dirty pages of a file back to its device

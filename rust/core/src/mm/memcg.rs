@@ -3,7 +3,7 @@
 use crate::cpu::Cpu;
 use crate::lru_gen::{LruVec, MmList};
 use crate::sync::CachePadded;
-use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::trace::{Counter, CounterTotals};
 
 /// A limit that is never reached.
@@ -11,10 +11,12 @@ pub const UNLIMITED: u64 = u64::MAX;
 
 /// A memory cgroup.
 pub struct Memcg {
-    /// Its number; 0 is the root.
+    /// Its number; the root's is 1.
     pub id: u16,
-    /// Its path below the cgroup mount point.
+    /// Its path below the cgroup mount point, with a slash before it.
     pub name: String,
+    /// Not removed yet (`CSS_ONLINE`).
+    online: AtomicBool,
     /// On a line of its own: every fault of every vCPU writes it.
     usage: CachePadded<AtomicU64>,
     /// `memory.max`, in pages.
@@ -34,6 +36,7 @@ impl Memcg {
         Memcg {
             id,
             name,
+            online: AtomicBool::new(true),
             usage: CachePadded::new(AtomicU64::new(0)),
             max: AtomicU64::new(UNLIMITED),
             high: AtomicU64::new(UNLIMITED),
@@ -41,6 +44,24 @@ impl Memcg {
             lruvecs,
             stat: CachePadded::default(),
         }
+    }
+
+    /// Whether it can have processes and be written to: it was not removed.
+    #[inline]
+    pub fn is_online(&self) -> bool {
+        // Relaxed: set under the lock under which processes enter.
+        self.online.load(Ordering::Relaxed)
+    }
+
+    /// It is being removed (`mem_cgroup_css_offline()`).
+    pub(crate) fn set_offline(&self) {
+        self.online.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether it was removed and its last page is gone
+    /// (`mem_cgroup_css_released()`).
+    pub fn is_released(&self) -> bool {
+        !self.is_online() && self.usage() == 0
     }
 
     /// Count `n` of an event that `memory.stat` shows, here and for the

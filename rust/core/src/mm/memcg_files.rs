@@ -9,6 +9,7 @@ use super::memory::PAGE_SIZE;
 use crate::cpu::Cpu;
 use crate::error::{Errno, Error, Result};
 use crate::host::Host;
+use crate::lru_gen::controller::MAX_SWAPPINESS;
 use crate::lru_gen::lruvec::{ANON, FILE};
 use crate::lru_gen::reclaim::{proactive_reclaim, set_high, set_max};
 use crate::sync::atomic::Ordering;
@@ -99,7 +100,9 @@ pub fn vmstat(host: &Host) -> String {
         let pages: u64 = lruvecs.map(|lruvec| lruvec.lru_size(ty, active)).sum();
         let _ = writeln!(text, "nr_{name} {pages}");
     }
-    let sum = |counter| -> u64 { memcgs.iter().map(|memcg| memcg.stat.get(counter)).sum() };
+    // What happened in a memory cgroup has happened also when that is removed.
+    let ever = host.memcgs_ever();
+    let sum = |counter| -> u64 { ever.iter().map(|memcg| memcg.stat.get(counter)).sum() };
     for counter in WORKINGSET.into_iter().chain(EVENTS) {
         let _ = writeln!(text, "{} {}", counter.key(), sum(counter));
     }
@@ -116,26 +119,90 @@ pub fn vmstat(host: &Host) -> String {
     text
 }
 
-/// A size in bytes, with a suffix, as pages (`page_counter_memparse()`); `max`
-/// is none at all.
-fn pages(word: &str) -> Option<u64> {
-    if word == "max" {
+/// What `strstrip()` takes off both ends; a string ends at its first null byte.
+fn strip(text: &str) -> &str {
+    let text = text.split('\0').next().unwrap_or_default();
+    text.trim_matches(|c: char| c.is_ascii_whitespace() || c == '\x0b')
+}
+
+/// A number in C's notation, and what follows it (`simple_strtoull()` with base
+/// 0): hexadecimal after `0x`, octal after `0`. Too large a one wraps; none is 0.
+fn strtoull(text: &str) -> (u64, &str) {
+    let bytes = text.as_bytes();
+    let hex = matches!(bytes, [b'0', b'x' | b'X', digit, ..] if digit.is_ascii_hexdigit());
+    let (base, digits) = match bytes {
+        _ if hex => (16, &text[2..]),
+        [b'0', ..] => (8, text),
+        _ => (10, text),
+    };
+    let end = digits
+        .find(|c: char| !c.is_digit(base))
+        .unwrap_or(digits.len());
+    let (digits, rest) = digits.split_at(end);
+    let number = digits.chars().filter_map(|c| c.to_digit(base));
+    let number = number.fold(0u64, |n, digit| {
+        n.wrapping_mul(base.into()).wrapping_add(digit.into())
+    });
+    (number, rest)
+}
+
+/// A number of bytes with a suffix, and what follows it (`memparse()`). A suffix
+/// alone is 0 bytes.
+fn memparse(text: &str) -> (u64, &str) {
+    let (number, rest) = strtoull(text);
+    let suffix = rest.chars().next().map(|c| c.to_ascii_lowercase());
+    let Some(power) = suffix.and_then(|c| "kmgtpe".find(c)) else {
+        return (number, rest);
+    };
+    // What is beyond 64 bits is lost.
+    (number << (10 * (power + 1)), &rest[1..])
+}
+
+/// A limit in pages (`page_counter_memparse()`): `max`, or bytes and nothing
+/// after them; more than a counter holds is none, and no text is 0.
+fn limit_pages(text: &str) -> Option<u64> {
+    /// `PAGE_COUNTER_MAX`.
+    const MAX: u64 = i64::MAX as u64 / PAGE_SIZE;
+    let text = strip(text);
+    if text == "max" {
         return Some(UNLIMITED);
     }
-    let digits = word
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(word.len());
-    let number: u64 = word[..digits].parse().ok()?;
-    let shift = match &word[digits..] {
-        "" => 0,
-        "k" | "K" => 10,
-        "m" | "M" => 20,
-        "g" | "G" => 30,
-        "t" | "T" => 40,
-        _ => return None,
+    match memparse(text) {
+        (bytes, "") if bytes / PAGE_SIZE < MAX => Some(bytes / PAGE_SIZE),
+        (_, "") => Some(UNLIMITED),
+        _ => None,
+    }
+}
+
+/// What `memory.reclaim` is to do: how many pages, and with which swappiness
+/// (`memory_reclaim()`). A limit's `max` is none: its `m` is a suffix, and `ax`
+/// nothing that is known.
+fn reclaim_request(text: &str) -> Option<(u64, Option<u32>)> {
+    let text = strip(text);
+    let (bytes, rest) = memparse(text);
+    if rest.len() == text.len() {
+        return None;
+    }
+    let mut swappiness = None;
+    for word in strip(rest).split(' ').filter(|word| !word.is_empty()) {
+        let (n, rest) = strtol(word.strip_prefix("swappiness=")?)?;
+        let n = u32::try_from(n).ok().filter(|&n| n <= MAX_SWAPPINESS);
+        swappiness = Some(n.filter(|_| rest.is_empty())?);
+    }
+    Some((bytes / PAGE_SIZE, swappiness))
+}
+
+/// A signed number, and what follows it (`simple_strtol()`); `None` for none. A
+/// minus alone is 0.
+fn strtol(text: &str) -> Option<(i64, &str)> {
+    let digits = text.strip_prefix('-').unwrap_or(text);
+    let (n, rest) = strtoull(digits);
+    let n = if digits.len() < text.len() {
+        n.wrapping_neg()
+    } else {
+        n
     };
-    let bytes = u128::from(number) << shift;
-    u64::try_from(bytes / u128::from(PAGE_SIZE)).ok()
+    (rest.len() < text.len()).then_some((n as i64, rest))
 }
 
 /// Write to a file of a memory cgroup: a limit, which is kept by reclaim at
@@ -147,21 +214,16 @@ fn pages(word: &str) -> Option<u64> {
 /// that is only read; `EAGAIN` when `memory.reclaim` could not have as much;
 /// `EINTR`; what a notifier raised.
 pub fn write(cpu: &Cpu, memcg: &Memcg, file: &str, value: &str) -> Result<()> {
-    let mut words = value.split_ascii_whitespace();
-    let invalid = || {
+    let expected = |what: &str| {
         Error::invalid(format!(
-            "{file}: {:?} is not what it takes: expected bytes, with a suffix K, M, G or T, \
-             or \"max\"",
+            "{file}: {:?} is not what it takes: expected bytes, with a suffix K, M, G, T, P or E, \
+             {what}",
             value.trim()
         ))
     };
-    let mut amount = || words.next().and_then(pages).ok_or_else(invalid);
     match file {
         "memory.high" | "memory.max" => {
-            let pages = amount()?;
-            if words.next().is_some() {
-                return Err(invalid());
-            }
+            let pages = limit_pages(value).ok_or_else(|| expected("or \"max\""))?;
             if file == "memory.high" {
                 set_high(cpu, memcg, pages)
             } else {
@@ -169,14 +231,9 @@ pub fn write(cpu: &Cpu, memcg: &Memcg, file: &str, value: &str) -> Result<()> {
             }
         }
         "memory.reclaim" => {
-            let pages = amount()?;
-            let mut swappiness = None;
-            for word in words {
-                let n = word
-                    .strip_prefix("swappiness=")
-                    .and_then(|n| n.parse().ok());
-                swappiness = Some(n.filter(|&n| n <= 200).ok_or_else(invalid)?);
-            }
+            let request = reclaim_request(value);
+            let (pages, swappiness) =
+                request.ok_or_else(|| expected("and swappiness=N of 0 to 200 if wanted"))?;
             proactive_reclaim(cpu, memcg, pages, swappiness).map(|_| ())
         }
         "memory.current" | "memory.stat" => Err(Error::invalid(format!("{file} is only read"))),
@@ -189,13 +246,68 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_are_read_as_the_kernel_reads_them() {
-        assert_eq!(pages("4M"), Some(1024));
-        assert_eq!(pages("8191"), Some(1));
-        assert_eq!(pages("1g"), Some(1 << 18));
-        assert_eq!(pages("max"), Some(UNLIMITED));
-        for wrong in ["", "M", "4Q", "-1", "4 M", "99999999999999999999"] {
-            assert_eq!(pages(wrong), None, "{wrong:?}");
+    fn limits_are_read_as_the_kernel_reads_them() {
+        let cases = [
+            ("4M", Some(1024)),
+            ("8191", Some(1)),
+            ("1g", Some(1 << 18)),
+            ("max", Some(UNLIMITED)),
+            (" max\n", Some(UNLIMITED)),
+            ("0x400000", Some(1024)),
+            ("0X1000k", Some(1024)),
+            ("010000", Some(1)),
+            ("1P", Some(1 << 38)),
+            ("1e", Some(1 << 48)),
+            // No digits are 0, with a suffix or without.
+            ("", Some(0)),
+            ("M", Some(0)),
+            ("4M\0 and more", Some(1024)),
+            // More than a counter holds is no limit; what wraps is not noticed.
+            ("8E", Some(UNLIMITED)),
+            ("18446744073709555712", Some(1)),
+            ("16E", Some(0)),
+            ("0x", None),
+            ("08", None),
+            ("Max", None),
+            ("maximum", None),
+            ("4Q", None),
+            ("4KB", None),
+            ("-1", None),
+            ("+1", None),
+            ("4 M", None),
+            ("4M 4M", None),
+        ];
+        for (text, pages) in cases {
+            assert_eq!(limit_pages(text), pages, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn memory_reclaim_is_read_as_the_kernel_reads_it() {
+        let cases = [
+            ("4M", Some((1024, None))),
+            ("4M swappiness=60", Some((1024, Some(60)))),
+            (" 0x400000\tswappiness=0x3c\n", Some((1024, Some(60)))),
+            ("4Mswappiness=60", Some((1024, Some(60)))),
+            ("4M  swappiness=1 swappiness=-0", Some((1024, Some(0)))),
+            ("4M swappiness=-", Some((1024, Some(0)))),
+            ("K", Some((0, None))),
+            ("16E", Some((0, None))),
+            // The `m` is a suffix, and `ax` no word that is known.
+            ("max", None),
+            ("", None),
+            ("swappiness=60", None),
+            ("-1", None),
+            ("4M M", None),
+            ("4M swappiness", None),
+            ("4M swappiness=", None),
+            ("4M swappiness=201", None),
+            ("4M swappiness=-1", None),
+            ("4M swappiness=max", None),
+            ("4M swappiness=60\tswappiness=60", None),
+        ];
+        for (text, request) in cases {
+            assert_eq!(reclaim_request(text), request, "{text:?}");
         }
     }
 }

@@ -1,7 +1,7 @@
 //! A recording's conditions, in the model's terms.
 
 use super::record::Header;
-use crate::error::{Error, Result};
+use crate::error::{Errno, Error, Result};
 use crate::lru_gen::Asking;
 use crate::text::kstrtouint;
 
@@ -60,7 +60,8 @@ impl Conditions {
     /// From a recording's first line.
     ///
     /// # Errors
-    /// `EINVAL` for words or numbers that mean nothing here.
+    /// `EINVAL` for words or numbers that mean nothing here, `EOPNOTSUPP` for a
+    /// machine that does not exist.
     pub fn from_header(header: &Header) -> Result<Self> {
         let kernel = header.kernel.as_str();
         let (kvm, asking) = if kernel.contains("v7") {
@@ -89,6 +90,14 @@ impl Conditions {
                 )));
             }
         };
+        let ad_bits = !kernel.contains("no-ad");
+        if mmu == Mmu::Shadow && !ad_bits {
+            return Err(Error::new(
+                Errno::EOPNOTSUPP,
+                "mmu shadow without A/D bits: shadow paging always has them; direct-rmap is the \
+                 shadow MMU that can be without",
+            ));
+        }
         if header.page_size != crate::mm::PAGE_SIZE {
             return Err(Error::invalid(format!(
                 "page_size {}: expected {}",
@@ -101,7 +110,7 @@ impl Conditions {
             asking,
             caps,
             mmu,
-            ad_bits: !kernel.contains("no-ad"),
+            ad_bits,
             swap_pages: header.swap_pages,
             host_pages: HOST_PAGES,
             worker_pages: (WORKER_PAGES - u64::from(mmu != Mmu::None)).min(header.recorder_pages),

@@ -82,8 +82,10 @@ pub enum Op {
         kind: MapKind,
         /// Its size.
         pages: u64,
-        /// Which file.
+        /// Which file or shmem; otherwise one of its own.
         path: Option<String>,
+        /// How large that is: as the largest region of it in the scenario.
+        file_pages: u64,
     },
     /// The worker touches pages; or a VM's vCPU does.
     Touch {
@@ -179,7 +181,7 @@ const MAX_PAGES: u64 = 1 << 32;
 /// `EINVAL` with line and column of the first mistake.
 pub fn parse(text: &[u8]) -> Result<Vec<Step>> {
     let mut steps = Vec::new();
-    let mut regions: Vec<(String, u64)> = Vec::new();
+    let mut known = Known::default();
     for mut cursor in text::lines(text) {
         let line = cursor.rest();
         if line.trim_ascii_start().first().is_none_or(|&b| b == b'#') {
@@ -198,7 +200,7 @@ pub fn parse(text: &[u8]) -> Result<Vec<Step>> {
         let place = cursor.clone();
         let name = string(cursor.word().unwrap_or_default());
         let args = cursor.clone();
-        let op = parse_op(&name, &place, &mut cursor, &mut regions)?;
+        let op = parse_op(&name, &place, &mut cursor, &mut known)?;
         cursor.end()?;
         steps.push(Step {
             line: place.line_number(),
@@ -210,7 +212,39 @@ pub fn parse(text: &[u8]) -> Result<Vec<Step>> {
             op,
         });
     }
+    for step in &mut steps {
+        if let Op::Map {
+            path: Some(path),
+            file_pages,
+            ..
+        } = &mut step.op
+        {
+            *file_pages = known.file(path).map_or(0, |file| file.pages);
+        }
+    }
     Ok(steps)
+}
+
+/// What the lines so far have named.
+#[derive(Default)]
+struct Known {
+    /// Regions, and their sizes.
+    regions: Vec<(String, u64)>,
+    files: Vec<File>,
+}
+
+/// A file or shmem that has a path.
+struct File {
+    path: String,
+    is_shmem: bool,
+    /// Of the largest region of it.
+    pages: u64,
+}
+
+impl Known {
+    fn file(&mut self, path: &str) -> Option<&mut File> {
+        self.files.iter_mut().find(|file| file.path == path)
+    }
 }
 
 fn string(bytes: &[u8]) -> String {
@@ -273,44 +307,72 @@ fn write_or_read(cursor: &mut Cursor<'_>) -> Result<bool> {
     }
 }
 
+fn parse_map(cursor: &mut Cursor<'_>, known: &mut Known) -> Result<Op> {
+    cursor.skip_spaces();
+    let place = cursor.clone();
+    let region = word(cursor, "a region's name")?;
+    if known.regions.iter().any(|(name, _)| *name == region) {
+        return Err(place.expected("the name of a new region"));
+    }
+    cursor.skip_spaces();
+    let place = cursor.clone();
+    let kind = match cursor.word() {
+        Some(b"anon") => MapKind::Anon,
+        Some(b"file") => MapKind::File,
+        Some(b"filernd") => MapKind::FileRandom,
+        Some(b"shmem") => MapKind::Shmem,
+        _ => return Err(place.expected("anon, file, filernd or shmem")),
+    };
+    cursor.skip_spaces();
+    let place = cursor.clone();
+    let pages = cursor.number("a number of pages", MAX_PAGES)?;
+    if pages == 0 {
+        return Err(place.expected("at least 1 page"));
+    }
+    cursor.skip_spaces();
+    let place = cursor.clone();
+    let path = match kind {
+        // Nothing else can map it: a path is what the line must not have.
+        MapKind::Anon => None,
+        _ => cursor.word().map(string),
+    };
+    if let Some(path) = &path {
+        let is_shmem = kind == MapKind::Shmem;
+        match known.file(path) {
+            Some(file) if file.is_shmem != is_shmem => {
+                return Err(place.expected(if is_shmem {
+                    "a path that is no file's"
+                } else {
+                    "a path that is no shmem's"
+                }));
+            }
+            Some(file) => file.pages = file.pages.max(pages),
+            None => known.files.push(File {
+                path: path.clone(),
+                is_shmem,
+                pages,
+            }),
+        }
+    }
+    known.regions.push((region.clone(), pages));
+    Ok(Op::Map {
+        region,
+        kind,
+        pages,
+        path,
+        file_pages: pages,
+    })
+}
+
 fn parse_op(
     name: &str,
     place: &Cursor<'_>,
     cursor: &mut Cursor<'_>,
-    regions: &mut Vec<(String, u64)>,
+    known: &mut Known,
 ) -> Result<Op> {
+    let regions = &known.regions;
     Ok(match name {
-        "map" => {
-            cursor.skip_spaces();
-            let place = cursor.clone();
-            let region = word(cursor, "a region's name")?;
-            if regions.iter().any(|(known, _)| *known == region) {
-                return Err(place.expected("the name of a new region"));
-            }
-            cursor.skip_spaces();
-            let place = cursor.clone();
-            let kind = match cursor.word() {
-                Some(b"anon") => MapKind::Anon,
-                Some(b"file") => MapKind::File,
-                Some(b"filernd") => MapKind::FileRandom,
-                Some(b"shmem") => MapKind::Shmem,
-                _ => return Err(place.expected("anon, file, filernd or shmem")),
-            };
-            cursor.skip_spaces();
-            let place = cursor.clone();
-            let pages = cursor.number("a number of pages", MAX_PAGES)?;
-            if pages == 0 {
-                return Err(place.expected("at least 1 page"));
-            }
-            let path = cursor.word().map(string);
-            regions.push((region.clone(), pages));
-            Op::Map {
-                region,
-                kind,
-                pages,
-                path,
-            }
-        }
+        "map" => parse_map(cursor, known)?,
         "touch" | "vtouch" | "vtouch2" => Op::Touch {
             vm: match name {
                 "touch" => None,

@@ -56,6 +56,7 @@ pub struct Runner {
     memcg: Arc<Memcg>,
     mm: Arc<Mm>,
     regions: BTreeMap<String, Region>,
+    /// Files and shmem that have a path.
     files: BTreeMap<String, Arc<AddressSpace>>,
     /// Pages of the worker's own that it uses in every step.
     own: Vec<u64>,
@@ -254,7 +255,8 @@ impl Runner {
                 kind,
                 pages,
                 path,
-            } => self.map(region, *kind, *pages, path.as_deref()),
+                file_pages,
+            } => self.map(region, *kind, *pages, path.as_deref(), *file_pages),
             Op::Touch {
                 vm: None,
                 pages,
@@ -304,21 +306,28 @@ impl Runner {
         }
     }
 
-    fn map(&mut self, name: &str, kind: MapKind, pages: u64, path: Option<&str>) -> Result<()> {
-        let space = match kind {
-            MapKind::Anon => self.host.create_space(Kind::Anon, 0),
-            MapKind::Shmem => self.host.create_space(Kind::Shmem, pages),
-            MapKind::File | MapKind::FileRandom => {
-                let path = path.unwrap_or(name);
-                match self.files.get(path) {
-                    Some(space) if space.nr_pages() >= pages => Arc::clone(space),
-                    _ => {
-                        let space = self.host.create_space(Kind::File, pages);
-                        self.files.insert(path.to_owned(), Arc::clone(&space));
-                        space
-                    }
-                }
+    fn map(
+        &mut self,
+        name: &str,
+        kind: MapKind,
+        pages: u64,
+        path: Option<&str>,
+        file_pages: u64,
+    ) -> Result<()> {
+        let host = &self.host;
+        let made = match kind {
+            MapKind::Anon => Kind::Anon,
+            MapKind::Shmem => Kind::Shmem,
+            MapKind::File | MapKind::FileRandom => Kind::File,
+        };
+        let space = match path {
+            // One page cache, whoever maps it.
+            Some(path) => {
+                let file = self.files.entry(path.to_owned());
+                Arc::clone(file.or_insert_with(|| host.create_space(made, file_pages)))
             }
+            None if made == Kind::Anon => host.create_space(made, 0),
+            None => host.create_space(made, pages),
         };
         let flags = VmFlags {
             no_recency: kind == MapKind::FileRandom,
