@@ -130,9 +130,14 @@ def test_only_a_kernel_that_asks_fast_only_has_capability_8(host):
     host.aging_asks = "accurate"
     host.capabilities = 0xF
     assert host.capabilities == 0x7
+    assert host.debugfs["enabled"].read() == "0x0007\n"
+    # What was asked for is not forgotten.
     host.aging_asks = "fast_only"
-    host.capabilities = 0xF
     assert host.capabilities == 0xF
+    host.capabilities = 0x7
+    host.aging_asks = "none"
+    host.aging_asks = "fast_only"
+    assert host.capabilities == 0x7
 
 
 def test_a_batched_walk_asks_once_a_table_and_finds_the_same():

@@ -493,6 +493,8 @@ class Program:
         self.random = random.Random(seed)
         mmu = self.random.choice(["tdp", "tdp", "shadow", "nested"])
         self.host = yb.Host("12M", swap=self.random.choice(["1M", "16M"]), clock="virtual")
+        # One kernel for both, whatever protocols they are of.
+        self.host.aging_asks = self.random.choice(["fast_only", "accurate"])
         self.vms = [
             self.host.create_vm(
                 "2M",

@@ -340,3 +340,42 @@ def test_one_vm_is_run_by_one_thread_at_a_time():
         errors.append(error.errno)
     thread.join()
     assert errors in ([16], [])  # EBUSY, unless the run was over
+
+
+def test_a_host_runs_one_kernel():
+    """What aging asks is the host's: a VM whose kernel would ask something else is refused."""
+    host = yb.Host("32M", clock="virtual")
+    host.create_vm("4M", protocol="baseline")
+    assert (host.aging_asks, host.capabilities) == ("accurate", 0x7)
+    with pytest.raises(ValueError, match="'v7' is of a kernel whose aging asks 'fast_only', and"
+                       " this host runs one whose aging asks 'accurate', as its first VM is of"
+                       " protocol 'baseline'"):  # fmt: skip
+        host.create_vm("4M", protocol="v7")
+    assert [memcg["name"] for memcg in host.to_dict()["memcgs"]] == ["/", "/vm0"]
+    # Kernels of these two ask the same.
+    assert host.create_vm("4M", protocol="v9").to_dict()["aging_asks"] == "accurate"
+
+
+@pytest.mark.parametrize("first", ["baseline", "v9"])
+def test_a_vm_is_aged_whatever_the_host_had_before(first):
+    host = yb.Host("32M", clock="virtual")
+    host.create_vm("4M", protocol=first)
+    vm = host.create_vm("4M", protocol="v7", aging_asks="fast_only", tlb_entries=0)
+    assert (host.aging_asks, host.capabilities) == ("fast_only", 0xF)
+    lru = host.lru_gen(vm.memcg)
+    vm.run(access.sequential(write=True))
+    lru.age()
+    vm.run(access.sequential())
+    stats = lru.age()
+    assert stats.counters["notifier_clear_young_fast"] == stats.counters["mm_leaf_young"] == 1024
+
+
+def test_what_aging_asks_holds_for_all_vms_once_it_is_chosen():
+    host = yb.Host("32M", clock="virtual")
+    host.aging_asks = "accurate"
+    vms = [host.create_vm("4M", protocol=name) for name in ("v7", "baseline", "v9")]
+    assert {vm.to_dict()["aging_asks"] for vm in vms} == {host.aging_asks} == {"accurate"}
+    host.create_vm("4M", protocol="baseline", aging_asks="none")
+    assert host.aging_asks == "none"
+    host.create_vm("4M", protocol="v7")
+    assert host.aging_asks == "none"

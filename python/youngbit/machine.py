@@ -249,6 +249,9 @@ class Host:
         capabilities: Mask of ``lru_gen/enabled``: 0x1 core, 0x2 mm walk, 0x4
             non-leaf young, 0x8 secondary MMU walk.
 
+    A host runs one kernel, which is what `aging_asks` says. Unless it was set, the
+    first VM decides, by its protocol.
+
     Raises:
         ValueError: For a size or a clock that is none.
         OSError: If there cannot be such a host.
@@ -272,6 +275,9 @@ class Host:
         swap_pages = 0 if none else parse_pages(swap, what="swap")
         self._native = _core.Host(nodes, swap_pages, clock == "virtual")
         self._policy: Policy | None = None
+        #: Whether `aging_asks` was set; otherwise the protocol of the first VM.
+        self._asks_chosen = False
+        self._first_protocol: str | None = None
         self._capabilities_set(capabilities)
 
     def __repr__(self) -> str:
@@ -297,7 +303,11 @@ class Host:
 
     @property
     def capabilities(self) -> int:
-        """Mask of what is on in ``lru_gen/enabled``; unknown bits are ignored."""
+        """Mask of what is on in ``lru_gen/enabled``; unknown bits are ignored.
+
+        What was asked for and the kernel has: 0x8 is off as long as `aging_asks`
+        is not ``"fast_only"``, and on again, if it was asked for, when it is.
+        """
         return self._native.capabilities
 
     @capabilities.setter
@@ -327,14 +337,29 @@ class Host:
     def aging_asks(self) -> str:
         """What MGLRU's aging asks secondary MMUs: none, accurate or fast_only.
 
-        Only kernels that ask ``"fast_only"`` have capability 0x8; it is dropped
-        for the others.
+        Unless it is set, the first VM's protocol decides. Once it is set, VMs of
+        every protocol can be made, whatever their own kernel would ask. Only
+        kernels that ask ``"fast_only"`` have capability 0x8.
         """
         return self._native.aging_asks
 
     @aging_asks.setter
     def aging_asks(self, asks: str) -> None:
         self._native.set_aging_asks(_choice(asks, defaults.AGING_ASKS, "aging_asks"))
+        self._asks_chosen = True
+
+    def _asks_of(self, protocol: str) -> str:
+        """Return what aging asks with a VM of a protocol for which nobody chose it."""
+        own, now = defaults.PROTOCOL_ASKS[protocol], self.aging_asks
+        if self._asks_chosen:
+            return now
+        if self._first_protocol is not None and own != now:
+            raise ValueError(
+                f"protocol: {protocol!r} is of a kernel whose aging asks {own!r}, and this host"
+                f" runs one whose aging asks {now!r}, as its first VM is of protocol"
+                f" {self._first_protocol!r}; make a host for each, or say what aging_asks is"
+            )
+        return own
 
     @property
     def aging_batched(self) -> bool:
@@ -462,8 +487,9 @@ class Host:
             mmu: Which MMU maps guest memory, one of ``defaults.MMUS``.
             protocol: How it is aged: ``"baseline"``, ``"v7"`` or ``"v9"``.
             aging_asks: What MGLRU's aging asks on this host from now on:
-                ``"none"``, ``"accurate"`` or ``"fast_only"``; otherwise what the
-                protocol's kernel asks.
+                ``"none"``, ``"accurate"`` or ``"fast_only"``. Otherwise what
+                `aging_asks` was set to, and if it was not, what the protocol's
+                kernel asks.
             ad: Whether the page tables have accessed and dirty bits.
             format: Of the page-table entries: ``"ept"`` or ``"npt"``; otherwise
                 EPT, and for shadow paging legacy, which is NPT's.
@@ -503,8 +529,9 @@ class Host:
         _choice(format, defaults.FORMATS, "format")
         _choice(backing, tuple(defaults.BACKINGS), "backing")
         _choice(kind, defaults.KINDS, "kind")
+        chosen = aging_asks is not None
         if aging_asks is None:
-            aging_asks = defaults.PROTOCOL_ASKS[protocol]
+            aging_asks = self._asks_of(protocol)
         _choice(aging_asks, defaults.AGING_ASKS, "aging_asks")
         for value, what in ((vcpus, "vcpus"), (levels, "levels"), (tlb_entries, "tlb_entries")):
             _address(value, what)
@@ -552,6 +579,8 @@ class Host:
             ways,
         )
         self._native.set_aging_asks(aging_asks)
+        self._asks_chosen |= chosen
+        self._first_protocol = self._first_protocol or protocol
         return Vm(self, native, parameters)
 
     def lru_gen(self, memcg: Memcg | None = None, node: int = 0) -> LruGen:

@@ -276,7 +276,6 @@ class _Run:
             **vm_options(experiment),
             memcg=memcg,
         )
-        self.host.capabilities = experiment.capabilities
         self.lru: LruGen = self.host.lru_gen(memcg)
         parameters = asdict(experiment) | {
             key: self.vm.to_dict()[key] for key in ("aging_asks", "format", "direct")
