@@ -6,7 +6,7 @@ import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Literal, TypeAlias, cast, overload
+from typing import Any, Literal, SupportsIndex, TypeAlias, cast, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ from .generations import Generation, Generations
 from .lru_gen import MemcgHistogram, parse
 from .notifier import MmuNotifier
 from .policy import Policy
-from .sizes import PAGE_SIZE, Size, format_size, parse_pages, parse_size
+from .sizes import PAGE_SIZE, Pages, Size, format_size, parse_pages, parse_size
 
 __all__ = [
     "AgeStats",
@@ -515,7 +515,9 @@ class Host:
             memcg: Which memory cgroup; otherwise a new one.
 
         Raises:
-            ValueError: For a parameter that is none of the choices.
+            ValueError: For a parameter that is none of the choices; for a protocol
+                whose kernel asks something else than the host's, unless what aging
+                asks was chosen.
             OSError: If there cannot be such a VM.
 
         """
@@ -667,6 +669,18 @@ class ProcFs(Mapping[str, "TextFile"]):
         return len(self.NAMES)
 
 
+def _written(text: object) -> bytes:
+    if isinstance(text, str):
+        return text.encode()
+    if isinstance(text, (bytes, bytearray)):
+        return bytes(text)
+    # bytes() of a number is that many null bytes, and True is a number.
+    if not isinstance(text, bool) and isinstance(text, SupportsIndex):
+        number = operator.index(text)
+        return str(number * PAGE_SIZE if isinstance(text, Pages) else number).encode()
+    raise TypeError(f"text: expected a text or a whole number, not {type(text).__name__}")
+
+
 class TextFile:
     """One text file; made by `Host.debugfs`, `Host.procfs` and `Memcg.files`."""
 
@@ -687,14 +701,19 @@ class TextFile:
         """
         return self._host._native.read_file(self.name)
 
-    def write(self, text: str | bytes) -> None:
+    def write(self, text: str | bytes | SupportsIndex) -> None:
         """Write to it; ``lru_gen`` takes commands.
 
+        Args:
+            text: What to write. A number is written in decimal; `Pages` as what
+                they are in bytes, which is what limits are in.
+
         Raises:
+            TypeError: If it is neither text nor a whole number.
             OSError: With the kernel's ``errno``.
 
         """
-        self._write(text.encode() if isinstance(text, str) else bytes(text))
+        self._write(_written(text))
 
     def _write(self, data: bytes) -> None:
         self._host._native.write_file(self.name, data)

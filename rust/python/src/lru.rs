@@ -60,8 +60,8 @@ pub fn proc_write(host: &Host, file: &str, text: &[u8]) -> PyResult<()> {
         "sys/vm/swappiness" => {
             let value = youngbit_core::text::kstrtouint(text).filter(|&n| n <= 200);
             let value = value.ok_or_else(|| {
-                let found = String::from_utf8_lossy(text).into_owned();
-                let what = format!("swappiness {found:?}: expected 0 to 200");
+                let found = youngbit_core::text::quoted(text);
+                let what = format!("swappiness {found}: expected 0 to 200");
                 to_python(Error::invalid(what))
             })?;
             host.core.lru_gen.set_swappiness(value);

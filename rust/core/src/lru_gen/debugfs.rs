@@ -8,7 +8,7 @@ use super::{Asking, caps, default_swappiness, run_aging};
 use crate::cpu::Cpu;
 use crate::error::{Error, Result};
 use crate::host::Host;
-use crate::text::{Cursor, is_space, kstrtouint};
+use crate::text::{Cursor, is_space, kstrtouint, quoted};
 
 /// The highest swappiness.
 const MAX_SWAPPINESS: u64 = 200;
@@ -45,9 +45,9 @@ pub fn write_enabled(host: &Host, text: &[u8]) -> Result<()> {
         Some(b'n' | b'N') => 0,
         Some(b'y' | b'Y') => caps::ALL,
         _ => kstrtouint(text).ok_or_else(|| {
-            let found = String::from_utf8_lossy(text).into_owned();
+            let found = quoted(text);
             Error::invalid(format!(
-                "lru_gen/enabled: line 1, column 1: expected y, n or a mask, found {found:?}"
+                "lru_gen/enabled: line 1, column 1: expected y, n or a mask, found {found}"
             ))
         })?,
     };
@@ -66,9 +66,9 @@ pub fn show_min_ttl_ms(host: &Host) -> String {
 /// `EINVAL` when it is not a number of 32 bits.
 pub fn write_min_ttl_ms(host: &Host, text: &[u8]) -> Result<()> {
     let ms = kstrtouint(text).ok_or_else(|| {
-        let found = String::from_utf8_lossy(text).into_owned();
+        let found = quoted(text);
         Error::invalid(format!(
-            "lru_gen/min_ttl_ms: line 1, column 1: expected milliseconds, found {found:?}"
+            "lru_gen/min_ttl_ms: line 1, column 1: expected milliseconds, found {found}"
         ))
     })?;
     host.lru_gen.set_min_ttl_ms(ms);

@@ -12,6 +12,7 @@ use crate::host::Host;
 use crate::lru_gen::lruvec::{ANON, FILE};
 use crate::lru_gen::reclaim::{proactive_reclaim, set_high, set_max};
 use crate::sync::atomic::Ordering;
+use crate::text::quoted;
 use crate::trace::Counter;
 use std::fmt::Write;
 
@@ -150,9 +151,9 @@ pub fn write(cpu: &Cpu, memcg: &Memcg, file: &str, value: &str) -> Result<()> {
     let mut words = value.split_ascii_whitespace();
     let invalid = || {
         Error::invalid(format!(
-            "{file}: {:?} is not what it takes: expected bytes, with a suffix K, M, G or T, \
+            "{file}: {} is not what it takes: expected bytes, with a suffix K, M, G or T, \
              or \"max\"",
-            value.trim()
+            quoted(value.trim().as_bytes())
         ))
     };
     let mut amount = || words.next().and_then(pages).ok_or_else(invalid);
