@@ -1,0 +1,69 @@
+"""Memory cgroups, and the multi-gen LRU of each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from .files import MemcgFiles, numbers
+from .generations import Generation, Generations
+from .results import AgeStats
+
+if TYPE_CHECKING:
+    from .machine import Host
+
+__all__ = ["LruGen", "Memcg"]
+
+
+@dataclass(frozen=True)
+class Memcg:
+    """A memory cgroup."""
+
+    #: Its number; 0 is the root.
+    id: int
+    #: Its path.
+    name: str
+    _host: Host | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def files(self) -> MemcgFiles:
+        """Its text files, by name."""
+        if self._host is None:
+            raise ValueError(f"memory cgroup {self.name!r} is of no host")
+        return MemcgFiles(self._host, self)
+
+    def stat(self) -> dict[str, int]:
+        """Return ``memory.stat``: sizes in bytes, and counts of events."""
+        return numbers(self.files["memory.stat"].read())
+
+
+class LruGen:
+    """The multi-gen LRU of one memory cgroup on one node; made by `Host.lru_gen`."""
+
+    def __init__(self, host: Host, memcg: Memcg, node: int) -> None:
+        self._host = host
+        self.memcg = memcg
+        self.node = node
+
+    def __repr__(self) -> str:
+        return f"LruGen(memcg={self.memcg.name!r}, node={self.node}, {self.generations()!r})"
+
+    def generations(self) -> Generations:
+        """Return the generations as they are now, oldest first."""
+        rows = self._host._native.generations(self.memcg.id, self.node)
+        return Generations([Generation(*row) for row in rows])
+
+    def age(self, *, can_swap: bool = True, force_scan: bool = True) -> AgeStats:
+        """Make one aging pass: walk the page tables, then make a new generation.
+
+        Args:
+            can_swap: Whether anonymous memory is aged.
+            force_scan: Visit every process and every page table, whether or not
+                it ran or looks worth it.
+
+        Raises:
+            OSError: ``ERANGE`` without ``force_scan`` when all generations exist.
+            Exception: What a notifier raised, after the pass.
+
+        """
+        return AgeStats(*self._host._native.age(self.memcg.id, self.node, can_swap, force_scan))
