@@ -53,7 +53,7 @@ def test_results_are_plain_and_readable(host, mm):
     assert generations.to_arrays()["seq"].tolist() == [g.seq for g in generations]
     assert str(generations).splitlines()[0].split() == ["seq", "age", "ms", "anon", "file"]
     assert str(stats).startswith("aging pass 3 -> 4: ")
-    assert repr(generations).startswith("Generations({")
+    assert repr(generations).startswith("Generations(seq ")
     assert generations[1:].min_seq == generations[1].seq
     assert generations == lru.generations()
 
@@ -189,3 +189,20 @@ def test_a_policy_of_ones_own(host):
         for mm, d in zip(mms, devices, strict=True)
     ]
     assert hot == [7, 2]
+
+
+def test_generations_by_number_and_by_position(host):
+    lru = host.lru_gen()
+    for _ in range(3):
+        lru.age()
+    generations = lru.generations()
+    assert [each.seq for each in generations] == [3, 4, 5, 6]
+    assert generations[3].seq == 6
+    assert generations.by_seq(3) is generations[0]
+    assert generations.by_seq(6) is generations[-1]
+    with pytest.raises(KeyError, match="no generation has number 7; there are: 3, 4, 5, 6"):
+        generations.by_seq(7)
+    with pytest.raises(IndexError, match=r"position 6 of 4 generations; by_seq\(\) finds"):
+        generations[6]
+    assert repr(generations[1:3]) == "Generations(seq 4: 0+0, seq 5: 0+0)"
+    assert repr(lru).endswith("Generations(seq 3: 0+0, seq 4: 0+0, seq 5: 0+0, seq 6: 0+0))")
