@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from . import _core, defaults
-from ._arguments import address, choice
+from ._arguments import check_same_host, choice, whole
 from .files import DebugFs, MemcgFiles, ProcFs, TextFile, numbers
 from .lru_gen import MemcgHistogram, parse
 from .memcg import LruGen, Memcg
 from .mm import Kind, Mm, Registration
 from .policy import Policy
-from .results import AgeStats, AgingRun, Counters, IdleStats, RunStats, TraceRecords
+from .results import (
+    AgeStats,
+    AgingRun,
+    Counters,
+    IdleStats,
+    RunStats,
+    TraceRecords,
+)
 from .sizes import PAGE_SIZE, Size, format_size, parse_pages
 from .vm import Mode, Vm
 
@@ -23,6 +31,7 @@ __all__ = [
     "DebugFs",
     "Host",
     "IdleStats",
+    "InMemcg",
     "Kind",
     "LruGen",
     "Memcg",
@@ -36,6 +45,10 @@ __all__ = [
     "TraceRecords",
     "Vm",
 ]
+
+
+#: What stands for a memory cgroup: itself, its name, or a process or VM in it.
+InMemcg: TypeAlias = "Memcg | Mm | Vm | str"
 
 
 def _tlb_ways(entries: int) -> int:
@@ -130,7 +143,7 @@ class Host:
         self._capabilities_set(mask)
 
     def _capabilities_set(self, mask: int) -> None:
-        self._native.set_capabilities(address(mask, "capabilities"))
+        self._native.set_capabilities(whole(mask, "capabilities"))
 
     @property
     def time_ns(self) -> int:
@@ -221,6 +234,8 @@ class Host:
     def policy(self, policy: Policy | None) -> None:
         if not (policy is None or isinstance(policy, Policy)):
             raise TypeError(f"policy: expected a Policy, not {type(policy).__name__}")
+        if policy is not None:
+            policy.check_decisions()
         methods = [] if policy is None else policy.overridden()
         _core.set_policy(self._native, policy, methods)
         self._policy = policy
@@ -232,18 +247,14 @@ class Host:
 
     def fail_swap_writes(self, writes: int) -> None:
         """Let the next so many writes to swap fail with an input/output error."""
-        if address(writes, "writes") >= 1 << 32:
-            raise ValueError(f"writes: {writes} is not below 2**32")
-        _core.fail_swap_writes(self._native, writes)
+        _core.fail_swap_writes(self._native, whole(writes, "writes", at_most=(1 << 32) - 1))
 
     def fail_file_writes(self, writes: int) -> None:
         """Let the next so many pages written back to files fail with an input/output error.
 
         They stay dirty; `Mm.fsync` tells.
         """
-        if address(writes, "writes") >= 1 << 32:
-            raise ValueError(f"writes: {writes} is not below 2**32")
-        _core.fail_file_writes(self._native, writes)
+        _core.fail_file_writes(self._native, whole(writes, "writes", at_most=(1 << 32) - 1))
 
     def check(self) -> None:
         """Check that no page, list entry, mapping or swap slot is lost or twice there.
@@ -265,14 +276,42 @@ class Host:
         """
         return Memcg(self._native.create_memcg(name), name, self)
 
-    def create_mm(self, memcg: Memcg | None = None) -> Mm:
+    def _memcg(self, given: InMemcg) -> Memcg:
+        known = self._native.memcgs()
+        if isinstance(given, str):
+            for number, name, _ in known:
+                if name == given:
+                    return Memcg(number, name, self)
+            names = ", ".join(name for _, name, _ in known)
+            raise FileNotFoundError(
+                errno.ENOENT, f"memcg: no memory cgroup is named {given!r}; there are: {names}"
+            )
+        if not isinstance(given, (Memcg, Mm, Vm)):
+            raise TypeError(
+                "memcg: expected a Memcg, its name, or an Mm or a Vm in it, not"
+                f" {type(given).__name__}"
+            )
+        check_same_host(self, given, given._host, "memcg")
+        memcg = given if isinstance(given, Memcg) else given.memcg
+        if not any(number == memcg.id for number, _, _ in known):
+            raise FileNotFoundError(
+                errno.ENOENT, f"memcg: no memory cgroup has number {memcg.id}, as {memcg!r} says"
+            )
+        return memcg
+
+    def create_mm(self, memcg: InMemcg | None = None) -> Mm:
         """Make a process in a memory cgroup, otherwise in the root.
 
+        Args:
+            memcg: The memory cgroup: itself, its name, or who is in it.
+
         Raises:
+            TypeError: If it is none of these.
+            ValueError: If it is another host's.
             OSError: ``ENOENT`` if the host has no such memory cgroup.
 
         """
-        return Mm(self, self._native.create_mm(memcg.id if memcg else 0))
+        return Mm(self, self._native.create_mm(0 if memcg is None else self._memcg(memcg).id))
 
     def create_vm(
         self,
@@ -292,7 +331,7 @@ class Host:
         aliases: int = 1,
         tlb_entries: int = defaults.TLB_ENTRIES,
         tlb_ways: int | None = None,
-        memcg: Memcg | None = None,
+        memcg: InMemcg | None = None,
     ) -> Vm:
         """Make a virtual machine in a process and a memory cgroup of its own.
 
@@ -327,12 +366,14 @@ class Host:
             tlb_entries: Of each vCPU's modelled TLB; 0 for none.
             tlb_ways: Its associativity: the entries are this times a power of
                 two. Otherwise about 12, whatever fits.
-            memcg: Which memory cgroup; otherwise a new one.
+            memcg: Which memory cgroup: itself, its name, or who is in it; otherwise
+                a new one.
 
         Raises:
             ValueError: For a parameter that is none of the choices; for a protocol
                 whose kernel asks something else than the host's, unless what aging
-                asks was chosen.
+                asks was chosen; for what is another host's.
+            TypeError: For a memory cgroup that is none.
             OSError: If there cannot be such a VM.
 
         """
@@ -350,14 +391,16 @@ class Host:
         if aging_asks is None:
             aging_asks = self._asks_of(protocol)
         choice(aging_asks, defaults.AGING_ASKS, "aging_asks")
-        for value, what in ((vcpus, "vcpus"), (levels, "levels"), (tlb_entries, "tlb_entries")):
-            address(value, what)
-        ways = _tlb_ways(tlb_entries) if tlb_ways is None else address(tlb_ways, "tlb_ways")
-        if not 1 <= vcpus <= defaults.MAX_VCPUS:
-            raise ValueError(f"vcpus: {vcpus} is not between 1 and {defaults.MAX_VCPUS}")
+        vcpus = whole(vcpus, "vcpus", at_least=1, at_most=defaults.MAX_VCPUS)
+        levels = whole(levels, "levels")
+        tlb_entries = whole(tlb_entries, "tlb_entries")
+        ways = _tlb_ways(tlb_entries) if tlb_ways is None else whole(tlb_ways, "tlb_ways")
+        aliases = whole(aliases, "aliases", at_least=1)
         if pages * PAGE_SIZE % defaults.BACKINGS[backing]:
             raise ValueError(f"memory: {memory!r} is not a multiple of the backing, {backing}")
-        if memcg is None:
+        if memcg is not None:
+            memcg = self._memcg(memcg)
+        else:
             taken = {name for _, name, _ in self._native.memcgs()}
             number = next(n for n in range(1 << 16) if f"/vm{n}" not in taken)
             memcg = self.create_memcg(f"/vm{number}")
@@ -391,7 +434,7 @@ class Host:
             kind,
             bool(direct),
             bool(l1_ad),
-            address(aliases, "aliases"),
+            aliases,
             tlb_entries,
             ways,
         )
@@ -400,11 +443,22 @@ class Host:
         self._first_protocol = self._first_protocol or protocol
         return Vm(self, native, parameters)
 
-    def lru_gen(self, memcg: Memcg | None = None, node: int = 0) -> LruGen:
-        """Return the multi-gen LRU of a memory cgroup, otherwise the root's."""
-        if not 0 <= address(node, "node") < len(self._native.nodes()):
+    def lru_gen(self, memcg: InMemcg | None = None, node: int = 0) -> LruGen:
+        """Return the multi-gen LRU of a memory cgroup, otherwise the root's.
+
+        Args:
+            memcg: The memory cgroup: itself, its name, or who is in it.
+            node: The node.
+
+        Raises:
+            TypeError: If it is none of these.
+            ValueError: If it is another host's, or there is no such node.
+            OSError: ``ENOENT`` if the host has no such memory cgroup.
+
+        """
+        if whole(node, "node") >= len(self._native.nodes()):
             raise ValueError(f"node: the host has no node {node}")
-        return LruGen(self, memcg or self.root, node)
+        return LruGen(self, self.root if memcg is None else self._memcg(memcg), node)
 
     def trace(self, *names: str) -> None:
         """Switch these tracepoints on and all others off."""

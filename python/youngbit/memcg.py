@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .files import MemcgFiles, numbers
 from .generations import Generation, Generations
@@ -32,6 +32,13 @@ class Memcg:
             raise ValueError(f"memory cgroup {self.name!r} is of no host")
         return MemcgFiles(self._host, self)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return a plain dict; with the pages charged, if it is of a host."""
+        plain: dict[str, Any] = {"id": self.id, "name": self.name}
+        if self._host is not None:
+            plain["pages"] = self._host._native.memcgs()[self.id][2]
+        return plain
+
     def stat(self) -> dict[str, int]:
         """Return ``memory.stat``: sizes in bytes, and counts of events."""
         return numbers(self.files["memory.stat"].read())
@@ -47,6 +54,14 @@ class LruGen:
 
     def __repr__(self) -> str:
         return f"LruGen(memcg={self.memcg.name!r}, node={self.node}, {self.generations()!r})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a plain dict, with the generations as they are now."""
+        return {
+            "memcg": self.memcg.to_dict(),
+            "node": self.node,
+            "generations": self.generations().to_dict(),
+        }
 
     def generations(self) -> Generations:
         """Return the generations as they are now, oldest first."""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from . import _core, defaults
-from ._arguments import address as _address
-from ._arguments import choice
+from ._arguments import choice, whole
 from .memcg import Memcg
 from .notifier import MmuNotifier
 from .sizes import Size, parse_pages, parse_size
@@ -35,6 +34,14 @@ class Mm:
 
     def __repr__(self) -> str:
         return f"Mm(id={self.id}, memcg={self.memcg.name!r})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a plain dict."""
+        return {
+            "id": self.id,
+            "memcg": self.memcg.to_dict(),
+            "has_fast_young_notifiers": self.has_fast_young_notifiers,
+        }
 
     @property
     def id(self) -> int:
@@ -79,7 +86,7 @@ class Mm:
         return self._native.mmap(
             parse_size(length, what="length"),
             kind,
-            None if address is None else _address(address, "address"),
+            None if address is None else whole(address, "address"),
             backing == "2m",
             18 if backing == "1g" else 0,
             locked,
@@ -89,7 +96,7 @@ class Mm:
 
     def munmap(self, start: int, length: Size) -> None:
         """Unmap a range: notifiers first, then the pages."""
-        self._native.munmap(_address(start, "start"), parse_size(length, what="length"))
+        self._native.munmap(whole(start, "start"), parse_size(length, what="length"))
 
     def touch(self, start: int, length: Size, *, write: bool = False) -> None:
         """Access every page of a range once, in order, as the process itself.
@@ -98,7 +105,7 @@ class Mm:
             OSError: ``EFAULT`` outside its memory, ``ENOMEM``.
 
         """
-        start = _address(start, "start")
+        start = whole(start, "start")
         self._native.touch(start, start + parse_size(length, what="length"), write)
 
     def read(self, start: int, length: Size) -> bytes:
@@ -114,7 +121,7 @@ class Mm:
             OSError: ``EBADF`` where no file is mapped, ``ENOMEM``.
 
         """
-        start = _address(start, "start")
+        start = whole(start, "start")
         return self._native.read_pages(start, start + parse_size(length, what="length"))
 
     def write(self, start: int, length: Size, byte: int = 0) -> None:
@@ -132,9 +139,8 @@ class Mm:
             OSError: ``EBADF`` where no file is mapped, ``ENOMEM``.
 
         """
-        start = _address(start, "start")
-        if _address(byte, "byte") > 0xFF:
-            raise ValueError(f"byte: {byte} is not below 256")
+        start = whole(start, "start")
+        byte = whole(byte, "byte", at_most=0xFF)
         self._native.write_pages(start, start + parse_size(length, what="length"), byte)
 
     def fsync(self, address: int) -> int:
@@ -148,14 +154,14 @@ class Mm:
                 tried; ``EBADF`` where no file is mapped.
 
         """
-        return self._native.fsync(_address(address, "address"))
+        return self._native.fsync(whole(address, "address"))
 
     def resident(self, start: int, length: Size) -> tuple[int, int]:
         """Return how many pages of a range are mapped, and how many are young.
 
         Young by the process's own page tables; secondary MMUs are not asked.
         """
-        start = _address(start, "start")
+        start = whole(start, "start")
         return self._native.resident(start, start + parse_size(length, what="length"))
 
     def page_generations(self, start: int, length: Size) -> npt.NDArray[np.int64]:
@@ -164,33 +170,36 @@ class Mm:
         -1 stands for a page that is not there or on no list.
         """
         return self._native.page_generations(
-            _address(start, "start"), parse_pages(length, what="length")
+            whole(start, "start"), parse_pages(length, what="length")
         )
 
     def register(self, notifier: MmuNotifier) -> Registration:
         """Subscribe a notifier of your own to this process.
 
         Raises:
-            TypeError: If it is no `MmuNotifier`, or an operation is no method.
+            TypeError: If it is no `MmuNotifier`, or has no operation; if an operation
+                is no method, or one that cannot be called as `MmuNotifier` says; for
+                a method that nobody calls but whose name is nearly an operation's.
 
         """
         if not isinstance(notifier, MmuNotifier):
             raise TypeError(f"notifier: expected an MmuNotifier, not {type(notifier).__name__}")
-        return Registration(self._native.register(notifier))
+        notifier.check_operations()
+        return Registration(self, notifier, self._native.register(notifier))
 
     def clear_young(self, start: int, length: Size, *, fast_only: bool = False) -> bool:
         """Ask all notifiers whether a range was accessed, and clear; no TLB flush."""
-        start = _address(start, "start")
+        start = whole(start, "start")
         return self._native.clear_young(start, start + parse_size(length, what="length"), fast_only)
 
     def clear_flush_young(self, start: int, length: Size) -> bool:
         """Ask all notifiers whether a range was accessed, clear, and flush."""
-        start = _address(start, "start")
+        start = whole(start, "start")
         return self._native.clear_flush_young(start, start + parse_size(length, what="length"))
 
     def test_young(self, address: int, *, fast_only: bool = False) -> bool:
         """Ask notifiers until one says that a page was accessed; change nothing."""
-        return self._native.test_young(_address(address, "address"), fast_only)
+        return self._native.test_young(whole(address, "address"), fast_only)
 
     @property
     def has_fast_young_notifiers(self) -> bool:
@@ -205,8 +214,24 @@ class Mm:
 class Registration:
     """A notifier's subscription; ends with `unregister` or a ``with`` block."""
 
-    def __init__(self, native: _core.Registration) -> None:
+    def __init__(self, mm: Mm, notifier: MmuNotifier, native: _core.Registration) -> None:
+        #: The process.
+        self.mm = mm
+        #: What is subscribed to it.
+        self.notifier = notifier
         self._native = native
+
+    def __repr__(self) -> str:
+        return f"Registration({self.notifier!r}, {self.mm!r})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a plain dict."""
+        return {
+            "mm": self.mm.id,
+            "notifier": type(self.notifier).__name__,
+            "operations": self.notifier.operations(),
+            "has_fast_aging": self.has_fast_aging,
+        }
 
     @property
     def has_fast_aging(self) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _core
-from ._arguments import address, choice
+from ._arguments import check_same_host, choice, whole
 from .access import Stream
 from .memcg import LruGen, Memcg
 from .mm import Mm
@@ -122,9 +122,14 @@ class Vm:
             What the run did, and the aging passes.
 
         Raises:
+            TypeError: If ``lru`` is no `LruGen`.
+            ValueError: If it is another host's.
             OSError: As `run` and `LruGen.age`.
 
         """
+        if not isinstance(lru, LruGen):
+            raise TypeError(f"lru: expected a LruGen, not {type(lru).__name__}")
+        check_same_host(self._host, lru, lru._host, "lru")
         seconds, vcpus, counters, passes, processor, aged = self._native.run_while_aging(
             self._streams(stream),
             overlap,
@@ -204,8 +209,8 @@ class Vm:
         return found
 
     def _range(self, first_page: int, nr_pages: int | None) -> tuple[int, int]:
-        first = address(first_page, "first_page")
-        count = self.nr_pages - first if nr_pages is None else address(nr_pages, "nr_pages")
+        first = whole(first_page, "first_page")
+        count = self.nr_pages - first if nr_pages is None else whole(nr_pages, "nr_pages")
         if count <= 0 or first + count > self.nr_pages:
             raise ValueError(
                 f"pages {first} to {first + count}: expected some of the guest's {self.nr_pages}"
