@@ -92,6 +92,9 @@ CASES: dict[str, tuple[Callable[[], object], type[BaseException], str]] = {
     ),
     "lru-memcg-empty": (lambda: host().lru_gen(""), FileNotFoundError, "is named ''"),
     "lru-memcg-number": (lambda: host().lru_gen(yb.Memcg(9, "?")), FileNotFoundError, "number 9"),
+    "lru-evict-young": (lambda: host().lru_gen().evict(3), OSError, "two youngest end at 3"),
+    "lru-evict-swappiness": (lambda: host().lru_gen().evict(0, 201), OSError, "at most 200"),
+    "lru-evict-negative": (lambda: host().lru_gen().evict(-1), ValueError, "seq: -1 is negative"),
     "memcg-twice": (
         lambda: [h.create_memcg("/a") for h in [host()] * 2],
         FileExistsError,
@@ -186,6 +189,15 @@ CASES: dict[str, tuple[Callable[[], object], type[BaseException], str]] = {
     "vm-negative-levels": (lambda: vm(levels=-4), ValueError, "levels: -4 is negative"),
     "vm-aliases": (lambda: vm(aliases=0), ValueError, "aliases: 0 is below 1"),
     "vm-memcg-type": (lambda: vm(memcg=1), TypeError, "expected a Memcg, its name.*not int"),
+    "vm-mm-type": (lambda: vm(mm=1), TypeError, "mm: expected an Mm, not int"),
+    "vm-slot-flags": (lambda: vm().set_memory_region(0, flags=4), OSError, "flags 0x4 unknown"),
+    "vm-slot-number": (lambda: vm().set_memory_region(-1), ValueError, "slot: -1 is negative"),
+    "vm-slot-space": (
+        lambda: vm().set_memory_region(1 << 16, memory_size="4k"),
+        OSError,
+        r"1 address space\(s\)",
+    ),
+    "vm-slot-gone": (lambda: vm().set_memory_region(5), OSError, "does not exist"),
     "vm-aging-type": (
         lambda: vm().run_while_aging(access.sequential(), host().root),
         TypeError,

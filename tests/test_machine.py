@@ -248,6 +248,7 @@ FOREIGN = {
     "lru_gen-vm": lambda here, there: here.lru_gen(there),
     "create_mm": lambda here, there: here.create_mm(there.memcg),
     "create_vm-memcg": lambda here, there: here.create_vm("1M", memcg=there.memcg),
+    "create_vm-mm": lambda here, there: here.create_vm("1M", mm=there.mm),
     "run_while_aging": lambda here, there: here.create_vm("1M").run_while_aging(
         yb.access.sequential(), there._host.lru_gen(there)
     ),
@@ -308,8 +309,8 @@ def test_everything_of_a_machine_is_a_plain_dict_too(host, mm):
         "generations": lru.generations().to_dict(),
     }
     vm = host.create_vm("1M")
-    for each in (host, mm, mm.memcg, lru, registration, vm,
-                 lru.generations(), lru.generations()[0], lru.age(),
+    for each in (host, mm, mm.memcg, lru, registration, vm, vm.memslots()[0],
+                 lru.generations(), lru.generations()[0], lru.age(), lru.evict(0),
                  vm.run(yb.access.sequential()), vm.mark_idle(), host.histograms()[0]):  # fmt: skip
         assert json.loads(json.dumps(each.to_dict())) == each.to_dict()
 

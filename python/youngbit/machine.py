@@ -17,18 +17,20 @@ from .results import (
     AgeStats,
     AgingRun,
     Counters,
+    EvictStats,
     IdleStats,
     RunStats,
     TraceRecords,
 )
 from .sizes import PAGE_SIZE, Size, format_size, parse_pages
-from .vm import Mode, Vm
+from .vm import Memslot, Mode, Vm
 
 __all__ = [
     "AgeStats",
     "AgingRun",
     "Counters",
     "DebugFs",
+    "EvictStats",
     "Host",
     "IdleStats",
     "InMemcg",
@@ -36,6 +38,7 @@ __all__ = [
     "LruGen",
     "Memcg",
     "MemcgFiles",
+    "Memslot",
     "Mm",
     "Mode",
     "ProcFs",
@@ -332,8 +335,9 @@ class Host:
         tlb_entries: int = defaults.TLB_ENTRIES,
         tlb_ways: int | None = None,
         memcg: InMemcg | None = None,
+        mm: Mm | None = None,
     ) -> Vm:
-        """Make a virtual machine in a process and a memory cgroup of its own.
+        """Make a virtual machine, unless said otherwise in a process and cgroup of its own.
 
         Args:
             memory: Guest memory.
@@ -367,14 +371,19 @@ class Host:
             tlb_ways: Its associativity: the entries are this times a power of
                 two. Otherwise about 12, whatever fits.
             memcg: Which memory cgroup: itself, its name, or who is in it; otherwise
-                a new one.
+                a new one, and with ``mm`` the process's.
+            mm: A process to make it in, such as another VM's, whose memory
+                `Vm.set_memory_region` can then show to this guest too. Guest memory
+                is mapped in it. Otherwise a new one, which ends with the last VM in
+                it.
 
         Raises:
             ValueError: For a parameter that is none of the choices; for a protocol
                 whose kernel asks something else than the host's, unless what aging
                 asks was chosen; for what is another host's.
-            TypeError: For a memory cgroup that is none.
-            OSError: If there cannot be such a VM.
+            TypeError: For a memory cgroup or a process that is none.
+            OSError: If there cannot be such a VM; ``EINVAL`` for a process that has
+                ended.
 
         """
         pages = parse_pages(memory, what="memory")
@@ -398,7 +407,17 @@ class Host:
         aliases = whole(aliases, "aliases", at_least=1)
         if pages * PAGE_SIZE % defaults.BACKINGS[backing]:
             raise ValueError(f"memory: {memory!r} is not a multiple of the backing, {backing}")
-        if memcg is not None:
+        if mm is not None:
+            if not isinstance(mm, Mm):
+                raise TypeError(f"mm: expected an Mm, not {type(mm).__name__}")
+            check_same_host(self, mm, mm._host, "mm")
+            if memcg is not None and self._memcg(memcg) != mm.memcg:
+                raise ValueError(
+                    f"memcg: {self._memcg(memcg).name!r} is not that of the process,"
+                    f" {mm.memcg.name!r}, which guest memory is charged to"
+                )
+            memcg = mm.memcg
+        elif memcg is not None:
             memcg = self._memcg(memcg)
         else:
             taken = {name for _, name, _ in self._native.memcgs()}
@@ -423,6 +442,7 @@ class Host:
         }
         native = self._native.create_vm(
             memcg.id,
+            None if mm is None else mm._native,
             pages,
             vcpus,
             mmu,

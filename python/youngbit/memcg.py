@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ._arguments import whole
 from .files import MemcgFiles, numbers
 from .generations import Generation, Generations
-from .results import AgeStats
+from .results import AgeStats, EvictStats
 
 if TYPE_CHECKING:
     from .machine import Host
@@ -82,3 +83,31 @@ class LruGen:
 
         """
         return AgeStats(*self._host._native.age(self.memcg.id, self.node, can_swap, force_scan))
+
+    def evict(
+        self, seq: int, swappiness: int | None = None, nr_to_reclaim: int | None = None
+    ) -> EvictStats:
+        """Evict generations up to one, as the command ``-`` of ``lru_gen`` does.
+
+        Args:
+            seq: The youngest generation that is to go.
+            swappiness: 0 to 200, 0 to take file pages only; otherwise the memory
+                cgroup's own.
+            nr_to_reclaim: Stop when so many pages are reclaimed; some more may go,
+                in whole batches.
+
+        Raises:
+            OSError: ``EINVAL`` for one of the two youngest generations, or a
+                swappiness above 200.
+            Exception: What a notifier or a policy raised, after the model is
+                consistent.
+
+        """
+        reclaimed, seconds, counters = self._host._native.evict(
+            self.memcg.id,
+            self.node,
+            whole(seq, "seq"),
+            None if swappiness is None else whole(swappiness, "swappiness", at_most=(1 << 32) - 1),
+            None if nr_to_reclaim is None else whole(nr_to_reclaim, "nr_to_reclaim"),
+        )
+        return EvictStats(seq, reclaimed, seconds, counters)

@@ -9,7 +9,15 @@ from typing import Any, TypeAlias, overload
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["AgeStats", "AgingRun", "Counters", "IdleStats", "RunStats", "TraceRecords"]
+__all__ = [
+    "AgeStats",
+    "AgingRun",
+    "Counters",
+    "EvictStats",
+    "IdleStats",
+    "RunStats",
+    "TraceRecords",
+]
 
 Counters: TypeAlias = Mapping[str, int]
 
@@ -111,6 +119,35 @@ class AgeStats:
     def __str__(self) -> str:
         return (
             f"aging pass {self.seq} -> {self.max_seq}: {self.seconds:.6f} s;"
+            f" {_nonzero(self.counters)}"
+        )
+
+
+@dataclass(frozen=True)
+class EvictStats:
+    """What evicting did and what it cost."""
+
+    #: The youngest generation that was to go.
+    seq: int
+    #: Pages reclaimed.
+    nr_reclaimed: int
+    #: Wall time.
+    seconds: float
+    #: What was counted.
+    counters: Counters
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a plain dict."""
+        return {
+            "seq": self.seq,
+            "nr_reclaimed": self.nr_reclaimed,
+            "seconds": self.seconds,
+            "counters": dict(self.counters),
+        }
+
+    def __str__(self) -> str:
+        return (
+            f"evicted to {self.seq}: {self.nr_reclaimed} pages in {self.seconds:.6f} s;"
             f" {_nonzero(self.counters)}"
         )
 

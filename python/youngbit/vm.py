@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -14,14 +15,38 @@ from .access import Stream
 from .memcg import LruGen, Memcg
 from .mm import Mm
 from .results import AgingRun, IdleStats, RunStats
-from .sizes import PAGE_SIZE
+from .sizes import PAGE_SIZE, Size, parse_size
 
 if TYPE_CHECKING:
     from .machine import Host
 
-__all__ = ["Mode", "Vm"]
+__all__ = ["LOG_DIRTY_PAGES", "READONLY", "Memslot", "Mode", "Vm"]
 
 Mode: TypeAlias = Literal["inline", "live"]
+
+#: Flags of a memslot: which pages are written is recorded; the guest cannot write.
+LOG_DIRTY_PAGES: Final = 1 << 0
+READONLY: Final = 1 << 1
+
+
+@dataclass(frozen=True)
+class Memslot:
+    """A part of guest memory, and where the process has it."""
+
+    #: Its number.
+    slot: int
+    #: Where the guest sees it, in bytes.
+    guest_phys_addr: int
+    #: Its size in bytes.
+    memory_size: int
+    #: Where the process has it.
+    userspace_addr: int
+    #: A sum of `LOG_DIRTY_PAGES` and `READONLY`.
+    flags: int
+
+    def to_dict(self) -> dict[str, int]:
+        """Return a plain dict."""
+        return asdict(self)
 
 
 class Vm:
@@ -52,7 +77,7 @@ class Vm:
 
     @property
     def nr_pages(self) -> int:
-        """Guest memory in pages of 4 KiB."""
+        """Guest memory in pages of 4 KiB, as the VM was made with it."""
         return self._native.nr_pages
 
     @property
@@ -69,6 +94,57 @@ class Vm:
     def guest_physical(self) -> tuple[int, int]:
         """First byte of guest memory, and one past the last, as the guest counts."""
         return self._native.guest_physical
+
+    def memslots(self) -> list[Memslot]:
+        """Return the parts of guest memory, by where the guest sees them.
+
+        At first there is one, 0: all of `nr_pages` at address 0.
+        """
+        return [
+            Memslot(slot, guest, size, address, flags)
+            for slot, flags, guest, size, address in self._native.memslots()
+        ]
+
+    def set_memory_region(
+        self,
+        slot: int,
+        *,
+        guest_phys_addr: int = 0,
+        memory_size: Size | Literal[0] = 0,
+        userspace_addr: int = 0,
+        flags: int = 0,
+    ) -> None:
+        """Create, move or delete a memslot, or change its flags.
+
+        As the ioctl ``KVM_SET_USER_MEMORY_REGION``: a number that is free makes a
+        slot; one that is taken moves it, if its address in the guest differs, or
+        changes its flags; a size of 0 deletes it. vCPUs may run meanwhile. A guest
+        reaches memory beyond `nr_pages` through streams with a region; an access to
+        what no slot has is an error.
+
+        Args:
+            slot: Its number, 0 to 32,763; with an address space in bits 16 and
+                up, of which a VM made from Python has 0 only.
+            guest_phys_addr: Where the guest sees it, in bytes.
+            memory_size: Its size; 0 to delete it.
+            userspace_addr: Where the process has it: `Vm.address`, or what
+                `Mm.mmap` of `Vm.mm` returned.
+            flags: A sum of `LOG_DIRTY_PAGES` and `READONLY`.
+
+        Raises:
+            OSError: ``EINVAL`` for what is malformed, or changes what cannot change
+                (size, address in the process, ``READONLY``), or deletes what is not
+                there; ``EEXIST`` if it overlaps another slot.
+
+        """
+        none = not isinstance(memory_size, (str, bool)) and memory_size == 0
+        self._native.set_memory_region(
+            whole(slot, "slot", at_most=(1 << 32) - 1),
+            whole(flags, "flags", at_most=(1 << 32) - 1),
+            whole(guest_phys_addr, "guest_phys_addr"),
+            0 if none else parse_size(memory_size, what="memory_size"),
+            whole(userspace_addr, "userspace_addr"),
+        )
 
     def run(
         self,

@@ -193,7 +193,7 @@ pub fn stream_accesses<'py>(
     }
     let description = Description::new(stream)?;
     let (pages, writes) = detached(py, |signals| {
-        let mut made = streams(&[description], nr_pages, true).map_err(to_python)?;
+        let mut made = streams(&[description], nr_pages, nr_pages, true).map_err(to_python)?;
         let mut stream = made.remove(0);
         let (mut pages, mut writes) = (Vec::new(), Vec::new());
         let mut buffer = Vec::new();

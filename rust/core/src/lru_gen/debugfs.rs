@@ -8,6 +8,7 @@ use super::{Asking, caps, default_swappiness, run_aging};
 use crate::cpu::Cpu;
 use crate::error::{Error, Result};
 use crate::host::Host;
+use crate::mm::Memcg;
 use crate::text::{Cursor, is_space, kstrtouint, quoted};
 
 /// The highest swappiness.
@@ -163,6 +164,38 @@ pub fn write(cpu: &Cpu, text: &[u8]) -> Result<()> {
         );
         Err(Cursor::new(&[], 1, 0).expected("a command"))
     }
+}
+
+/// The command `-`, by its arguments; without swappiness the memory cgroup's own,
+/// and without a number of pages as many as there are. Returns the pages
+/// reclaimed.
+///
+/// # Errors
+/// `EINVAL` for a node that is not there, swappiness over 200, and one of the two
+/// youngest generations; `EINTR`; what a notifier raised.
+pub fn evict(
+    cpu: &Cpu,
+    memcg: &Memcg,
+    node: usize,
+    seq: u64,
+    swappiness: Option<u32>,
+    nr_to_reclaim: Option<u64>,
+) -> Result<u64> {
+    let lruvec = memcg
+        .lruvecs
+        .get(node)
+        .ok_or_else(|| Error::invalid(format!("the host has no node {node}")))?;
+    let swappiness = match swappiness {
+        None => default_swappiness(cpu, memcg),
+        Some(n) if u64::from(n) <= MAX_SWAPPINESS => n,
+        Some(n) => {
+            return Err(Error::invalid(format!(
+                "swappiness {n}: expected at most {MAX_SWAPPINESS}"
+            )));
+        }
+    };
+    let nr_to_reclaim = nr_to_reclaim.unwrap_or(u64::MAX);
+    run_eviction(cpu, memcg, lruvec, seq, swappiness, nr_to_reclaim)
 }
 
 fn run(cpu: &Cpu, command: &Command, place: &Cursor<'_>) -> Result<()> {
