@@ -359,6 +359,10 @@ def test_methods_of_ones_own_are_ones_own(mm):
         def young_pages(self):
             return 0
 
+        @property
+        def test_yuong(self):
+            raise AssertionError("nobody asked for it")
+
         def _clear_yuong(self):
             return 0
 

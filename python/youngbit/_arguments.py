@@ -77,10 +77,11 @@ def check_names(given: object, base: type, known: Iterable[str]) -> None:
     own = {name: value for each in type(given).__mro__ if each is not base and each is not object
            for name, value in vars(each).items()}  # fmt: skip
     own |= vars(given) if hasattr(given, "__dict__") else {}
-    for name in own:
+    for name, value in own.items():
         if name.startswith("_") or hasattr(base, name) or name in known:
             continue
-        if not callable(getattr(given, name, None)):
+        # Looked at, not got: a property of the caller's own is not to be run.
+        if not (callable(value) or isinstance(value, (classmethod, staticmethod))):
             continue
         for alike in difflib.get_close_matches(name, known, 1, _ALIKE):
             raise TypeError(
