@@ -214,6 +214,8 @@ fn seconds(stats: &RunStats) -> Vec<f64> {
         .collect()
 }
 
+/// Number, flags, first guest address, size, host address.
+type SlotRow = (u32, u32, u64, u64, u64);
 type RunResult<'py> = (f64, Vec<f64>, Bound<'py, PyDict>);
 type RunWhileAgingResult<'py> = (
     f64,
@@ -292,7 +294,7 @@ impl Vm {
 
     /// Number, flags, first guest address, size and host address of each
     /// memslot, by guest address.
-    fn memslots(&self, py: Python<'_>) -> PyResult<Vec<(u32, u32, u64, u64, u64)>> {
+    fn memslots(&self, py: Python<'_>) -> PyResult<Vec<SlotRow>> {
         let (slots, _) = run(py, &self.host, |cpu| {
             Ok(self.slots(cpu).collect::<Vec<_>>())
         })?;
