@@ -47,7 +47,7 @@ def raising_pass():
 
 def unregister_twice():
     process = mm()
-    registration = process.register(yb.MmuNotifier())
+    registration = process.register(Raising())
     registration.unregister()
     registration.unregister()
 
@@ -77,6 +77,24 @@ CASES: dict[str, tuple[Callable[[], object], type[BaseException], str]] = {
     "host-advance": (lambda: host().advance(-1), ValueError, "negative"),
     "host-asks": (lambda: setattr(host(), "aging_asks", "nicely"), ValueError, "'nicely'"),
     "host-node": (lambda: host().lru_gen(node=1), ValueError, "no node 1"),
+    "host-node-negative": (lambda: host().lru_gen(node=-1), ValueError, "node: -1 is negative"),
+    "host-capabilities-bool": (lambda: host(capabilities=True), TypeError, "not bool"),
+    "host-writes": (
+        lambda: host().fail_swap_writes(1 << 32),
+        ValueError,
+        "writes: 4294967296 is above 4294967295; expected a whole number from 0 to 4294967295",
+    ),
+    "lru-memcg-type": (lambda: host().lru_gen(7), TypeError, "expected a Memcg, its name.*not int"),
+    "lru-memcg-name": (
+        lambda: host().lru_gen("/nothing"),
+        FileNotFoundError,
+        "no memory cgroup is named '/nothing'; there are: /$",
+    ),
+    "lru-memcg-empty": (lambda: host().lru_gen(""), FileNotFoundError, "is named ''"),
+    "lru-memcg-number": (lambda: host().lru_gen(yb.Memcg(9, "?")), FileNotFoundError, "number 9"),
+    "lru-evict-young": (lambda: host().lru_gen().evict(3), OSError, "two youngest end at 3"),
+    "lru-evict-swappiness": (lambda: host().lru_gen().evict(0, 201), OSError, "at most 200"),
+    "lru-evict-negative": (lambda: host().lru_gen().evict(-1), ValueError, "seq: -1 is negative"),
     "memcg-twice": (
         lambda: [h.create_memcg("/a") for h in [host()] * 2],
         FileExistsError,
@@ -109,7 +127,14 @@ CASES: dict[str, tuple[Callable[[], object], type[BaseException], str]] = {
     "munmap-odd": (lambda: mm().munmap(3, "4k"), OSError, "whole pages"),
     "touch-nothing": (lambda: mm().touch(1 << 33, "4k"), OSError, "0x200000000"),
     "touch-address": (lambda: mm().touch("there", "4k"), TypeError, "start"),
-    "touch-negative": (lambda: mm().touch(-4096, "4k"), ValueError, "not an address"),
+    "touch-negative": (
+        lambda: mm().touch(-4096, "4k"),
+        ValueError,
+        "start: -4096 is negative; expected a whole number from 0$",
+    ),
+    "touch-huge": (lambda: mm().touch(1 << 63, "4k"), ValueError, r"is not below 2\*\*63"),
+    "mmap-address": (lambda: mm().mmap("4k", address=-1), ValueError, "address: -1 is negative"),
+    "write-byte": (lambda: mm().write(0, "4k", -1), ValueError, "byte: -1 is negative; .* to 255"),
     "generations-odd": (lambda: mm().page_generations(7, "4k"), OSError, "whole pages"),
     # Notifiers.
     "notifier-type": (lambda: mm().register(object()), TypeError, "not object"),
@@ -150,8 +175,34 @@ CASES: dict[str, tuple[Callable[[], object], type[BaseException], str]] = {
     "vm-format": (lambda: vm(format="arm"), ValueError, "'arm'"),
     "vm-npt-without-ad": (lambda: vm(format="npt", ad=False), OSError, "EPT"),
     "vm-levels": (lambda: vm(levels=3), OSError, "4 or 5 levels"),
-    "vm-no-vcpus": (lambda: vm(vcpus=0), ValueError, "vcpus"),
-    "vm-many-vcpus": (lambda: vm(vcpus=10**6), ValueError, "vcpus"),
+    "vm-no-vcpus": (
+        lambda: vm(vcpus=0),
+        ValueError,
+        "vcpus: 0 is below 1; expected a whole number from 1 to 512",
+    ),
+    "vm-negative-vcpus": (
+        lambda: vm(vcpus=-1),
+        ValueError,
+        "vcpus: -1 is negative; expected a whole number from 1 to 512",
+    ),
+    "vm-many-vcpus": (lambda: vm(vcpus=10**6), ValueError, "vcpus: 1000000 is above 512"),
+    "vm-negative-levels": (lambda: vm(levels=-4), ValueError, "levels: -4 is negative"),
+    "vm-aliases": (lambda: vm(aliases=0), ValueError, "aliases: 0 is below 1"),
+    "vm-memcg-type": (lambda: vm(memcg=1), TypeError, "expected a Memcg, its name.*not int"),
+    "vm-mm-type": (lambda: vm(mm=1), TypeError, "mm: expected an Mm, not int"),
+    "vm-slot-flags": (lambda: vm().set_memory_region(0, flags=4), OSError, "flags 0x4 unknown"),
+    "vm-slot-number": (lambda: vm().set_memory_region(-1), ValueError, "slot: -1 is negative"),
+    "vm-slot-space": (
+        lambda: vm().set_memory_region(1 << 16, memory_size="4k"),
+        OSError,
+        r"1 address space\(s\)",
+    ),
+    "vm-slot-gone": (lambda: vm().set_memory_region(5), OSError, "does not exist"),
+    "vm-aging-type": (
+        lambda: vm().run_while_aging(access.sequential(), host().root),
+        TypeError,
+        "lru: expected a LruGen, not Memcg",
+    ),
     "vm-backing": (lambda: vm(memory="3M", backing="2m"), ValueError, "multiple of the backing"),
     "vm-tlb": (lambda: vm(tlb_entries=1001), ValueError, "power of two"),
     "vm-tlb-ways": (lambda: vm(tlb_entries=64, tlb_ways=3), OSError, "TLB"),

@@ -146,6 +146,59 @@ def test_without_the_capability_pages_do_not_get_younger(options, mode):
     assert f"generation {before}, and are in {after}" in found["detail"]
 
 
+def skipped(mask: str, command: str) -> tuple[list[str], int]:
+    """What the selftest printed on a kernel with a mask, and its exit status."""
+    blocks = (DATA / "selftest-v7.txt").read_text().split("=== [")
+    [found] = [each for each in blocks if f"enabled=0x{int(mask, 16):04x} {command}\n" in each]
+    printed, status = found.split("\n", 1)[1].split("=== rc=")
+    return printed.splitlines(), int(status.split()[0])
+
+
+@pytest.mark.parametrize("mask", ["0x0", "0x1", "0x9", "0xd"])
+@pytest.mark.parametrize("mode", ["--live", "--inline"])
+def test_lru_gen_is_skipped_where_the_selftest_is(mask, mode):
+    lines, status = skipped(mask, "access_tracking_perf_test -l -v 1 -b 16M")
+    assert lines[-1].startswith("1..0 # SKIP - ")
+    assert status == 4
+    options = ["-l", "-v", "1", "-b", "16M", "--capabilities", mask, mode]
+    done = run("access-tracking", *options, code=4)
+    assert done.stdout.splitlines() == lines
+    assert done.stderr == ""
+    found = result("access-tracking", *options, code=4)
+    assert (found["verdict"], found["failed_check"], found["steps"]) == ("skip", None, [])
+    assert f"1..0 # SKIP - {found['reason']}" == lines[-1]
+
+
+def test_the_benchmark_is_skipped_too_and_page_idle_is_not():
+    done = run("access-tracking", "-l", "-p", "-b", "8M", "--capabilities", "0xd", code=4)
+    assert done.stdout.splitlines()[1:] == ["1..0 # SKIP - lru_gen does not support MM_WALK"]
+    run("access-tracking", "-b", "8M", "--capabilities", "0x0")
+    against = ["-l", "-p", "-b", "8M", "--against", "baseline", "--capabilities", "0x1"]
+    done = run("access-tracking", *against, code=2)
+    assert "capabilities: lru_gen does not support MM_WALK" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (["--capabilities", "0x7"], "capability 0x8 is off"),
+        (["--aging-asks", "none"], "aging asks no secondary MMU"),
+        (["--protocol", "baseline", "--capabilities", "0x7"], None),
+        ([], None),
+    ],
+)
+def test_the_benchmark_says_that_passes_do_not_ask_the_vm(options, why):
+    found = result("access-tracking", "-l", "-p", "-b", "32M", *options)
+    if why is None:
+        assert found["warnings"] == []
+        assert found["counters"]["mm_leaf_total"] == 0 or found["aging"]["asked"] > 0
+        return
+    warning = f"WARNING: {why}: passes do not ask the VM, and the guest's accesses are not seen."
+    assert found["warnings"] == [warning]
+    assert found["aging"]["asked"] == 0
+    assert warning in run("access-tracking", "-l", "-p", "-b", "8M", *options).stdout.splitlines()
+
+
 def test_memory_that_fits_the_tlb_seems_to_stay_old():
     found = result("access-tracking", "-l", "-b", "4M", "--tlb", "1536", code=1)
     assert found["reason"] == "pages did not get younger"

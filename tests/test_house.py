@@ -68,7 +68,10 @@ def test_a_circle_is_found():
     assert circle({"a": {"b"}, "b": {"c"}, "c": {"a"}}) != []
 
 
-ROOMS = ("access", "traces", "machine", "experiments", "plot", "lab", "reports", "commands")
+ROOMS = (
+    "access", "traces", "results", "files", "memcg", "mm", "vm", "machine",
+    "experiments", "plot", "lab", "reports", "commands",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("room", ROOMS)

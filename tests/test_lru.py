@@ -53,7 +53,7 @@ def test_results_are_plain_and_readable(host, mm):
     assert generations.to_arrays()["seq"].tolist() == [g.seq for g in generations]
     assert str(generations).splitlines()[0].split() == ["seq", "age", "ms", "anon", "file"]
     assert str(stats).startswith("aging pass 3 -> 4: ")
-    assert repr(generations).startswith("Generations({")
+    assert repr(generations).startswith("Generations(seq ")
     assert generations[1:].min_seq == generations[1].seq
     assert generations == lru.generations()
 
@@ -130,9 +130,14 @@ def test_only_a_kernel_that_asks_fast_only_has_capability_8(host):
     host.aging_asks = "accurate"
     host.capabilities = 0xF
     assert host.capabilities == 0x7
+    assert host.debugfs["enabled"].read() == "0x0007\n"
+    # What was asked for is not forgotten.
     host.aging_asks = "fast_only"
-    host.capabilities = 0xF
     assert host.capabilities == 0xF
+    host.capabilities = 0x7
+    host.aging_asks = "none"
+    host.aging_asks = "fast_only"
+    assert host.capabilities == 0x7
 
 
 def test_a_batched_walk_asks_once_a_table_and_finds_the_same():
@@ -184,3 +189,70 @@ def test_a_policy_of_ones_own(host):
         for mm, d in zip(mms, devices, strict=True)
     ]
     assert hot == [7, 2]
+
+
+def test_generations_by_number_and_by_position(host):
+    lru = host.lru_gen()
+    for _ in range(3):
+        lru.age()
+    generations = lru.generations()
+    assert [each.seq for each in generations] == [3, 4, 5, 6]
+    assert generations[3].seq == 6
+    assert generations.by_seq(3) is generations[0]
+    assert generations.by_seq(6) is generations[-1]
+    with pytest.raises(KeyError, match="no generation has number 7; there are: 3, 4, 5, 6"):
+        generations.by_seq(7)
+    with pytest.raises(IndexError, match=r"position 6 of 4 generations; by_seq\(\) finds"):
+        generations[6]
+    assert repr(generations[1:3]) == "Generations(seq 4: 0+0, seq 5: 0+0)"
+    assert repr(lru).endswith("Generations(seq 3: 0+0, seq 4: 0+0, seq 5: 0+0, seq 6: 0+0))")
+
+
+def evictable() -> tuple[yb.Host, yb.Vm, yb.LruGen]:
+    host = yb.Host("32M", swap="32M", clock="virtual")
+    vm = host.create_vm("8M", tlb_entries=0)
+    vm.run(yb.access.sequential(write=True))
+    lru = host.lru_gen(vm)
+    for _ in range(2):
+        lru.age()
+    return host, vm, lru
+
+
+def test_evicting_does_what_the_command_does():
+    """Two machines, one told by the text file, the other by the method."""
+    seen = []
+    for told in ("text", "method"):
+        host, vm, lru = evictable()
+        oldest = lru.generations().by_seq(3)
+        assert oldest.nr_pages == 2048
+        for swappiness, nr in ((200, 500), (60, None), (None, None)):
+            if told == "method":
+                before = vm.memcg.stat()["pgsteal"]
+                stats = lru.evict(oldest.seq, swappiness, nr)
+                assert stats.nr_reclaimed == vm.memcg.stat()["pgsteal"] - before
+                assert stats.counters["pgsteal"] == stats.nr_reclaimed
+                assert stats.seconds > 0
+                assert str(stats).startswith(f"evicted to 3: {stats.nr_reclaimed} pages in ")
+            else:
+                words = (each for each in (swappiness, nr) if each is not None)
+                host.debugfs["lru_gen"].write(f"- {vm.memcg.id} 0 3 {' '.join(map(str, words))}")
+            seen.append((told, vm.memcg.stat(), vm.page_generations().tolist()))
+        host.check()
+    half = len(seen) // 2
+    assert [each[1:] for each in seen[:half]] == [each[1:] for each in seen[half:]]
+    assert 500 <= seen[0][1]["pgsteal"] < 600
+    assert seen[1][1]["pgsteal"] == 2048
+
+
+def test_evicting_has_the_commands_errors():
+    host, vm, lru = evictable()
+    for seq, swappiness in ((4, None), (5, 0), (99, 60), (3, 201)):
+        with pytest.raises(OSError) as method:
+            lru.evict(seq, swappiness)
+        word = "" if swappiness is None else swappiness
+        with pytest.raises(OSError) as command:
+            host.debugfs["lru_gen"].write(f"- {vm.memcg.id} 0 {seq} {word}")
+        assert method.value.errno == command.value.errno == errno.EINVAL
+    # Nothing of guests' memory is a file's.
+    assert lru.evict(3, swappiness=0).nr_reclaimed == 0
+    assert vm.memcg.stat()["pgsteal"] == 0

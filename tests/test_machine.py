@@ -233,3 +233,187 @@ def test_build_info():
     info = yb.build_info()
     assert info["version"] == yb.__version__
     assert info["rustc"].startswith("rustc ")
+
+
+# Whose an object is
+
+
+def two_hosts() -> list[yb.Host]:
+    return [yb.Host(size, clock="virtual") for size in ("16M", "32M")]
+
+
+FOREIGN = {
+    "lru_gen-memcg": lambda here, there: here.lru_gen(there.memcg),
+    "lru_gen-mm": lambda here, there: here.lru_gen(there.mm),
+    "lru_gen-vm": lambda here, there: here.lru_gen(there),
+    "create_mm": lambda here, there: here.create_mm(there.memcg),
+    "create_vm-memcg": lambda here, there: here.create_vm("1M", memcg=there.memcg),
+    "create_vm-mm": lambda here, there: here.create_vm("1M", mm=there.mm),
+    "run_while_aging": lambda here, there: here.create_vm("1M").run_while_aging(
+        yb.access.sequential(), there._host.lru_gen(there)
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FOREIGN)
+def test_what_is_another_hosts_is_refused(case):
+    """Its number means something else here: this host has a memory cgroup 1 too."""
+    here, there = two_hosts()
+    here.create_memcg("/mine")
+    vm = there.create_vm("1M")
+    with pytest.raises(ValueError, match=r"is of another host, Host\(memory=32M, .*and not of"
+                       r" this, Host\(memory=16M"):  # fmt: skip
+        FOREIGN[case](here, vm)
+    assert here.counters["pgfault"] == 0
+    assert len(here._native.memcgs()) == (3 if case == "run_while_aging" else 2)
+
+
+def test_a_memory_cgroup_by_its_name_and_by_who_is_in_it():
+    host = yb.Host("32M", clock="virtual")
+    vm = host.create_vm("1M")
+    mm = host.create_mm("/vm0")
+    assert mm.memcg == vm.memcg
+    for who in (vm, vm.mm, mm, vm.memcg, "/vm0", yb.Memcg(vm.memcg.id, "/vm0")):
+        lru = host.lru_gen(who)
+        assert lru.memcg == vm.memcg
+        assert lru.age().max_seq == lru.generations().max_seq
+        assert host.create_vm("1M", memcg=who).memcg == vm.memcg
+    assert host.lru_gen().memcg == host.lru_gen("/").memcg == host.root
+
+
+# What things say of themselves
+
+
+def test_everything_of_a_machine_is_a_plain_dict_too(host, mm):
+    address = mm.mmap("1M")
+    mm.touch(address, "64k", write=True)
+    with mm.register(Counting()) as registration:
+        assert registration.to_dict() == {
+            "mm": mm.id,
+            "notifier": "Counting",
+            "operations": [*yb.MmuNotifier.OPERATIONS],
+            "has_fast_aging": False,
+        }
+        assert repr(registration).startswith("Registration(Counting(operations=['clear_flush")
+    assert mm.memcg.to_dict() == {"id": 1, "name": "/test", "pages": 16}
+    assert yb.Memcg(3, "/elsewhere").to_dict() == {"id": 3, "name": "/elsewhere"}
+    assert mm.to_dict() == {
+        "id": mm.id,
+        "memcg": {"id": 1, "name": "/test", "pages": 16},
+        "has_fast_young_notifiers": False,
+    }
+    lru = host.lru_gen(mm)
+    assert lru.to_dict() == {
+        "memcg": {"id": 1, "name": "/test", "pages": 16},
+        "node": 0,
+        "generations": lru.generations().to_dict(),
+    }
+    vm = host.create_vm("1M")
+    for each in (host, mm, mm.memcg, lru, registration, vm, vm.memslots()[0],
+                 lru.generations(), lru.generations()[0], lru.age(), lru.evict(0),
+                 vm.run(yb.access.sequential()), vm.mark_idle(), host.histograms()[0]):  # fmt: skip
+        assert json.loads(json.dumps(each.to_dict())) == each.to_dict()
+
+
+# Slips of the pen in subclasses
+
+
+def test_a_notifier_without_operations_is_refused(mm):
+    with pytest.raises(
+        TypeError, match=r"^MmuNotifier has no operation: expected some of clear_fl"
+    ):
+        mm.register(yb.MmuNotifier())
+
+    class Fast(yb.MmuNotifier):
+        has_fast_aging = True
+
+        def touched(self):
+            return []
+
+    with pytest.raises(TypeError, match="Fast has no operation"):
+        mm.register(Fast())
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("clear_yuong", "clear_young"),
+        ("clearYoung", "clear_young"),
+        ("test_yong", "test_young"),
+        ("invalidate_range_strat", "invalidate_range_start"),
+        ("realease", "release"),
+    ],
+)
+def test_an_operation_misspelt_is_refused(mm, name, meant):
+    typo = type("Typo", (Counting,), {name: lambda self, start, end, fast_only: True})
+    with pytest.raises(TypeError, match=f"^Typo.{name}: nobody calls it, and MmuNotifier has"
+                       f" {meant};"):  # fmt: skip
+        mm.register(typo())
+    assert not mm.clear_young(mm.mmap("4k"), "4k")
+
+
+def test_methods_of_ones_own_are_ones_own(mm):
+    class Own(Counting):
+        released = False
+
+        def young_pages(self):
+            return 0
+
+        @property
+        def test_yuong(self):
+            raise AssertionError("nobody asked for it")
+
+        def _clear_yuong(self):
+            return 0
+
+        def clear(self):
+            return 0
+
+        def clear_young(self, *args):
+            return False
+
+        def test_young(self, address, fast_only, note=None):
+            return False
+
+    address = mm.mmap("4k")
+    with mm.register(Own()):
+        assert mm.clear_young(address, "4k") is mm.test_young(address) is False
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "called"),
+    [
+        ("clear_young", lambda self, start, end: True, "(start, end, fast_only)"),
+        ("test_young", lambda self, address, fast_only, more: True, "(address, fast_only)"),
+        ("test_young", lambda self, address, *, fast_only: True, "(address, fast_only)"),
+        ("release", lambda self, mm: None, "()"),
+    ],
+)
+def test_an_operation_with_other_parameters_is_refused(mm, name, method, called):
+    wrong = type("Wrong", (Counting,), {name: method})
+    with pytest.raises(TypeError, match=rf"^Wrong\.{name}\(.*\): is called with ") as caught:
+        mm.register(wrong())
+    assert str(caught.value).endswith(f"is called with {called}")
+
+
+def test_a_decision_misspelt_or_with_other_parameters_is_refused(host):
+    class Typo(yb.lru_gen.Policy):
+        def chooose(self, view, swappiness, may_io, kernel):
+            return kernel
+
+    class Short(yb.lru_gen.Policy):
+        def tier(self, view, kind):
+            return 0
+
+    with pytest.raises(TypeError, match=r"^Typo.chooose: nobody calls it, and Policy has choose;"):
+        host.policy = Typo()
+    with pytest.raises(TypeError, match=r"^Short.tier\(view, kind\): is called with \(view, kind,"):
+        host.policy = Short()
+    assert host.policy is None
+
+    class Fine(yb.lru_gen.Policy):
+        def tier(self, *args):
+            return args[-1]
+
+    host.policy = Fine()
+    assert host.policy.overridden() == ["tier"]

@@ -96,7 +96,9 @@ def test_memory_of_no_file_is_no_file():
     with pytest.raises(OSError, match="no file") as caught:
         mm.read(mm.mmap("64K", kind="file"), "128K")
     assert caught.value.errno == errno.EBADF
-    with pytest.raises(ValueError, match="256 is not below 256"):
+    with pytest.raises(
+        ValueError, match="byte: 256 is above 255; expected a whole number from 0 to 255"
+    ):
         mm.write(at, 4096, 256)
 
 
@@ -121,7 +123,7 @@ def test_a_failing_file_device_loses_nothing():
     assert cached(host, mm) == 0
     assert mm.read(at, "1M") == bytes(page | 1 for page in range(256))
     host.check()
-    with pytest.raises(ValueError, match=r"2\*\*32"):
+    with pytest.raises(ValueError, match="above 4294967295"):
         host.fail_file_writes(1 << 32)
 
 

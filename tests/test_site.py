@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import doctest
-import importlib
+import importlib.util
 import inspect
 import os
 import pkgutil
 import re
+import shutil
 import subprocess
 import sys
 import zlib
@@ -118,6 +119,38 @@ def test_console_blocks_are_found_and_can_fail(tmp_path):
     )
     assert (printed, status, told) == ("it\n", 1, "1\n")
     assert not re.fullmatch(pattern(shown), printed)
+
+
+def of_a_recording(page: Path) -> list[str]:
+    """The command of a page that records a program, and those that work on the trace."""
+    lines = [line for block in blocks(page, "sh") for line in block.splitlines()]
+    lines += [command for block in blocks(page, "console") for command, _ in steps(block)]
+    return [line for line in lines if "mine.npz" in line and "mine.csv" not in line]
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("page", [ROOT / "README.md", DOCS / "howto" / "first-trace.md"],
+                         ids=lambda page: page.name)  # fmt: skip
+def test_five_commands_from_a_program_to_a_picture(page, tmp_path):
+    if shutil.which("valgrind") is None:
+        pytest.skip("valgrind is not installed, and records the program")
+    commands = of_a_recording(page)
+    assert len(commands) == 5
+    assert commands[0].startswith("youngbit record -o mine.npz ")
+    (tmp_path / "README.md").symlink_to(ROOT / "README.md")
+    done = [console(f"$ {command}\n", tmp_path)[0] for command in commands]
+    for command, _, printed, status in done:
+        assert status == 0, f"$ {command}: status {status}\n{printed}"
+        assert printed.replace("\n", "").isprintable(), f"$ {command}: {printed!r}"
+    tables = "".join(printed for _, _, printed, _ in done)
+    assert "MGLRU without the series" in tables
+    if "youngbit policies mine.npz" in map(str.strip, (c.split("#")[0] for c in commands)):
+        installed = importlib.util.find_spec("libcachesim") is not None
+        assert "\nbelady " in tables
+        assert ("\ns3-fifo " in tables) is installed
+    pictures = [word for command in commands[1:] for word in re.findall(r"-o (\S+)", command)]
+    assert pictures
+    assert all((tmp_path / name).stat().st_size > 1000 for name in pictures)
 
 
 # Tested with what they need: README.md by test_docs.py, the guide to experiments by

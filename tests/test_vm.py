@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import signal
 import threading
@@ -10,6 +11,7 @@ import pytest
 
 import youngbit as yb
 from youngbit import access
+from youngbit import vm as vm_module
 
 MODES = ["inline", "live"]
 
@@ -340,3 +342,204 @@ def test_one_vm_is_run_by_one_thread_at_a_time():
         errors.append(error.errno)
     thread.join()
     assert errors in ([16], [])  # EBUSY, unless the run was over
+
+
+def test_a_host_runs_one_kernel():
+    """What aging asks is the host's: a VM whose kernel would ask something else is refused."""
+    host = yb.Host("32M", clock="virtual")
+    host.create_vm("4M", protocol="baseline")
+    assert (host.aging_asks, host.capabilities) == ("accurate", 0x7)
+    with pytest.raises(ValueError, match="'v7' is of a kernel whose aging asks 'fast_only', and"
+                       " this host runs one whose aging asks 'accurate', as its first VM is of"
+                       " protocol 'baseline'"):  # fmt: skip
+        host.create_vm("4M", protocol="v7")
+    assert [memcg["name"] for memcg in host.to_dict()["memcgs"]] == ["/", "/vm0"]
+    # Kernels of these two ask the same.
+    assert host.create_vm("4M", protocol="v9").to_dict()["aging_asks"] == "accurate"
+
+
+@pytest.mark.parametrize("first", ["baseline", "v9"])
+def test_a_vm_is_aged_whatever_the_host_had_before(first):
+    host = yb.Host("32M", clock="virtual")
+    host.create_vm("4M", protocol=first)
+    vm = host.create_vm("4M", protocol="v7", aging_asks="fast_only", tlb_entries=0)
+    assert (host.aging_asks, host.capabilities) == ("fast_only", 0xF)
+    lru = host.lru_gen(vm.memcg)
+    vm.run(access.sequential(write=True))
+    lru.age()
+    vm.run(access.sequential())
+    stats = lru.age()
+    assert stats.counters["notifier_clear_young_fast"] == stats.counters["mm_leaf_young"] == 1024
+
+
+def test_what_aging_asks_holds_for_all_vms_once_it_is_chosen():
+    host = yb.Host("32M", clock="virtual")
+    host.aging_asks = "accurate"
+    vms = [host.create_vm("4M", protocol=name) for name in ("v7", "baseline", "v9")]
+    assert {vm.to_dict()["aging_asks"] for vm in vms} == {host.aging_asks} == {"accurate"}
+    host.create_vm("4M", protocol="baseline", aging_asks="none")
+    assert host.aging_asks == "none"
+    host.create_vm("4M", protocol="v7")
+    assert host.aging_asks == "none"
+
+
+# Memslots, and several VMs of one process
+
+
+def test_memslots_are_made_moved_and_deleted():
+    host, vm, _ = machine("4M", tlb_entries=0)
+    whole = yb.Memslot(0, 0, 4 << 20, vm.address, 0)
+    assert vm.memslots() == [whole]
+    more = vm.mm.mmap("2M")
+    beyond = access.sequential(write=True, region=("8M", "2M"))
+    with pytest.raises(OSError, match="guest's 1024 pages"):
+        vm.run(beyond)
+    vm.set_memory_region(7, guest_phys_addr=8 << 20, memory_size="2M", userspace_addr=more)
+    slot = yb.Memslot(7, 8 << 20, 2 << 20, more, 0)
+    assert vm.memslots() == [whole, slot]
+    assert slot.to_dict()["guest_phys_addr"] == 8 << 20
+    vm.run(beyond)
+    assert vm.mm.resident(more, "2M")[0] == 512
+    # A stream without a region stays in what the VM was made with.
+    vm.run(access.sequential(write=True))
+    assert vm.mm.resident(vm.address, "4M")[0] == 1024
+    with pytest.raises(OSError) as caught:
+        vm.run(access.sequential(region=("4M", "4M")))
+    assert caught.value.errno == errno.EFAULT
+    # Moved, the same memory is elsewhere.
+    vm.set_memory_region(7, guest_phys_addr=16 << 20, memory_size="2M", userspace_addr=more)
+    assert vm.memslots()[1].guest_phys_addr == 16 << 20
+    faults = host.counters["pgfault"]
+    vm.run(access.sequential(write=True, region=("16M", "2M")))
+    assert host.counters["pgfault"] == faults
+    with pytest.raises(OSError):
+        vm.run(beyond)
+    for flags in (vm_module.LOG_DIRTY_PAGES, 0):
+        vm.set_memory_region(
+            7, guest_phys_addr=16 << 20, memory_size="2M", userspace_addr=more, flags=flags
+        )
+        assert vm.memslots()[1].flags == flags
+    vm.set_memory_region(7)
+    assert vm.memslots() == [whole]
+    with pytest.raises(OSError):
+        vm.run(access.sequential(region=("16M", "2M")))
+    vm.mm.munmap(more, "2M")
+    host.check()
+
+
+def test_a_memslot_that_is_read_only_cannot_be_written():
+    _, vm, _ = machine("4M", tlb_entries=0)
+    more = vm.mm.mmap("1M", kind="shmem")
+    vm.set_memory_region(
+        1, guest_phys_addr=4 << 20, memory_size="1M", userspace_addr=more, flags=vm_module.READONLY
+    )
+    vm.run(access.sequential(region=("4M", "1M")))
+    with pytest.raises(OSError):
+        vm.run(access.sequential(region=("4M", "1M"), write=True))
+
+
+@pytest.mark.parametrize(
+    ("change", "number", "says"),
+    [
+        ({"slot": 1, "guest_phys_addr": 0}, errno.EEXIST, "overlap"),
+        ({"slot": 1, "guest_phys_addr": 5}, errno.EINVAL, "not a multiple"),
+        ({"memory_size": "4M"}, errno.EINVAL, "size cannot change"),
+        ({"userspace_addr": 1 << 40}, errno.EINVAL, "userspace_addr cannot change"),
+        ({"flags": 2}, errno.EINVAL, "read-only cannot change"),
+        ({"flags": 1 << 16}, errno.EINVAL, "flags 0x10000 unknown"),
+        ({"slot": 32764}, errno.EINVAL, "slot numbers go from 0 to 32763"),
+        ({"slot": 9, "memory_size": 0}, errno.EINVAL, "does not exist"),
+    ],
+)
+@pytest.mark.parametrize("mmu", ["tdp", "shadow"])
+def test_errors_of_memslots_are_the_kernels(change, number, says, mmu):
+    _, vm, _ = machine("8M", mmu=mmu)
+    before = vm.memslots()
+    region = {"slot": 0, "guest_phys_addr": 0, "memory_size": "8M", "userspace_addr": vm.address}
+    with pytest.raises(OSError, match=says) as caught:
+        vm.set_memory_region(**(region | change))
+    assert caught.value.errno == number
+    assert vm.memslots() == before
+
+
+@pytest.mark.parametrize("mmu", ["shadow", "nested"])
+def test_the_slot_of_the_guests_own_page_tables_is_nobodys(mmu):
+    _, vm, _ = machine("4M", mmu=mmu)
+    assert vm.memslots() == [yb.Memslot(0, 0, 4 << 20, vm.address, 0)]
+    with pytest.raises(OSError, match="own page tables") as caught:
+        vm.set_memory_region(32763)
+    assert caught.value.errno == errno.EINVAL
+    vm.run(access.sequential(write=True))
+
+
+@pytest.mark.parametrize("mmu", ["tdp", "shadow", "nested"])
+def test_two_vms_of_a_process_see_the_same_memory(mmu):
+    """What only the second guest touches gets younger: aging asks both."""
+    host = yb.Host("32M", clock="virtual")
+    first = host.create_vm("4M", mmu=mmu, tlb_entries=0)
+    first.run(access.sequential(write=True))
+    second = host.create_vm("1M", mmu=mmu, mm=first.mm, tlb_entries=0)
+    assert second.mm.id == first.mm.id
+    assert second.memcg == first.memcg
+    assert second.address != first.address
+    second.set_memory_region(
+        1, guest_phys_addr=16 << 20, memory_size="4M", userspace_addr=first.address
+    )
+    faults = host.counters["pgfault"]
+    shared = access.sequential(region=("16M", "4M"))
+    second.run(shared)
+    assert host.counters["pgfault"] - faults <= 16  # page tables of the guest's own
+    lru = host.lru_gen(first)
+    lru.age()
+    second.run(access.sequential(region=("16M", "1M")))
+    seq = lru.age().seq
+    young = np.flatnonzero(first.page_generations() == seq)
+    assert young.tolist() == list(range(256))
+
+
+def test_a_process_ends_with_the_last_of_its_vms():
+    host = yb.Host("32M", clock="virtual")
+    first = host.create_vm("4M")
+    first.run(access.sequential(write=True))
+    second = host.create_vm("1M", mm=first.mm)
+    second.run(access.sequential(write=True))
+    memcg = first.memcg
+    charged = memcg.to_dict()["pages"]
+    assert charged >= 1280
+    del first
+    assert memcg.to_dict()["pages"] == charged
+    second.run(access.sequential(write=True, passes=2))
+    host.check()
+    del second
+    assert memcg.to_dict()["pages"] == 0
+    host.check()
+
+
+def test_a_process_that_was_made_without_a_vm_outlives_it():
+    host = yb.Host("32M", clock="virtual")
+    mm = host.create_mm(host.create_memcg("/vmm"))
+    vm = host.create_vm("4M", mm=mm, memcg="/vmm")
+    address = vm.address
+    vm.run(access.sequential(write=True))
+    del vm
+    assert mm.resident(address, "4M")[0] == 1024
+    assert mm.clear_young(address, "4M") is False
+    host.create_memcg("/other")
+    with pytest.raises(ValueError, match="'/other' is not that of the process, '/vmm'"):
+        host.create_vm("4M", mm=mm, memcg="/other")
+    mm.exit()
+    with pytest.raises(OSError, match="has ended") as caught:
+        host.create_vm("4M", mm=mm)
+    assert caught.value.errno == errno.EINVAL
+
+
+def test_a_vm_that_cannot_be_made_leaves_a_process_as_it_was():
+    host = yb.Host("32M", clock="virtual")
+    vm = host.create_vm("4M")
+    vm.run(access.sequential(write=True))
+    before = vm.mm.to_dict()
+    with pytest.raises(OSError, match="EPT"):
+        host.create_vm("4M", mm=vm.mm, format="npt", ad=False)
+    assert vm.mm.to_dict() == before
+    vm.run(access.sequential(write=True))
+    host.check()

@@ -183,6 +183,7 @@ class Host:
     def create_vm(
         self,
         memcg: int,
+        mm: Mm | None,
         nr_pages: int,
         vcpus: int,
         mmu: str,
@@ -216,6 +217,14 @@ class Host:
     def age(
         self, memcg: int, node: int, can_swap: bool, force_scan: bool
     ) -> tuple[int, int, float, dict[str, int]]: ...
+    def evict(
+        self,
+        memcg: int,
+        node: int,
+        seq: int,
+        swappiness: int | None,
+        nr_to_reclaim: int | None,
+    ) -> tuple[int, float, dict[str, int]]: ...
     def read_file(self, name: str) -> str: ...
     def write_file(self, name: str, text: bytes) -> None: ...
     def set_tracepoints(self, names: list[str]) -> None: ...
@@ -281,6 +290,15 @@ class Vm:
     def address(self) -> int: ...
     @property
     def guest_physical(self) -> tuple[int, int]: ...
+    def memslots(self) -> list[tuple[int, int, int, int, int]]: ...
+    def set_memory_region(
+        self,
+        slot: int,
+        flags: int,
+        guest_phys_addr: int,
+        memory_size: int,
+        userspace_addr: int,
+    ) -> None: ...
     def run(
         self, given: list[Stream], live: bool, overlap: bool
     ) -> tuple[float, list[float], dict[str, int]]: ...

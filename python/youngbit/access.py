@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _core
+from ._arguments import whole
 from .sizes import PAGE_SIZE, Size, parse_size
 
 if TYPE_CHECKING:
@@ -47,16 +48,6 @@ __all__ = [
 ]
 
 Region: TypeAlias = "tuple[Size, Size] | None"
-
-
-def _whole(value: object, what: str, *, at_least: int = 0) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{what}: expected a whole number, not {type(value).__name__}")
-    if value < at_least:
-        raise ValueError(f"{what}: {value} is below {at_least}")
-    if value >= 1 << 63:
-        raise ValueError(f"{what}: {value} is not below 2**63")
-    return int(value)
 
 
 def _fraction(value: object, what: str) -> float:
@@ -208,8 +199,8 @@ def sequential(
     """
     return Sequential(
         _write_fraction(write),
-        _whole(passes, "passes", at_least=1),
-        _whole(seed, "seed"),
+        whole(passes, "passes", at_least=1),
+        whole(seed, "seed"),
         _region(region),
     )
 
@@ -238,11 +229,11 @@ def strided(
 
     """
     return Strided(
-        _whole(stride, "stride", at_least=1),
-        _whole(offset, "offset"),
+        whole(stride, "stride", at_least=1),
+        whole(offset, "offset"),
         _write_fraction(write),
-        _whole(passes, "passes", at_least=1),
-        _whole(seed, "seed"),
+        whole(passes, "passes", at_least=1),
+        whole(seed, "seed"),
         _region(region),
     )
 
@@ -260,8 +251,8 @@ def uniform(
 
     """
     return Uniform(
-        _whole(accesses, "accesses", at_least=1),
-        _whole(seed, "seed"),
+        whole(accesses, "accesses", at_least=1),
+        whole(seed, "seed"),
         _write_fraction(write),
         _region(region),
     )
@@ -293,8 +284,8 @@ def zipf(
         raise ValueError(f"exponent: {exponent} is not above 0 and at most 16")
     return Zipf(
         float(exponent),
-        _whole(accesses, "accesses", at_least=1),
-        _whole(seed, "seed"),
+        whole(accesses, "accesses", at_least=1),
+        whole(seed, "seed"),
         _write_fraction(write),
         bool(shuffle),
         _region(region),
@@ -331,8 +322,8 @@ def hot_cold(
     if (phases is None) == (accesses is None):
         raise TypeError("hot_cold: give either phases or accesses")
     if phases is None:
-        total = _whole(accesses, "accesses", at_least=1)
-        count = _whole(nr_phases, "nr_phases", at_least=1)
+        total = whole(accesses, "accesses", at_least=1)
+        count = whole(nr_phases, "nr_phases", at_least=1)
         if count > total:
             raise ValueError(f"nr_phases: {count} phases cannot share {total} accesses")
         fraction = _fraction(hot_fraction, "hot_fraction")
@@ -350,14 +341,14 @@ def hot_cold(
     for i, phase in enumerate(made):
         if not isinstance(phase, Phase):
             raise TypeError(f"phases[{i}]: expected a Phase, not {type(phase).__name__}")
-        _whole(phase.accesses, f"phases[{i}].accesses", at_least=1)
+        whole(phase.accesses, f"phases[{i}].accesses", at_least=1)
         for name in ("start", "fraction", "probability"):
             _fraction(getattr(phase, name), f"phases[{i}].{name}")
         if phase.fraction == 0.0:
             raise ValueError(f"phases[{i}].fraction: no page is hot")
         if phase.start + phase.fraction > 1.0 + 1e-9:
             raise ValueError(f"phases[{i}]: the hot part ends beyond the region")
-    return HotCold(tuple(made), _whole(seed, "seed"), _write_fraction(write), _region(region))
+    return HotCold(tuple(made), whole(seed, "seed"), _write_fraction(write), _region(region))
 
 
 def arrays(pages: npt.ArrayLike, writes: npt.ArrayLike | bool = False) -> Recorded:
@@ -399,7 +390,7 @@ def record(stream: Stream, pages: int) -> Recorded:
         OSError: If the stream leaves guest memory.
 
     """
-    return Recorded(*_core.stream_accesses(stream, _whole(pages, "pages", at_least=1)))
+    return Recorded(*_core.stream_accesses(stream, whole(pages, "pages", at_least=1)))
 
 
 def trace(recorded: Trace) -> Recorded:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _core, defaults
-from .access import _whole
+from ._arguments import whole
 
 if TYPE_CHECKING:
     from .machine import Vm
@@ -81,10 +81,10 @@ class Damon:
     ) -> None:
         # Its memory goes with it.
         self._vm = vm
-        least, most = (_whole(number, "regions") for number in regions)
+        least, most = (whole(number, "regions") for number in regions)
         self._native = _core.Damon(
-            vm._native.mm, vm.address, vm.nr_pages, _whole(samples, "samples", at_least=1),
-            least, most, _whole(seed, "seed"),
+            vm._native.mm, vm.address, vm.nr_pages, whole(samples, "samples", at_least=1),
+            least, most, whole(seed, "seed"),
         )  # fmt: skip
 
     def prepare(self) -> None:

@@ -32,6 +32,8 @@ TLB_MAX_WAYS: Final = 64
 LEVELS: Final = 4
 #: Capabilities of the multi-gen LRU: core, mm walk, non-leaf young, secondary MMU walk.
 CAPABILITIES: Final = 0x000F
+CORE: Final = 0x0001
+MM_WALK: Final = 0x0002
 SECONDARY_MMU_WALK: Final = 0x0008
 #: Host memory beyond the guest's, in pages, when an experiment makes the host.
 HOST_SLACK_PAGES: Final = 1024

@@ -66,7 +66,11 @@ class Generation:
 
 
 class Generations(Sequence[Generation]):
-    """The generations of an lruvec at one time, oldest first."""
+    """The generations of an lruvec at one time, oldest first.
+
+    A sequence: ``[0]`` is the oldest and ``[-1]`` the youngest, whatever their
+    numbers are; `by_seq` finds one by its number.
+    """
 
     def __init__(self, generations: Sequence[Generation]) -> None:
         self._all = tuple(generations)
@@ -78,7 +82,26 @@ class Generations(Sequence[Generation]):
     def __getitem__(self, index: int | slice) -> Generation | Generations:
         if isinstance(index, slice):
             return Generations(self._all[index])
-        return self._all[index]
+        try:
+            return self._all[index]
+        except IndexError:
+            raise IndexError(
+                f"position {index} of {len(self._all)} generations; by_seq() finds one by its"
+                " number"
+            ) from None
+
+    def by_seq(self, seq: int) -> Generation:
+        """Return the generation with a number.
+
+        Raises:
+            KeyError: If there is none, with those that there are.
+
+        """
+        for generation in self._all:
+            if generation.seq == seq:
+                return generation
+        found = ", ".join(str(generation.seq) for generation in self._all) or "none"
+        raise KeyError(f"no generation has number {seq}; there are: {found}")
 
     def __len__(self) -> int:
         return len(self._all)
@@ -121,5 +144,5 @@ class Generations(Sequence[Generation]):
         return "\n".join(lines)
 
     def __repr__(self) -> str:
-        inside = ", ".join(f"{g.seq}: {g.anon}+{g.file}" for g in self._all)
-        return f"Generations({{{inside}}})"
+        inside = ", ".join(f"seq {g.seq}: {g.anon}+{g.file}" for g in self._all)
+        return f"Generations({inside})"

@@ -10,7 +10,7 @@ by a kernel or by `Host.debugfs`, into the same objects:
 ...     "          4       1024       1000           0 \n"
 ... )
 >>> memcg.path, memcg.nodes[0]
-('/machine', Generations({3: 31+4, 4: 1000+0}))
+('/machine', Generations(seq 3: 31+4, seq 4: 1000+0))
 >>> memcg.totals().nr_pages
 1035
 """

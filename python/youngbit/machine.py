@@ -1,34 +1,46 @@
-"""The machine: hosts, processes, guests, and the multi-gen LRU that ages them."""
+"""The machine: a host, and everything that is made on it."""
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any, Literal, TypeAlias, cast, overload
-
-import numpy as np
-import numpy.typing as npt
+import errno
+from collections.abc import Sequence
+from typing import Any, Literal, TypeAlias
 
 from . import _core, defaults
-from .access import Stream
-from .generations import Generation, Generations
+from ._arguments import check_same_host, choice, whole
+from .files import DebugFs, MemcgFiles, ProcFs, TextFile, numbers
 from .lru_gen import MemcgHistogram, parse
-from .notifier import MmuNotifier
+from .memcg import LruGen, Memcg
+from .mm import Kind, Mm, Registration
 from .policy import Policy
-from .sizes import PAGE_SIZE, Size, format_size, parse_pages, parse_size
+from .results import (
+    AgeStats,
+    AgingRun,
+    Counters,
+    EvictStats,
+    IdleStats,
+    RunStats,
+    TraceRecords,
+)
+from .sizes import PAGE_SIZE, Size, format_size, parse_pages
+from .vm import Memslot, Mode, Vm
 
 __all__ = [
     "AgeStats",
     "AgingRun",
+    "Counters",
     "DebugFs",
+    "EvictStats",
     "Host",
     "IdleStats",
+    "InMemcg",
+    "Kind",
     "LruGen",
     "Memcg",
     "MemcgFiles",
+    "Memslot",
     "Mm",
+    "Mode",
     "ProcFs",
     "Registration",
     "RunStats",
@@ -37,31 +49,9 @@ __all__ = [
     "Vm",
 ]
 
-Kind: TypeAlias = Literal["anon", "shmem", "file"]
-Mode: TypeAlias = Literal["inline", "live"]
-Counters: TypeAlias = Mapping[str, int]
 
-
-def _address(value: object, what: str) -> int:
-    if isinstance(value, bool):
-        raise TypeError(f"{what}: expected a whole number, not bool")
-    try:
-        number = operator.index(cast("Any", value))
-    except TypeError:
-        raise TypeError(f"{what}: expected a whole number, not {type(value).__name__}") from None
-    if not 0 <= number < 1 << 63:
-        raise ValueError(f"{what}: {number} is not an address")
-    return number
-
-
-def _nonzero(counters: Counters) -> str:
-    return ", ".join(f"{key}={value:,}" for key, value in counters.items() if value)
-
-
-def _choice(value: object, choices: Sequence[str], what: str) -> str:
-    if value not in choices:
-        raise ValueError(f"{what}: {value!r} is none of {', '.join(map(repr, choices))}")
-    return cast("str", value)
+#: What stands for a memory cgroup: itself, its name, or a process or VM in it.
+InMemcg: TypeAlias = "Memcg | Mm | Vm | str"
 
 
 def _tlb_ways(entries: int) -> int:
@@ -79,180 +69,6 @@ def _tlb_ways(entries: int) -> int:
     return min(fitting, key=lambda ways: abs(ways - defaults.TLB_WAYS))
 
 
-@dataclass(frozen=True)
-class RunStats:
-    """What a run of vCPUs did."""
-
-    #: Wall time of the run.
-    seconds: float
-    #: Wall time of each vCPU.
-    vcpu_seconds: tuple[float, ...]
-    #: What was counted meanwhile, by the vCPUs and by whoever aged beside them.
-    counters: Counters
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return a plain dict."""
-        return {
-            "seconds": self.seconds,
-            "vcpu_seconds": list(self.vcpu_seconds),
-            "counters": dict(self.counters),
-        }
-
-    def __str__(self) -> str:
-        return f"run of {len(self.vcpu_seconds)} vCPUs: {self.seconds:.6f} s; " + _nonzero(
-            self.counters
-        )
-
-
-@dataclass(frozen=True)
-class AgingRun(Sequence[float]):
-    """The aging passes that were made while vCPUs ran; a sequence of their seconds."""
-
-    #: Wall time of each pass.
-    seconds: tuple[float, ...]
-    #: Pages that each pass asked secondary MMUs about; 0 where whatever it tried
-    #: to lock was taken.
-    asked: tuple[int, ...]
-    #: Processor time of the thread that aged, ``None`` where the system does not say.
-    cpu_seconds: float | None
-    #: Processor time of all vCPUs, likewise.
-    vcpu_cpu_seconds: float | None
-    #: What the passes counted.
-    counters: Counters
-
-    @overload
-    def __getitem__(self, index: int) -> float: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[float, ...]: ...
-    def __getitem__(self, index: int | slice) -> float | tuple[float, ...]:
-        return self.seconds[index]
-
-    def __len__(self) -> int:
-        return len(self.seconds)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return a plain dict."""
-        return {
-            "seconds": list(self.seconds),
-            "asked": list(self.asked),
-            "cpu_seconds": self.cpu_seconds,
-            "vcpu_cpu_seconds": self.vcpu_cpu_seconds,
-            "counters": dict(self.counters),
-        }
-
-    def __str__(self) -> str:
-        return (
-            f"{len(self.seconds)} aging passes in {sum(self.seconds):.6f} s,"
-            f" {sum(self.asked)} pages asked about; {_nonzero(self.counters)}"
-        )
-
-
-@dataclass(frozen=True)
-class AgeStats:
-    """What one aging pass did and what it cost."""
-
-    #: The youngest generation before the pass.
-    seq: int
-    #: The youngest generation after it.
-    max_seq: int
-    #: Wall time of the pass.
-    seconds: float
-    #: What was counted.
-    counters: Counters
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return a plain dict."""
-        return {
-            "seq": self.seq,
-            "max_seq": self.max_seq,
-            "seconds": self.seconds,
-            "counters": dict(self.counters),
-        }
-
-    def __str__(self) -> str:
-        return (
-            f"aging pass {self.seq} -> {self.max_seq}: {self.seconds:.6f} s;"
-            f" {_nonzero(self.counters)}"
-        )
-
-
-@dataclass(frozen=True)
-class IdleStats:
-    """What marking pages idle found."""
-
-    #: Pages that were not idle and now are.
-    marked: int
-    #: Pages that were idle still: not accessed, as far as anyone knows.
-    still_idle: int
-    #: Pages without memory behind them.
-    absent: int
-
-    def to_dict(self) -> dict[str, int]:
-        """Return a plain dict."""
-        return {"marked": self.marked, "still_idle": self.still_idle, "absent": self.absent}
-
-
-@dataclass(frozen=True, eq=False)
-class TraceRecords:
-    """What one tracepoint recorded."""
-
-    #: Names of the columns of `args`.
-    names: tuple[str, ...]
-    #: Nanoseconds on the host's clock, one a record.
-    time_ns: npt.NDArray[np.uint64]
-    #: One row a record.
-    args: npt.NDArray[np.uint64]
-
-    def __len__(self) -> int:
-        return len(self.time_ns)
-
-    def to_dict(self) -> dict[str, npt.NDArray[np.uint64]]:
-        """Return one array a column, ``time_ns`` first."""
-        columns = {name: self.args[:, i] for i, name in enumerate(self.names)}
-        return {"time_ns": self.time_ns, **columns}
-
-
-@dataclass(frozen=True)
-class Memcg:
-    """A memory cgroup."""
-
-    #: Its number; the root's is 1.
-    id: int
-    #: Its path, with a slash before it.
-    name: str
-    _host: Host | None = field(default=None, repr=False, compare=False)
-
-    @property
-    def files(self) -> MemcgFiles:
-        """Its text files, by name."""
-        if self._host is None:
-            raise ValueError(f"memory cgroup {self.name!r} is of no host")
-        return MemcgFiles(self._host, self)
-
-    def stat(self) -> dict[str, int]:
-        """Return ``memory.stat``: sizes in bytes, and counts of events."""
-        return _numbers(self.files["memory.stat"].read())
-
-    def remove(self) -> None:
-        """Remove it, as ``rmdir`` does.
-
-        File and shmem pages that it is still charged with stay until they are
-        freed or reclaimed; it is then gone from all lists.
-
-        Raises:
-            OSError: ``EBUSY`` for the root, and while processes, VMs or memory
-                cgroups are in it; ``ENOENT`` if it was removed before.
-
-        """
-        if self._host is None:
-            raise ValueError(f"memory cgroup {self.name!r} is of no host")
-        self._host._native.remove_memcg(self.id)
-
-
-def _numbers(text: str) -> dict[str, int]:
-    return {name: int(value) for name, value in (line.split() for line in text.splitlines())}
-
-
 class Host:
     """A machine: physical memory, memory cgroups, processes, a clock.
 
@@ -263,6 +79,9 @@ class Host:
             so that inline runs repeat to the last bit.
         capabilities: Mask of ``lru_gen/enabled``: 0x1 core, 0x2 mm walk, 0x4
             non-leaf young, 0x8 secondary MMU walk.
+
+    A host runs one kernel, which is what `aging_asks` says. Unless it was set, the
+    first VM decides, by its protocol.
 
     Raises:
         ValueError: For a size or a clock that is none.
@@ -282,11 +101,14 @@ class Host:
         nodes = [parse_pages(size, what="memory") for size in sizes]
         if not nodes:
             raise ValueError("memory: expected at least one node")
-        _choice(clock, ("real", "virtual"), "clock")
+        choice(clock, ("real", "virtual"), "clock")
         none = not isinstance(swap, (str, bool)) and swap == 0
         swap_pages = 0 if none else parse_pages(swap, what="swap")
         self._native = _core.Host(nodes, swap_pages, clock == "virtual")
         self._policy: Policy | None = None
+        #: Whether `aging_asks` was set; otherwise the protocol of the first VM.
+        self._asks_chosen = False
+        self._first_protocol: str | None = None
         self._capabilities_set(capabilities)
 
     def __repr__(self) -> str:
@@ -312,7 +134,11 @@ class Host:
 
     @property
     def capabilities(self) -> int:
-        """Mask of what is on in ``lru_gen/enabled``; unknown bits are ignored."""
+        """Mask of what is on in ``lru_gen/enabled``; unknown bits are ignored.
+
+        What was asked for and the kernel has: 0x8 is off as long as `aging_asks`
+        is not ``"fast_only"``, and on again, if it was asked for, when it is.
+        """
         return self._native.capabilities
 
     @capabilities.setter
@@ -320,7 +146,7 @@ class Host:
         self._capabilities_set(mask)
 
     def _capabilities_set(self, mask: int) -> None:
-        self._native.set_capabilities(_address(mask, "capabilities"))
+        self._native.set_capabilities(whole(mask, "capabilities"))
 
     @property
     def time_ns(self) -> int:
@@ -342,14 +168,29 @@ class Host:
     def aging_asks(self) -> str:
         """What MGLRU's aging asks secondary MMUs: none, accurate or fast_only.
 
-        Only kernels that ask ``"fast_only"`` have capability 0x8; it is dropped
-        for the others.
+        Unless it is set, the first VM's protocol decides. Once it is set, VMs of
+        every protocol can be made, whatever their own kernel would ask. Only
+        kernels that ask ``"fast_only"`` have capability 0x8.
         """
         return self._native.aging_asks
 
     @aging_asks.setter
     def aging_asks(self, asks: str) -> None:
-        self._native.set_aging_asks(_choice(asks, defaults.AGING_ASKS, "aging_asks"))
+        self._native.set_aging_asks(choice(asks, defaults.AGING_ASKS, "aging_asks"))
+        self._asks_chosen = True
+
+    def _asks_of(self, protocol: str) -> str:
+        """Return what aging asks with a VM of a protocol for which nobody chose it."""
+        own, now = defaults.PROTOCOL_ASKS[protocol], self.aging_asks
+        if self._asks_chosen:
+            return now
+        if self._first_protocol is not None and own != now:
+            raise ValueError(
+                f"protocol: {protocol!r} is of a kernel whose aging asks {own!r}, and this host"
+                f" runs one whose aging asks {now!r}, as its first VM is of protocol"
+                f" {self._first_protocol!r}; make a host for each, or say what aging_asks is"
+            )
+        return own
 
     @property
     def aging_batched(self) -> bool:
@@ -376,7 +217,7 @@ class Host:
 
     def vmstat(self) -> dict[str, int]:
         """Return ``/proc/vmstat``: pages, and counts of events."""
-        return _numbers(self.procfs["vmstat"].read())
+        return numbers(self.procfs["vmstat"].read())
 
     def histograms(self, *, full: bool = False) -> list[MemcgHistogram]:
         """Return the generations of every memory cgroup.
@@ -396,6 +237,8 @@ class Host:
     def policy(self, policy: Policy | None) -> None:
         if not (policy is None or isinstance(policy, Policy)):
             raise TypeError(f"policy: expected a Policy, not {type(policy).__name__}")
+        if policy is not None:
+            policy.check_decisions()
         methods = [] if policy is None else policy.overridden()
         _core.set_policy(self._native, policy, methods)
         self._policy = policy
@@ -407,18 +250,14 @@ class Host:
 
     def fail_swap_writes(self, writes: int) -> None:
         """Let the next so many writes to swap fail with an input/output error."""
-        if _address(writes, "writes") >= 1 << 32:
-            raise ValueError(f"writes: {writes} is not below 2**32")
-        _core.fail_swap_writes(self._native, writes)
+        _core.fail_swap_writes(self._native, whole(writes, "writes", at_most=(1 << 32) - 1))
 
     def fail_file_writes(self, writes: int) -> None:
         """Let the next so many pages written back to files fail with an input/output error.
 
         They stay dirty; `Mm.fsync` tells.
         """
-        if _address(writes, "writes") >= 1 << 32:
-            raise ValueError(f"writes: {writes} is not below 2**32")
-        _core.fail_file_writes(self._native, writes)
+        _core.fail_file_writes(self._native, whole(writes, "writes", at_most=(1 << 32) - 1))
 
     def check(self) -> None:
         """Check that no page, list entry, mapping or swap slot is lost or twice there.
@@ -445,14 +284,42 @@ class Host:
         number, path = self._native.create_memcg(name)
         return Memcg(number, path, self)
 
-    def create_mm(self, memcg: Memcg | None = None) -> Mm:
+    def _memcg(self, given: InMemcg) -> Memcg:
+        known = self._native.memcgs()
+        if isinstance(given, str):
+            for number, name, _ in known:
+                if name == "/" + given.removeprefix("/"):
+                    return Memcg(number, name, self)
+            names = ", ".join(name for _, name, _ in known)
+            raise FileNotFoundError(
+                errno.ENOENT, f"memcg: no memory cgroup is named {given!r}; there are: {names}"
+            )
+        if not isinstance(given, (Memcg, Mm, Vm)):
+            raise TypeError(
+                "memcg: expected a Memcg, its name, or an Mm or a Vm in it, not"
+                f" {type(given).__name__}"
+            )
+        check_same_host(self, given, given._host, "memcg")
+        memcg = given if isinstance(given, Memcg) else given.memcg
+        if not any(number == memcg.id for number, _, _ in known):
+            raise FileNotFoundError(
+                errno.ENOENT, f"memcg: no memory cgroup has number {memcg.id}, as {memcg!r} says"
+            )
+        return memcg
+
+    def create_mm(self, memcg: InMemcg | None = None) -> Mm:
         """Make a process in a memory cgroup, otherwise in the root.
 
+        Args:
+            memcg: The memory cgroup: itself, its name, or who is in it.
+
         Raises:
+            TypeError: If it is none of these.
+            ValueError: If it is another host's.
             OSError: ``ENOENT`` if the host has no such memory cgroup.
 
         """
-        return Mm(self, self._native.create_mm((memcg or self.root).id))
+        return Mm(self, self._native.create_mm((self.root if memcg is None else self._memcg(memcg)).id))
 
     def create_vm(
         self,
@@ -472,9 +339,10 @@ class Host:
         aliases: int = 1,
         tlb_entries: int = defaults.TLB_ENTRIES,
         tlb_ways: int | None = None,
-        memcg: Memcg | None = None,
+        memcg: InMemcg | None = None,
+        mm: Mm | None = None,
     ) -> Vm:
-        """Make a virtual machine in a process and a memory cgroup of its own.
+        """Make a virtual machine, unless said otherwise in a process and cgroup of its own.
 
         Args:
             memory: Guest memory.
@@ -482,8 +350,9 @@ class Host:
             mmu: Which MMU maps guest memory, one of ``defaults.MMUS``.
             protocol: How it is aged: ``"baseline"``, ``"v7"`` or ``"v9"``.
             aging_asks: What MGLRU's aging asks on this host from now on:
-                ``"none"``, ``"accurate"`` or ``"fast_only"``; otherwise what the
-                protocol's kernel asks.
+                ``"none"``, ``"accurate"`` or ``"fast_only"``. Otherwise what
+                `aging_asks` was set to, and if it was not, what the protocol's
+                kernel asks.
             ad: Whether the page tables have accessed and dirty bits.
             format: Of the page-table entries: ``"ept"`` or ``"npt"``; otherwise
                 EPT, and for shadow paging legacy, which is NPT's.
@@ -506,34 +375,56 @@ class Host:
             tlb_entries: Of each vCPU's modelled TLB; 0 for none.
             tlb_ways: Its associativity: the entries are this times a power of
                 two. Otherwise about 12, whatever fits.
-            memcg: Which memory cgroup; otherwise a new one.
+            memcg: Which memory cgroup: itself, its name, or who is in it; otherwise
+                a new one, and with ``mm`` the process's.
+            mm: A process to make it in, such as another VM's, whose memory
+                `Vm.set_memory_region` can then show to this guest too. Guest memory
+                is mapped in it. Otherwise a new one, which ends with the last VM in
+                it.
 
         Raises:
-            ValueError: For a parameter that is none of the choices.
-            OSError: If there cannot be such a VM.
+            ValueError: For a parameter that is none of the choices; for a protocol
+                whose kernel asks something else than the host's, unless what aging
+                asks was chosen; for what is another host's.
+            TypeError: For a memory cgroup or a process that is none.
+            OSError: If there cannot be such a VM; ``EINVAL`` for a process that has
+                ended.
 
         """
         pages = parse_pages(memory, what="memory")
-        _choice(mmu, defaults.MMUS, "mmu")
-        _choice(protocol, defaults.PROTOCOLS, "protocol")
+        choice(mmu, defaults.MMUS, "mmu")
+        choice(protocol, defaults.PROTOCOLS, "protocol")
         if direct is None:
             direct = mmu == "shadow" and not ad
         if format is None:
             format = "npt" if mmu == "shadow" and not direct else defaults.FORMAT
-        _choice(format, defaults.FORMATS, "format")
-        _choice(backing, tuple(defaults.BACKINGS), "backing")
-        _choice(kind, defaults.KINDS, "kind")
+        choice(format, defaults.FORMATS, "format")
+        choice(backing, tuple(defaults.BACKINGS), "backing")
+        choice(kind, defaults.KINDS, "kind")
+        chosen = aging_asks is not None
         if aging_asks is None:
-            aging_asks = defaults.PROTOCOL_ASKS[protocol]
-        _choice(aging_asks, defaults.AGING_ASKS, "aging_asks")
-        for value, what in ((vcpus, "vcpus"), (levels, "levels"), (tlb_entries, "tlb_entries")):
-            _address(value, what)
-        ways = _tlb_ways(tlb_entries) if tlb_ways is None else _address(tlb_ways, "tlb_ways")
-        if not 1 <= vcpus <= defaults.MAX_VCPUS:
-            raise ValueError(f"vcpus: {vcpus} is not between 1 and {defaults.MAX_VCPUS}")
+            aging_asks = self._asks_of(protocol)
+        choice(aging_asks, defaults.AGING_ASKS, "aging_asks")
+        vcpus = whole(vcpus, "vcpus", at_least=1, at_most=defaults.MAX_VCPUS)
+        levels = whole(levels, "levels")
+        tlb_entries = whole(tlb_entries, "tlb_entries")
+        ways = _tlb_ways(tlb_entries) if tlb_ways is None else whole(tlb_ways, "tlb_ways")
+        aliases = whole(aliases, "aliases", at_least=1)
         if pages * PAGE_SIZE % defaults.BACKINGS[backing]:
             raise ValueError(f"memory: {memory!r} is not a multiple of the backing, {backing}")
-        if memcg is None:
+        if mm is not None:
+            if not isinstance(mm, Mm):
+                raise TypeError(f"mm: expected an Mm, not {type(mm).__name__}")
+            check_same_host(self, mm, mm._host, "mm")
+            if memcg is not None and self._memcg(memcg) != mm.memcg:
+                raise ValueError(
+                    f"memcg: {self._memcg(memcg).name!r} is not that of the process,"
+                    f" {mm.memcg.name!r}, which guest memory is charged to"
+                )
+            memcg = mm.memcg
+        elif memcg is not None:
+            memcg = self._memcg(memcg)
+        else:
             taken = {name for _, name, _ in self._native.memcgs()}
             number = next(n for n in range(1 << 16) if f"/vm{n}" not in taken)
             memcg = self.create_memcg(f"/vm{number}")
@@ -556,6 +447,7 @@ class Host:
         }
         native = self._native.create_vm(
             memcg.id,
+            None if mm is None else mm._native,
             pages,
             vcpus,
             mmu,
@@ -567,18 +459,31 @@ class Host:
             kind,
             bool(direct),
             bool(l1_ad),
-            _address(aliases, "aliases"),
+            aliases,
             tlb_entries,
             ways,
         )
         self._native.set_aging_asks(aging_asks)
+        self._asks_chosen |= chosen
+        self._first_protocol = self._first_protocol or protocol
         return Vm(self, native, parameters)
 
-    def lru_gen(self, memcg: Memcg | None = None, node: int = 0) -> LruGen:
-        """Return the multi-gen LRU of a memory cgroup, otherwise the root's."""
-        if not 0 <= _address(node, "node") < len(self._native.nodes()):
+    def lru_gen(self, memcg: InMemcg | None = None, node: int = 0) -> LruGen:
+        """Return the multi-gen LRU of a memory cgroup, otherwise the root's.
+
+        Args:
+            memcg: The memory cgroup: itself, its name, or who is in it.
+            node: The node.
+
+        Raises:
+            TypeError: If it is none of these.
+            ValueError: If it is another host's, or there is no such node.
+            OSError: ``ENOENT`` if the host has no such memory cgroup.
+
+        """
+        if whole(node, "node") >= len(self._native.nodes()):
             raise ValueError(f"node: the host has no node {node}")
-        return LruGen(self, memcg or self.root, node)
+        return LruGen(self, self.root if memcg is None else self._memcg(memcg), node)
 
     def trace(self, *names: str) -> None:
         """Switch these tracepoints on and all others off."""
@@ -595,547 +500,3 @@ class Host:
             event: TraceRecords(tuple(names), times, rows)
             for event, (names, times, rows) in self._native.drain_trace().items()
         }
-
-
-class DebugFs(Mapping[str, "TextFile"]):
-    """The text files of MGLRU, in the kernel's layout."""
-
-    NAMES = ("enabled", "min_ttl_ms", "lru_gen", "lru_gen_full")
-
-    def __init__(self, host: Host) -> None:
-        self._host = host
-
-    def __getitem__(self, name: str) -> TextFile:
-        if name not in self.NAMES:
-            raise KeyError(name)
-        return TextFile(self._host, name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.NAMES)
-
-    def __len__(self) -> int:
-        return len(self.NAMES)
-
-
-class MemcgFiles(Mapping[str, "TextFile"]):
-    """The text files of a memory cgroup, in the kernel's layout."""
-
-    NAMES = ("memory.current", "memory.high", "memory.max", "memory.reclaim", "memory.stat")
-
-    def __init__(self, host: Host, memcg: Memcg) -> None:
-        self._host = host
-        self._memcg = memcg
-
-    def __getitem__(self, name: str) -> TextFile:
-        if name not in self.NAMES:
-            raise KeyError(name)
-        return _MemcgFile(self._host, self._memcg, name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.NAMES)
-
-    def __len__(self) -> int:
-        return len(self.NAMES)
-
-
-class ProcFs(Mapping[str, "TextFile"]):
-    """The files below ``/proc`` that reclaim has."""
-
-    NAMES = ("vmstat", "sys/vm/swappiness")
-
-    def __init__(self, host: Host) -> None:
-        self._host = host
-
-    def __getitem__(self, name: str) -> TextFile:
-        if name not in self.NAMES:
-            raise KeyError(name)
-        return _ProcFile(self._host, name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.NAMES)
-
-    def __len__(self) -> int:
-        return len(self.NAMES)
-
-
-class TextFile:
-    """One text file; made by `Host.debugfs`, `Host.procfs` and `Memcg.files`."""
-
-    def __init__(self, host: Host, name: str) -> None:
-        self._host = host
-        #: Its name.
-        self.name = name
-
-    def __repr__(self) -> str:
-        return f"TextFile({self.name!r})"
-
-    def read(self) -> str:
-        """Return what it reads as.
-
-        Raises:
-            OSError: ``EINVAL`` for a file that is only written.
-
-        """
-        return self._host._native.read_file(self.name)
-
-    def write(self, text: str | bytes) -> None:
-        """Write to it; ``lru_gen`` takes commands.
-
-        Raises:
-            OSError: With the kernel's ``errno``.
-
-        """
-        self._write(text.encode() if isinstance(text, str) else bytes(text))
-
-    def _write(self, data: bytes) -> None:
-        self._host._native.write_file(self.name, data)
-
-
-class _MemcgFile(TextFile):
-    def __init__(self, host: Host, memcg: Memcg, name: str) -> None:
-        super().__init__(host, name)
-        self._memcg = memcg
-
-    def read(self) -> str:
-        return _core.memcg_read(self._host._native, self._memcg.id, self.name)
-
-    def _write(self, data: bytes) -> None:
-        _core.memcg_write(self._host._native, self._memcg.id, self.name, data)
-
-
-class _ProcFile(TextFile):
-    def read(self) -> str:
-        return _core.proc_read(self._host._native, self.name)
-
-    def _write(self, data: bytes) -> None:
-        _core.proc_write(self._host._native, self.name, data)
-
-
-class Mm:
-    """A process: an address space of its own; made by `Host.create_mm`."""
-
-    def __init__(self, host: Host, native: _core.Mm, owner: Vm | None = None) -> None:
-        self._host = host
-        self._native = native
-        # A VM's process ends with the VM: whoever holds the one keeps the other.
-        self._owner = owner
-
-    def __repr__(self) -> str:
-        return f"Mm(id={self.id}, memcg={self.memcg.name!r})"
-
-    @property
-    def id(self) -> int:
-        """Its number on the host."""
-        return self._native.id
-
-    @property
-    def memcg(self) -> Memcg:
-        """The memory cgroup that its faults are charged to."""
-        return Memcg(self._native.memcg, self._native.memcg_name, self._host)
-
-    def mmap(
-        self,
-        length: Size,
-        *,
-        kind: Kind = "anon",
-        address: int | None = None,
-        backing: str = defaults.BACKING,
-        locked: bool = False,
-        read_only: bool = False,
-        no_recency: bool = False,
-    ) -> int:
-        """Map fresh memory; return its address.
-
-        Args:
-            length: How much.
-            kind: ``"anon"``, ``"shmem"`` or ``"file"``.
-            address: Where; otherwise anywhere.
-            backing: ``"4k"``; ``"2m"`` for transparent huge pages; ``"1g"`` for
-                hugetlb pages.
-            locked: As by ``mlock``.
-            read_only: Not writable.
-            no_recency: Accesses say nothing about recency (``MADV_RANDOM``).
-
-        Raises:
-            OSError: ``EINVAL``, ``EEXIST`` or ``ENOMEM``, as ``mmap``.
-
-        """
-        _choice(kind, defaults.KINDS, "kind")
-        _choice(backing, tuple(defaults.BACKINGS), "backing")
-        return self._native.mmap(
-            parse_size(length, what="length"),
-            kind,
-            None if address is None else _address(address, "address"),
-            backing == "2m",
-            18 if backing == "1g" else 0,
-            locked,
-            read_only,
-            no_recency,
-        )
-
-    def munmap(self, start: int, length: Size) -> None:
-        """Unmap a range: notifiers first, then the pages."""
-        self._native.munmap(_address(start, "start"), parse_size(length, what="length"))
-
-    def touch(self, start: int, length: Size, *, write: bool = False) -> None:
-        """Access every page of a range once, in order, as the process itself.
-
-        Raises:
-            OSError: ``EFAULT`` outside its memory, ``ENOMEM``.
-
-        """
-        start = _address(start, "start")
-        self._native.touch(start, start + parse_size(length, what="length"), write)
-
-    def read(self, start: int, length: Size) -> bytes:
-        """Read mapped pages of files or shared memory by file descriptor.
-
-        No page table and no accessed bit takes part: what is read is counted in
-        references, and those make tiers.
-
-        Returns:
-            What the pages hold: one byte a page.
-
-        Raises:
-            OSError: ``EBADF`` where no file is mapped, ``ENOMEM``.
-
-        """
-        start = _address(start, "start")
-        return self._native.read_pages(start, start + parse_size(length, what="length"))
-
-    def write(self, start: int, length: Size, byte: int = 0) -> None:
-        """Write mapped pages of files or shared memory by file descriptor.
-
-        The pages become dirty; writing is not counted as using them.
-
-        Args:
-            start: Where the first page is mapped.
-            length: How much to write; whole pages are.
-            byte: What the pages hold from now on.
-
-        Raises:
-            ValueError: For what is no byte.
-            OSError: ``EBADF`` where no file is mapped, ``ENOMEM``.
-
-        """
-        start = _address(start, "start")
-        if _address(byte, "byte") > 0xFF:
-            raise ValueError(f"byte: {byte} is not below 256")
-        self._native.write_pages(start, start + parse_size(length, what="length"), byte)
-
-    def fsync(self, address: int) -> int:
-        """Write back the dirty pages of the file that is mapped at an address.
-
-        Returns:
-            How many were written.
-
-        Raises:
-            OSError: ``EIO``, once, after writing back some page failed, whoever
-                tried; ``EBADF`` where no file is mapped.
-
-        """
-        return self._native.fsync(_address(address, "address"))
-
-    def resident(self, start: int, length: Size) -> tuple[int, int]:
-        """Return how many pages of a range are mapped, and how many are young.
-
-        Young by the process's own page tables; secondary MMUs are not asked.
-        """
-        start = _address(start, "start")
-        return self._native.resident(start, start + parse_size(length, what="length"))
-
-    def page_generations(self, start: int, length: Size) -> npt.NDArray[np.int64]:
-        """Return for each page of a range the number of its generation.
-
-        -1 stands for a page that is not there or on no list.
-        """
-        return self._native.page_generations(
-            _address(start, "start"), parse_pages(length, what="length")
-        )
-
-    def register(self, notifier: MmuNotifier) -> Registration:
-        """Subscribe a notifier of your own to this process.
-
-        Raises:
-            TypeError: If it is no `MmuNotifier`, or an operation is no method.
-
-        """
-        if not isinstance(notifier, MmuNotifier):
-            raise TypeError(f"notifier: expected an MmuNotifier, not {type(notifier).__name__}")
-        return Registration(self._native.register(notifier))
-
-    def clear_young(self, start: int, length: Size, *, fast_only: bool = False) -> bool:
-        """Ask all notifiers whether a range was accessed, and clear; no TLB flush."""
-        start = _address(start, "start")
-        return self._native.clear_young(start, start + parse_size(length, what="length"), fast_only)
-
-    def clear_flush_young(self, start: int, length: Size) -> bool:
-        """Ask all notifiers whether a range was accessed, clear, and flush."""
-        start = _address(start, "start")
-        return self._native.clear_flush_young(start, start + parse_size(length, what="length"))
-
-    def test_young(self, address: int, *, fast_only: bool = False) -> bool:
-        """Ask notifiers until one says that a page was accessed; change nothing."""
-        return self._native.test_young(_address(address, "address"), fast_only)
-
-    @property
-    def has_fast_young_notifiers(self) -> bool:
-        """Whether any subscriber is fast."""
-        return self._native.has_fast_young_notifiers()
-
-    def exit(self) -> None:
-        """End the process: notifiers are released, its memory is freed."""
-        self._host._native.exit_mm(self._native)
-
-
-class Registration:
-    """A notifier's subscription; ends with `unregister` or a ``with`` block."""
-
-    def __init__(self, native: _core.Registration) -> None:
-        self._native = native
-
-    @property
-    def has_fast_aging(self) -> bool:
-        """Whether it takes part in ``fast_only`` calls."""
-        return self._native.has_fast_aging
-
-    def unregister(self) -> None:
-        """End it: ``release`` is called, and no callback runs after this returned.
-
-        Raises:
-            OSError: ``EINVAL`` if it ended before.
-
-        """
-        self._native.unregister()
-
-    def __enter__(self) -> Registration:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.unregister()
-
-
-class Vm:
-    """A virtual machine and its guest memory; made by `Host.create_vm`."""
-
-    def __init__(self, host: Host, native: _core.Vm, parameters: dict[str, Any]) -> None:
-        self._host = host
-        self._native = native
-        self._parameters = parameters
-
-    def __repr__(self) -> str:
-        inside = ", ".join(f"{key}={value!r}" for key, value in self._parameters.items())
-        return f"Vm({inside})"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return what the VM was made as."""
-        return dict(self._parameters)
-
-    @property
-    def mm(self) -> Mm:
-        """The process whose memory the guest sees."""
-        return Mm(self._host, self._native.mm, self)
-
-    @property
-    def memcg(self) -> Memcg:
-        """The memory cgroup that guest memory is charged to."""
-        return self.mm.memcg
-
-    @property
-    def nr_pages(self) -> int:
-        """Guest memory in pages of 4 KiB."""
-        return self._native.nr_pages
-
-    @property
-    def nr_vcpus(self) -> int:
-        """How many vCPUs."""
-        return self._native.nr_vcpus
-
-    @property
-    def address(self) -> int:
-        """Where in the process guest memory begins."""
-        return self._native.address
-
-    @property
-    def guest_physical(self) -> tuple[int, int]:
-        """First byte of guest memory, and one past the last, as the guest counts."""
-        return self._native.guest_physical
-
-    def run(
-        self,
-        stream: Stream | Sequence[Stream],
-        *,
-        mode: Mode = "inline",
-        overlap: bool = False,
-    ) -> RunStats:
-        """Run the vCPUs until each has made its accesses.
-
-        Args:
-            stream: What each vCPU does, or one stream a vCPU.
-            mode: ``"inline"``: one vCPU after another in this thread, the same to
-                the last bit each time. ``"live"``: one thread a vCPU, and one
-                kswapd a node.
-            overlap: Give each vCPU all of guest memory; otherwise each has its
-                share, unless its stream names a region.
-
-        Raises:
-            OSError: If a stream leaves guest memory, or memory runs out.
-            KeyboardInterrupt: Within a tenth of a second of Ctrl-C; what was
-                accessed stays accessed.
-
-        """
-        _choice(mode, ("inline", "live"), "mode")
-        seconds, vcpus, counters = self._native.run(self._streams(stream), mode == "live", overlap)
-        return RunStats(seconds, tuple(vcpus), counters)
-
-    def run_while_aging(
-        self,
-        stream: Stream | Sequence[Stream],
-        lru: LruGen,
-        *,
-        overlap: bool = False,
-        can_swap: bool = True,
-        force_scan: bool = True,
-        apart: bool = False,
-    ) -> tuple[RunStats, AgingRun]:
-        """Run one thread a vCPU, and age in a loop in this thread until all are done.
-
-        Args:
-            stream: What the vCPUs touch, one for each or one for all.
-            lru: What is aged.
-            overlap: Let each vCPU touch the memory of all.
-            can_swap: As `LruGen.age`.
-            force_scan: As `LruGen.age`.
-            apart: Keep this thread on one processor and the vCPUs on the others,
-                where there are others and the system allows it.
-
-        Returns:
-            What the run did, and the aging passes.
-
-        Raises:
-            OSError: As `run` and `LruGen.age`.
-
-        """
-        seconds, vcpus, counters, passes, processor, aged = self._native.run_while_aging(
-            self._streams(stream),
-            overlap,
-            lru.memcg.id,
-            lru.node,
-            can_swap,
-            force_scan,
-            apart,
-        )
-        vcpu_cpu, aging_cpu = processor or (None, None)
-        aging = AgingRun(
-            tuple(each for each, _ in passes),
-            tuple(asked for _, asked in passes),
-            aging_cpu,
-            vcpu_cpu,
-            aged,
-        )
-        return RunStats(seconds, tuple(vcpus), counters), aging
-
-    def _streams(self, stream: Stream | Sequence[Stream]) -> list[Stream]:
-        streams = [stream] * self.nr_vcpus if isinstance(stream, Stream) else list(stream)
-        for i, each in enumerate(streams):
-            if not isinstance(each, Stream):
-                raise TypeError(f"stream[{i}]: expected a Stream, not {type(each).__name__}")
-        if len(streams) != self.nr_vcpus:
-            raise ValueError(f"stream: {len(streams)} streams for {self.nr_vcpus} vCPUs")
-        return streams
-
-    def page_generations(self) -> npt.NDArray[np.int64]:
-        """Return for each guest page the number of its generation.
-
-        -1 stands for a page that is not there or on no list.
-        """
-        return self._native.page_generations()
-
-    def set_guest_mode(self, *, l2: bool) -> None:
-        """Let every vCPU of a nested VM run the guest's guest (as at first), or the guest.
-
-        Raises:
-            OSError: ``EOPNOTSUPP`` if the VM is not nested.
-
-        """
-        self._native.set_guest_mode(l2)
-
-    def mark_idle(self, first_page: int = 0, nr_pages: int | None = None) -> IdleStats:
-        """Mark pages idle through ``page_idle``; those that are idle still stay so.
-
-        Args:
-            first_page: First guest page.
-            nr_pages: How many; otherwise all that follow.
-
-        """
-        return IdleStats(*self._native.mark_idle(*self._range(first_page, nr_pages)))
-
-    def test_idle(self, first_page: int = 0, nr_pages: int | None = None) -> npt.NDArray[np.bool_]:
-        """Return for each guest page whether ``page_idle`` says that it is idle."""
-        return self._native.test_idle(*self._range(first_page, nr_pages))
-
-    def scan_young(
-        self, first_page: int = 0, nr_pages: int | None = None, *, flush: bool = False
-    ) -> npt.NDArray[np.bool_]:
-        """Return for each guest page whether it was accessed since the last time; clear that.
-
-        Reads the accessed bits of the process and, through the accurate
-        notifiers, of the guest, a page at a time.
-
-        Args:
-            first_page: First guest page.
-            nr_pages: How many; otherwise all that follow.
-            flush: Flush the TLB for each page that was accessed. Otherwise
-                accesses through what it still holds are not seen.
-
-        """
-        first, count = self._range(first_page, nr_pages)
-        start = self.address + first * PAGE_SIZE
-        found, _ = _core.scan_young(self._native.mm, start, count, flush)
-        return found
-
-    def _range(self, first_page: int, nr_pages: int | None) -> tuple[int, int]:
-        first = _address(first_page, "first_page")
-        count = self.nr_pages - first if nr_pages is None else _address(nr_pages, "nr_pages")
-        if count <= 0 or first + count > self.nr_pages:
-            raise ValueError(
-                f"pages {first} to {first + count}: expected some of the guest's {self.nr_pages}"
-            )
-        return first, count
-
-
-class LruGen:
-    """The multi-gen LRU of one memory cgroup on one node; made by `Host.lru_gen`."""
-
-    def __init__(self, host: Host, memcg: Memcg, node: int) -> None:
-        self._host = host
-        self.memcg = memcg
-        self.node = node
-
-    def __repr__(self) -> str:
-        return f"LruGen(memcg={self.memcg.name!r}, node={self.node}, {self.generations()!r})"
-
-    def generations(self) -> Generations:
-        """Return the generations as they are now, oldest first."""
-        rows = self._host._native.generations(self.memcg.id, self.node)
-        return Generations([Generation(*row) for row in rows])
-
-    def age(self, *, can_swap: bool = True, force_scan: bool = True) -> AgeStats:
-        """Make one aging pass: walk the page tables, then make a new generation.
-
-        Args:
-            can_swap: Whether anonymous memory is aged.
-            force_scan: Visit every process and every page table, whether or not
-                it ran or looks worth it.
-
-        Raises:
-            OSError: ``ERANGE`` without ``force_scan`` when all generations exist.
-            Exception: What a notifier raised, after the pass.
-
-        """
-        return AgeStats(*self._host._native.age(self.memcg.id, self.node, can_swap, force_scan))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, Final, Literal, TypeAlias
+
+from ._arguments import check_calls, check_names
 
 if TYPE_CHECKING:
     from ._core import LruView
@@ -12,6 +14,14 @@ __all__ = ["Choice", "Policy"]
 #: Which type to evict from, and the highest of its tiers that may go; None
 #: leaves that to `Policy.tier`.
 Choice: TypeAlias = "tuple[Literal['anon', 'file'], int | None]"
+
+
+#: What each decision is called with.
+_PARAMETERS: Final = {
+    "choose": ("view", "swappiness", "may_io", "kernel"),
+    "tier": ("view", "kind", "kernel"),
+    "should_age": ("view", "can_swap", "kernel"),
+}
 
 
 class Policy:
@@ -35,7 +45,7 @@ class Policy:
     """
 
     #: Decisions that a subclass may override.
-    DECISIONS: ClassVar[tuple[str, ...]] = ("choose", "tier", "should_age")
+    DECISIONS: ClassVar[tuple[str, ...]] = tuple(_PARAMETERS)
 
     def choose(self, view: LruView, swappiness: int, may_io: bool, kernel: Choice) -> Choice:
         """Which type to evict from first.
@@ -74,6 +84,17 @@ class Policy:
 
         """
         return kernel
+
+    def check_decisions(self) -> None:
+        """Check that what is overridden can be called as it will be; `Host.policy` does so.
+
+        Raises:
+            TypeError: For a decision with other parameters, and for a method whose
+                name is nearly a decision's.
+
+        """
+        check_names(self, Policy, self.DECISIONS)
+        check_calls(self, {name: _PARAMETERS[name] for name in self.overridden()})
 
     def overridden(self) -> list[str]:
         """Return the names of the decisions that are this object's own."""

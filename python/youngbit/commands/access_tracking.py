@@ -9,7 +9,7 @@ import click
 
 from .. import defaults, lab
 from ..experiments import AccessTracking, AccessTrackingResult
-from ..experiments.access_tracking import Step
+from ..experiments.access_tracking import Step, not_asked
 from . import contention
 from .described import Way, run_described
 from .shared import (
@@ -49,7 +49,9 @@ _OPTIONS = {"aliases": "--alias", "l1_ad": "--l1-no-ad"}
 
 
 @click.command("access-tracking")
-@click.option("-l", "lru_gen", is_flag=True, help="Idle memory with MGLRU aging, and verify.")
+@click.option("-l", "lru_gen", is_flag=True,
+              help="Idle memory with MGLRU aging, and verify; needs capabilities 0x1 and 0x2."
+              " Without 0x8 pages do not get younger, which fails.")  # fmt: skip
 @click.option("-p", "benchmark", is_flag=True, help="Populate while aging in a loop; needs -l.")
 @click.option("-v", "vcpus", type=_Counts(), default=str(defaults.VCPUS), show_default=True,
               metavar="N",
@@ -109,7 +111,8 @@ def access_tracking(
 ) -> None:
     """Run the series' access_tracking_perf_test on the model.
 
-    Exits 0 when verified, 1 when a check failed, 2 for bad usage.
+    Exits 0 when verified, 1 when a check failed, 2 for bad usage, and 4 when -l is
+    skipped, because capability 0x1 or 0x2 is off.
     """
     live = (options["benchmark"] or defaults.LIVE) if live is None else live
     options |= {"ad": not no_ad, "l1_ad": not l1_no_ad, "format": format_, "live": live}
@@ -134,6 +137,12 @@ def access_tracking(
             **options,
         )
 
+    if against is not None and not print_experiment:
+        for protocol in (options["protocol"], against):
+            asks = options["aging_asks"] or defaults.PROTOCOL_ASKS[protocol]
+            warning = not_asked(asks, options["capabilities"])
+            if warning is not None:
+                click.echo(f"{protocol}: {warning}", err=True)
     run_described(
         WAY if against is None else contention.WAY,
         describe,
@@ -154,6 +163,9 @@ def _run(experiment: AccessTracking, _base: Path | None, quiet: bool) -> lab.Res
         def started(result: AccessTrackingResult) -> None:
             first, end = result.guest_physical
             say(f"Random seed: {experiment.seed:#x}")
+            if result.skipped is not None:
+                say(f"1..0 # SKIP - {result.skipped}")
+                return
             if experiment.lru_gen:
                 say("Created memcg at /access_tracking_perf_test")
             say("Testing guest mode: PA-bits:ANY, VA-bits:48,  4K pages")

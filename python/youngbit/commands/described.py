@@ -10,9 +10,9 @@ from typing import Any
 import click
 
 from .. import lab
-from .shared import EXIT_FAILED, check_picture, check_target, write_json
+from .shared import EXIT_FAILED, EXIT_SKIPPED, check_picture, check_target, write_json
 
-__all__ = ["INTERRUPTED", "Way", "plain", "run_described", "show"]
+__all__ = ["INTERRUPTED", "Way", "exit_by_verdict", "plain", "run_described", "show"]
 
 
 #: Status of what was shown as far as it came.
@@ -67,6 +67,13 @@ def show(
     return found
 
 
+def exit_by_verdict(found: lab.Result) -> None:
+    """End the command with the status that a verdict has, unless it is good."""
+    verdict = found.row.get("verdict", "pass")
+    if verdict != "pass":
+        raise SystemExit(EXIT_SKIPPED if verdict == "skip" else EXIT_FAILED)
+
+
 def run_described(
     way: Way,
     describe: Callable[[], lab.Experiment],
@@ -93,5 +100,5 @@ def run_described(
         raise click.UsageError(str(error)) from None
     if print_experiment:
         click.echo(lab.to_toml(experiment), nl=False)
-    elif show(way, experiment, json_to, plot=plot).row.get("verdict", "pass") != "pass":
-        raise SystemExit(EXIT_FAILED)
+    else:
+        exit_by_verdict(show(way, experiment, json_to, plot=plot))

@@ -15,7 +15,7 @@ from .._core import build_info
 from ..lab import store
 from ..lab.columns import COUNTERS
 from . import access_tracking, contention, estimate, pictures, reclaim, replay, stress
-from .described import Way, run_described, show
+from .described import Way, exit_by_verdict, run_described, show
 from .shared import (
     EXIT_FAILED,
     NumberType,
@@ -68,8 +68,7 @@ def run(file: str, results: str | None, plot: str | None, json_to: str | None) -
     finally:
         if kept is not None:
             kept.close()
-    if found.row.get("verdict", "pass") != "pass":
-        raise SystemExit(EXIT_FAILED)
+    exit_by_verdict(found)
 
 
 def _run_any(experiment: lab.Experiment, base: Path | None, _quiet: bool) -> lab.Result:

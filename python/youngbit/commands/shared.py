@@ -22,6 +22,7 @@ from ..sizes import parse_size
 __all__ = [
     "EXIT_FAILED",
     "EXIT_INTERRUPTED",
+    "EXIT_SKIPPED",
     "EXIT_USAGE",
     "NumberType",
     "SizeType",
@@ -40,6 +41,7 @@ __all__ = [
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
+EXIT_SKIPPED = 4
 EXIT_INTERRUPTED = 130
 
 Function = TypeVar("Function", bound=Callable[..., Any])

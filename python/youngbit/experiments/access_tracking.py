@@ -22,7 +22,14 @@ from ..sizes import PAGE_SIZE, Pages, parse_size
 from ..units import AgingAsks, Backing, Bytes, Format, Mask, Mmu, Protocol
 from ._parts import check_guest_tables, head, ignore, vm_options
 
-__all__ = ["AccessTracking", "AccessTrackingResult", "CheckFailed", "Step", "majority_generation"]
+__all__ = [
+    "AccessTracking",
+    "AccessTrackingResult",
+    "CheckFailed",
+    "Step",
+    "majority_generation",
+    "not_asked",
+]
 
 SCHEMA = "youngbit/access-tracking"
 SCHEMA_VERSION = 1
@@ -85,6 +92,8 @@ class AccessTrackingResult:
     majority: list[int] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     failure: CheckFailed | None = None
+    #: Why nothing was run, in the selftest's words.
+    skipped: str | None = None
     vcpu_wall_seconds: float | None = None
     aging_passes: list[float] = field(default_factory=list)
     #: With ``benchmark``: the passes, and what vCPUs and passes counted.
@@ -94,8 +103,15 @@ class AccessTrackingResult:
 
     @property
     def verdict(self) -> str:
-        """``"pass"`` or ``"fail"``."""
+        """``"pass"``, ``"fail"``, or ``"skip"`` where nothing was run."""
+        if self.skipped is not None:
+            return "skip"
         return "pass" if self.failure is None else "fail"
+
+    @property
+    def reason(self) -> str | None:
+        """What failed, or why nothing was run, in the selftest's words."""
+        return self.skipped if self.failure is None else self.failure.reason
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as a plain dict; ``docs/json.md`` specifies it."""
@@ -104,7 +120,7 @@ class AccessTrackingResult:
             "test_pages": self.test_pages,
             "guest_physical": list(self.guest_physical),
             "verdict": self.verdict,
-            "reason": None if self.failure is None else self.failure.reason,
+            "reason": self.reason,
             "failed_check": None if self.failure is None else self.failure.check,
             "detail": None if self.failure is None else self.failure.detail,
             "warnings": self.warnings,
@@ -140,6 +156,17 @@ def majority_generation(generations: Generations, test_pages: int) -> int | None
     return None
 
 
+def not_asked(aging_asks: str, capabilities: int) -> str | None:
+    """Return the warning that aging passes do not ask VMs, if they do not."""
+    if aging_asks == "none":
+        why = "aging asks no secondary MMU"
+    elif aging_asks == "fast_only" and not capabilities & defaults.SECONDARY_MMU_WALK:
+        why = "capability 0x8 is off"
+    else:
+        return None
+    return f"WARNING: {why}: passes do not ask the VM, and the guest's accesses are not seen."
+
+
 _VCPU_BYTES = parse_size(defaults.VCPU_BYTES)
 
 
@@ -148,7 +175,8 @@ class AccessTracking:
     """The parameters of the experiment; `run` runs it.
 
     Attributes:
-        lru_gen: Idle memory by making generations, and verify.
+        lru_gen: Idle memory by making generations, and verify; needs capabilities
+            0x1 and 0x2, and skips without.
         benchmark: Populate while aging in a loop; needs ``lru_gen``.
         vcpus: How many vCPUs.
         vcpu_bytes: Memory of each vCPU.
@@ -208,6 +236,21 @@ class AccessTracking:
         """How many pages the test has, of the larger of guest and host page size."""
         return self.vcpus * self.vcpu_bytes // defaults.BACKINGS[self.backing]
 
+    @property
+    def skipped(self) -> str | None:
+        """What the multi-gen LRU lacks for ``lru_gen``, in the selftest's words, if it does.
+
+        The selftest wants capability 0x8 too. Without it this one runs, and shows
+        what the capability is for: ``docs/fidelity.md``.
+        """
+        if not self.lru_gen:
+            return None
+        if not self.capabilities & defaults.CORE:
+            return "lru_gen is not enabled"
+        if not self.capabilities & defaults.MM_WALK:
+            return "lru_gen does not support MM_WALK"
+        return None
+
     def run(
         self,
         *,
@@ -237,7 +280,9 @@ class AccessTracking:
             raise ValueError(f"populated: expected a share below 1, not {populated}")
         run = _Run(self, started, stepped, warned)
         try:
-            if self.benchmark:
+            if self.skipped is not None:
+                pass
+            elif self.benchmark:
                 run.benchmark(populated, apart=apart)
             elif self.lru_gen:
                 run.verify()
@@ -276,13 +321,12 @@ class _Run:
             **vm_options(experiment),
             memcg=memcg,
         )
-        self.host.capabilities = experiment.capabilities
         self.lru: LruGen = self.host.lru_gen(memcg)
         parameters = asdict(experiment) | {
             key: self.vm.to_dict()[key] for key in ("aging_asks", "format", "direct")
         }
         self.result = AccessTrackingResult(
-            parameters, experiment.test_pages, self.vm.guest_physical
+            parameters, experiment.test_pages, self.vm.guest_physical, skipped=experiment.skipped
         )
         started(self.result)
 
@@ -323,8 +367,11 @@ class _Run:
                 f"WARNING: Too many pages still idle ({found.still_idle} out of {pages}),"
                 " this will affect performance results."
             )
-            self.result.warnings.append(warning)
-            self.warned(warning)
+            self.warn(warning)
+
+    def warn(self, warning: str) -> None:
+        self.result.warnings.append(warning)
+        self.warned(warning)
 
     def majority(self, check: int, generations: Generations) -> int:
         found = majority_generation(generations, self.experiment.test_pages)
@@ -397,6 +444,9 @@ class _Run:
             ends = [pages * n // vcpus for n in range(vcpus + 1)]
             shares = [(start, end - start) for start, end in pairwise(ends)]
         seed = self.experiment.seed
+        unasked = not_asked(self.host.aging_asks, self.host.capabilities)
+        if unasked is not None:
+            self.warn(unasked)
 
         def streams(regions: list[tuple[int, int]]) -> list[access.Stream]:
             return [

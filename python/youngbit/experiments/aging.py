@@ -351,8 +351,6 @@ class _Run:
             Pages(pages),
             **vm_options(described),
         )
-        # What the protocol's kernel does not have was dropped; so was the request.
-        self.host.capabilities = self.experiment.host.capabilities
         return _Guest(vm, self.host.lru_gen(vm.memcg), streams)
 
     def run(self, passed: Callable[[AgingPass], None]) -> AgingResult:

@@ -211,6 +211,8 @@ class Contention:
     def __post_init__(self) -> None:
         if not self.experiment.benchmark:
             raise ValueError("--against compares what -p measures")
+        if self.experiment.skipped is not None:
+            raise ValueError(f"capabilities: {self.experiment.skipped}")
         if self.protocol == self.against:
             raise ValueError(f"--against {self.against}: the protocol is {self.protocol} already")
         if self.repetitions < 1:

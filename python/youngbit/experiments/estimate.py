@@ -333,7 +333,11 @@ class Estimate:
     def _machine(self, workload: Workload, capabilities: int) -> tuple[Host, Vm]:
         # A guest's own page tables are pages of its process.
         tables = 0 if self.mmu == "tdp" else workload.nr_pages // 512 + 64
-        host = Host(Pages(workload.nr_pages + tables + defaults.HOST_SLACK_PAGES), clock="virtual")
+        host = Host(
+            Pages(workload.nr_pages + tables + defaults.HOST_SLACK_PAGES),
+            clock="virtual",
+            capabilities=capabilities,
+        )
         # Shared memory, so that a read of what nobody wrote finds a page.
         vm = host.create_vm(
             Pages(workload.nr_pages),
@@ -342,7 +346,6 @@ class Estimate:
             protocol=self.protocol,
             tlb_entries=self.tlb_entries,
         )
-        host.capabilities = capabilities
         return host, vm
 
     def _unwatched(self, workload: Workload, every: int) -> Mapping[str, int]:

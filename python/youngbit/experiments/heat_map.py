@@ -139,7 +139,6 @@ class HeatMap:
         vm = host.create_vm(
             Pages(nr_pages), kind="shmem", protocol=self.protocol, tlb_entries=self.tlb_entries
         )
-        host.capabilities = self.capabilities
         lru = host.lru_gen(vm.memcg)
         times, ages = [first], []
         every = self.every or interval(len(stream))

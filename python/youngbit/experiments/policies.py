@@ -239,7 +239,6 @@ class ReclaimPolicies:
         slack = workload.nr_pages + defaults.RECLAIM_SLACK_PAGES
         host = Host(Pages(slack), swap=Pages(slack), clock="virtual", capabilities=capabilities)
         vm = host.create_vm(Pages(workload.nr_pages), tlb_entries=self.tlb_entries)
-        host.capabilities = capabilities
         host.policy = policy
         vm.memcg.files["memory.max"].write(str(size * PAGE_SIZE))
         counters = vm.run(access.arrays(workload.pages, workload.writes)).counters

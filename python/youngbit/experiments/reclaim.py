@@ -513,7 +513,6 @@ class _Run:
         self.vm: Vm = self.host.create_vm(
             Pages(pages), vcpus=1, mmu=experiment.mmu, tlb_entries=experiment.tlb_entries
         )
-        self.host.capabilities = mask
         self.memcg = self.vm.memcg
         self.lru: LruGen = self.host.lru_gen(self.memcg)
         self.stream = access.arrays(workload.pages, workload.writes)

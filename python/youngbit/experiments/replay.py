@@ -143,7 +143,6 @@ class Replay:
             protocol=self.protocol,
             tlb_entries=self.tlb_entries,
         )
-        host.capabilities = self.capabilities
         lru = host.lru_gen(vm.memcg)
         stream = access.trace(trace)
         result = ReplayResult(asdict(self), trace.to_dict())

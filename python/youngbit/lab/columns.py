@@ -59,9 +59,11 @@ class Column:
 
 
 #: Of every kind that checks something: whether it held.
-VERDICT = Column("verdict", "string", "pass, fail", "Whether what is checked held.")
+VERDICT = Column(
+    "verdict", "string", "pass, fail, skip", "Whether what is checked held; skip: nothing was run."
+)
 #: What did not.
-REASON = Column("reason", "string", "text", "What failed.")
+REASON = Column("reason", "string", "text", "What failed, or why nothing was run.")
 
 _COLUMNS: dict[tuple[str, str], Column] = {}
 

@@ -153,7 +153,7 @@ def _access_tracking(experiment: AccessTracking, _base: Path | None, **callbacks
         {
             "verdict": result.verdict,
             "failed_check": None if failure is None else failure.check,
-            "reason": None if failure is None else failure.reason,
+            "reason": result.reason,
             "test_pages": result.test_pages,
             "warnings": len(result.warnings),
             **_counters(result.counters),

@@ -16,6 +16,17 @@ pub const fn is_space(byte: u8) -> bool {
     matches!(byte, b'\t'..=b'\r' | b' ' | 0xa0)
 }
 
+/// As much of a text as an error quotes.
+const QUOTED: usize = 40;
+
+/// A text in quotes for an error, which would not be read with all of a long
+/// one in it.
+pub fn quoted(text: &[u8]) -> String {
+    let shown = String::from_utf8_lossy(&text[..text.len().min(QUOTED)]);
+    let more = if text.len() > QUOTED { "..." } else { "" };
+    format!("{shown:?}{more}")
+}
+
 /// The lines of a text, without their ends.
 pub fn lines(text: &[u8]) -> impl Iterator<Item = Cursor<'_>> {
     text.split(|&byte| byte == b'\n')
@@ -36,10 +47,7 @@ impl<'a> Cursor<'a> {
         let found = match rest.iter().position(|&byte| is_space(byte)) {
             _ if rest.is_empty() => "the end of the line".to_owned(),
             Some(0) => "white space".to_owned(),
-            end => {
-                let word = &rest[..end.unwrap_or(rest.len()).min(40)];
-                format!("{:?}", String::from_utf8_lossy(word))
-            }
+            end => quoted(&rest[..end.unwrap_or(rest.len())]),
         };
         let (line, column) = (self.number, self.at + 1);
         Error::invalid(format!(
@@ -187,6 +195,16 @@ mod tests {
         ] {
             assert_eq!(kstrtouint(bad), None, "{bad:?}");
         }
+    }
+
+    #[test]
+    fn errors_quote_the_beginning_of_a_long_text() {
+        assert_eq!(quoted(b"15\n"), "\"15\\n\"");
+        assert_eq!(quoted(&[b'x'; 40]), format!("\"{}\"", "x".repeat(40)));
+        assert_eq!(
+            quoted(&[b'x'; 1 << 20]),
+            format!("\"{}\"...", "x".repeat(40))
+        );
     }
 
     #[test]

@@ -9,6 +9,7 @@ use pyo3::exceptions::{PyKeyError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use std::sync::Arc;
+use std::time::Instant;
 use youngbit_core::kvm::mmu::shadow::ShadowConfig;
 use youngbit_core::kvm::tlb::TlbConfig;
 use youngbit_core::lru_gen::{self, Asking, caps, debugfs};
@@ -81,15 +82,18 @@ impl Host {
         Ok(Mm {
             host: Arc::clone(&self.core),
             core: mm.map_err(to_python)?,
+            process: None,
         })
     }
 
-    /// Make a virtual machine with memory, in a process of a memory cgroup.
+    /// Make a virtual machine with memory, in a process: a new one of a memory
+    /// cgroup, if none is given.
     #[allow(clippy::too_many_arguments)]
     fn create_vm(
         &self,
         py: Python<'_>,
         memcg: u16,
+        mm: Option<&Mm>,
         nr_pages: u64,
         vcpus: u32,
         mmu: String,
@@ -126,7 +130,7 @@ impl Host {
                 ways: tlb_ways,
             },
         };
-        Vm::create(py, &self.core, memcg, &parameters)
+        Vm::create(py, &self.core, memcg, mm, &parameters)
     }
 
     /// End a process.
@@ -245,6 +249,25 @@ impl Host {
         let (pass, max_seq) = pass;
         let counted = counters(py, &pass.counters)?;
         Ok((pass.seq, max_seq, pass.elapsed.as_secs_f64(), counted))
+    }
+
+    /// Evict generations up to one: pages reclaimed, seconds, counters.
+    fn evict<'py>(
+        &self,
+        py: Python<'py>,
+        memcg: u16,
+        node: usize,
+        seq: u64,
+        swappiness: Option<u32>,
+        nr_to_reclaim: Option<u64>,
+    ) -> PyResult<(u64, f64, Bound<'py, PyDict>)> {
+        let start = Instant::now();
+        let (reclaimed, counted) = run(py, &self.core, |cpu| {
+            let memcg = Self::memcg_of(&self.core, memcg)?;
+            debugfs::evict(cpu, &memcg, node, seq, swappiness, nr_to_reclaim)
+        })?;
+        let elapsed = start.elapsed().as_secs_f64();
+        Ok((reclaimed, elapsed, counters(py, &counted)?))
     }
 
     /// What one of the text files of MGLRU reads as.

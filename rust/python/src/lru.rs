@@ -60,8 +60,8 @@ pub fn proc_write(host: &Host, file: &str, text: &[u8]) -> PyResult<()> {
         "sys/vm/swappiness" => {
             let value = youngbit_core::text::kstrtouint(text).filter(|&n| n <= 200);
             let value = value.ok_or_else(|| {
-                let found = String::from_utf8_lossy(text).into_owned();
-                let what = format!("swappiness {found:?}: expected 0 to 200");
+                let found = youngbit_core::text::quoted(text);
+                let what = format!("swappiness {found}: expected 0 to 200");
                 to_python(Error::invalid(what))
             })?;
             host.core.lru_gen.set_swappiness(value);
@@ -193,7 +193,7 @@ pub fn stream_accesses<'py>(
     }
     let description = Description::new(stream)?;
     let (pages, writes) = detached(py, |signals| {
-        let mut made = streams(&[description], nr_pages, true).map_err(to_python)?;
+        let mut made = streams(&[description], nr_pages, nr_pages, true).map_err(to_python)?;
         let mut stream = made.remove(0);
         let (mut pages, mut writes) = (Vec::new(), Vec::new());
         let mut buffer = Vec::new();

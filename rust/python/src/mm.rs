@@ -2,6 +2,7 @@
 
 use crate::native::run;
 use crate::notifier::PyNotifier;
+use crate::vm::Process;
 use numpy::PyArray1;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -17,6 +18,8 @@ use youngbit_core::{Cpu, Errno, Error, Host};
 pub struct Mm {
     pub host: Arc<Host>,
     pub core: Arc<mm::Mm>,
+    /// What ends it, if it was made for a VM.
+    pub process: Option<Arc<Process>>,
 }
 
 fn checked_range(start: u64, end: u64) -> youngbit_core::Result<()> {

@@ -203,13 +203,15 @@ impl Description {
     }
 }
 
-/// What each vCPU of a run does.
+/// What each vCPU of a run does: those without a region share `guest_pages`, and
+/// none goes beyond `reach`.
 ///
 /// # Errors
 /// `EINVAL` for what does not fit the guest.
 pub fn streams(
     descriptions: &[Description],
     guest_pages: u64,
+    reach: u64,
     overlap: bool,
 ) -> Result<Vec<Stream>> {
     let vcpus = descriptions.len() as u64;
@@ -222,6 +224,6 @@ pub fn streams(
     (0..vcpus)
         .zip(descriptions)
         .zip(shares)
-        .map(|((vcpu, description), share)| description.stream(vcpu, share, guest_pages))
+        .map(|((vcpu, description), share)| description.stream(vcpu, share, reach))
         .collect()
 }

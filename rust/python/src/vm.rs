@@ -1,5 +1,6 @@
 //! Virtual machines and runs of their vCPUs.
 
+use crate::error::to_python;
 use crate::mm::Mm;
 use crate::native::{counters, run};
 use crate::stream::{Description, streams};
@@ -8,8 +9,10 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use youngbit_core::kvm::memslot::MemoryRegion;
-use youngbit_core::kvm::mmu::shadow::ShadowConfig;
+use youngbit_core::access::Stream;
+use youngbit_core::access::stream::MAX_PAGES;
+use youngbit_core::kvm::memslot::{MemoryRegion, Memslot};
+use youngbit_core::kvm::mmu::shadow::{GUEST_TABLE_SLOT, ShadowConfig};
 use youngbit_core::kvm::mmu::spte::SpteFormat;
 use youngbit_core::kvm::protocol::Protocol;
 use youngbit_core::kvm::tlb::TlbConfig;
@@ -17,19 +20,36 @@ use youngbit_core::kvm::vcpu::{RunOptions, RunStats};
 use youngbit_core::kvm::vm::{self, MmuKind, VmConfig};
 use youngbit_core::lru_gen;
 use youngbit_core::lru_gen::kswapd::with_kswapd;
-use youngbit_core::mm::{Kind, PAGE_SIZE, VmFlags, page_idle};
+use youngbit_core::mm::{self, Kind, PAGE_SIZE, VmFlags, page_idle};
 use youngbit_core::sync::thread::{Affinity, cpu_time};
 use youngbit_core::trace::{Counter, CounterValues};
 use youngbit_core::{Cpu, Error, Host, Result};
 
-/// A virtual machine. When the last reference goes, it is destroyed and its
-/// process ends.
+/// A virtual machine. When the last reference goes, it is destroyed, and a
+/// process that was made for it ends with the last VM in it.
 #[pyclass(frozen, module = "youngbit._core")]
 pub struct Vm {
     host: Arc<Host>,
     core: Arc<vm::Vm>,
+    /// Nobody's, if the process was made without a VM.
+    process: Option<Arc<Process>>,
     address: u64,
     nr_pages: u64,
+}
+
+/// A process that was made for a VM, and ends with the last of its VMs.
+pub struct Process {
+    host: Arc<Host>,
+    mm: Arc<mm::Mm>,
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // The GIL is released: a notifier of the process may be Python's.
+        Python::attach(|py| {
+            py.detach(|| self.host.exit_mm(&Cpu::new(&self.host), &self.mm));
+        });
+    }
 }
 
 /// What Python's `Host.create_vm` has checked.
@@ -89,18 +109,35 @@ fn config(parameters: &VmParameters) -> Result<VmConfig> {
 }
 
 impl Vm {
-    /// Make a process with memory, and a VM that shows it to a guest.
+    /// Map memory in a process, a new one if none is given, and make a VM that
+    /// shows it to a guest.
     pub fn create(
         py: Python<'_>,
         host: &Arc<Host>,
         memcg: u16,
+        given: Option<&Mm>,
         parameters: &VmParameters,
     ) -> PyResult<Vm> {
+        let config = config(parameters).map_err(to_python)?;
+        let (mm, process) = if let Some(given) = given {
+            let lives = host.mms().iter().any(|mm| Arc::ptr_eq(mm, &given.core));
+            if !lives {
+                let what = format!("process {} has ended, or is another host's", given.core.id);
+                return Err(to_python(Error::invalid(what)));
+            }
+            (Arc::clone(&given.core), given.process.clone())
+        } else {
+            let mm = host.create_mm(memcg).map_err(to_python)?;
+            let process = Process {
+                host: Arc::clone(host),
+                mm: Arc::clone(&mm),
+            };
+            (mm, Some(Arc::new(process)))
+        };
         let ((core, address), _) = run(py, host, |cpu| {
-            let config = config(parameters)?;
-            let mm = host.create_mm(memcg)?;
+            let size = parameters.nr_pages * PAGE_SIZE;
+            let mut mapped = None;
             let made = (|| {
-                let size = parameters.nr_pages * PAGE_SIZE;
                 let flags = VmFlags {
                     thp: parameters.backing == 2,
                     hugetlb_order: if parameters.backing == 3 { 18 } else { 0 },
@@ -108,6 +145,7 @@ impl Vm {
                 };
                 let space = host.create_space(parameters.kind, cached_pages(parameters));
                 let address = mm.mmap(None, size, &space, 0, flags)?;
+                mapped = Some(address);
                 let core = vm::Vm::create(cpu, &mm, config)?;
                 core.set_memory_region(
                     cpu,
@@ -128,17 +166,33 @@ impl Vm {
                 }
                 Ok((core, address))
             })();
-            if made.is_err() {
-                host.exit_mm(cpu, &mm);
+            if let (Err(_), Some(address)) = (&made, mapped) {
+                mm.munmap(cpu, address, size)?;
             }
             made
         })?;
         Ok(Vm {
             host: Arc::clone(host),
             core,
+            process,
             address,
             nr_pages: parameters.nr_pages,
         })
+    }
+
+    /// What each vCPU does: with the memory that the VM was made with, or, where
+    /// a stream says so, with what memslots have beyond.
+    fn streams(&self, cpu: &Cpu, given: &[Description], overlap: bool) -> Result<Vec<Stream>> {
+        let end = self.slots(cpu).map(|slot| slot.end_gfn()).max();
+        let reach = end.unwrap_or_default().clamp(self.nr_pages, MAX_PAGES);
+        streams(given, self.nr_pages, reach, overlap)
+    }
+
+    /// Its memslots, but for the one that the guest's own page tables are in.
+    fn slots(&self, cpu: &Cpu) -> impl Iterator<Item = Memslot> + use<> {
+        let own = self.core.shadow.is_some();
+        let all = self.core.memslots.all(cpu).into_iter();
+        all.filter(move |slot| !(own && slot.id == GUEST_TABLE_SLOT))
     }
 
     /// Where in the process a range of guest pages is.
@@ -160,6 +214,8 @@ fn seconds(stats: &RunStats) -> Vec<f64> {
         .collect()
 }
 
+/// Number, flags, first guest address, size, host address.
+type SlotRow = (u32, u32, u64, u64, u64);
 type RunResult<'py> = (f64, Vec<f64>, Bound<'py, PyDict>);
 type RunWhileAgingResult<'py> = (
     f64,
@@ -178,6 +234,7 @@ impl Vm {
         Mm {
             host: Arc::clone(&self.host),
             core: Arc::clone(&self.core.mm),
+            process: self.process.clone(),
         }
     }
 
@@ -205,6 +262,54 @@ impl Vm {
         (0, self.nr_pages * PAGE_SIZE)
     }
 
+    /// Create, change, move or delete a memslot.
+    fn set_memory_region(
+        &self,
+        py: Python<'_>,
+        slot: u32,
+        flags: u32,
+        guest_phys_addr: u64,
+        memory_size: u64,
+        userspace_addr: u64,
+    ) -> PyResult<()> {
+        let region = MemoryRegion {
+            // As in the ioctl: the address space, then the number in it.
+            as_id: (slot >> 16) as usize,
+            slot: slot & 0xffff,
+            flags,
+            guest_phys_addr,
+            memory_size,
+            userspace_addr,
+        };
+        run(py, &self.host, |cpu| {
+            if self.core.shadow.is_some() && region.slot == GUEST_TABLE_SLOT {
+                return Err(Error::invalid(format!(
+                    "memslot {GUEST_TABLE_SLOT}: the guest has its own page tables in it"
+                )));
+            }
+            self.core.set_memory_region(cpu, &region)
+        })?;
+        Ok(())
+    }
+
+    /// Number, flags, first guest address, size and host address of each
+    /// memslot, by guest address.
+    fn memslots(&self, py: Python<'_>) -> PyResult<Vec<SlotRow>> {
+        let (slots, _) = run(py, &self.host, |cpu| {
+            Ok(self.slots(cpu).collect::<Vec<_>>())
+        })?;
+        let rows = slots.iter().map(|slot| {
+            (
+                (slot.as_id as u32) << 16 | slot.id,
+                slot.flags,
+                slot.base_gfn * PAGE_SIZE,
+                slot.npages * PAGE_SIZE,
+                slot.userspace_addr,
+            )
+        });
+        Ok(rows.collect())
+    }
+
     /// Run each vCPU on its stream; returns seconds, seconds of each vCPU,
     /// counters.
     fn run<'py>(
@@ -216,7 +321,7 @@ impl Vm {
     ) -> PyResult<RunResult<'py>> {
         let given = descriptions(&given)?;
         let ((elapsed, stats), mut counted) = run(py, &self.host, |cpu| {
-            let mut accesses = streams(&given, self.nr_pages, overlap)?;
+            let mut accesses = self.streams(cpu, &given, overlap)?;
             let start = Instant::now();
             let options = RunOptions::default();
             let stats = if live {
@@ -256,7 +361,7 @@ impl Vm {
     ) -> PyResult<RunWhileAgingResult<'py>> {
         let given = descriptions(&given)?;
         let ((elapsed, stats, passes, processor, passed), aged) = run(py, &self.host, |cpu| {
-            let mut accesses = streams(&given, self.nr_pages, overlap)?;
+            let mut accesses = self.streams(cpu, &given, overlap)?;
             let memcg = crate::host::Host::memcg_of(&self.host, memcg)?;
             let mut passes = Vec::new();
             let mut passed = CounterValues::default();
@@ -369,13 +474,11 @@ impl Vm {
 
 impl Drop for Vm {
     fn drop(&mut self) {
-        // Its process goes with it, as when the program that made it exits.
+        // Its process goes after it, as when the program that made it exits.
         // The GIL is released: a notifier of the process may be Python's.
         Python::attach(|py| {
             py.detach(|| {
-                let cpu = Cpu::new(&self.host);
-                let _ = self.core.destroy(&cpu);
-                self.host.exit_mm(&cpu, &self.core.mm);
+                let _ = self.core.destroy(&Cpu::new(&self.host));
             });
         });
     }

@@ -8,7 +8,8 @@ use super::{Asking, caps, default_swappiness, run_aging};
 use crate::cpu::Cpu;
 use crate::error::{Error, Result};
 use crate::host::Host;
-use crate::text::{Cursor, is_space, kstrtouint};
+use crate::mm::Memcg;
+use crate::text::{Cursor, is_space, kstrtouint, quoted};
 
 /// The highest swappiness.
 const MAX_SWAPPINESS: u64 = 200;
@@ -45,9 +46,9 @@ pub fn write_enabled(host: &Host, text: &[u8]) -> Result<()> {
         Some(b'n' | b'N') => 0,
         Some(b'y' | b'Y') => caps::ALL,
         _ => kstrtouint(text).ok_or_else(|| {
-            let found = String::from_utf8_lossy(text).into_owned();
+            let found = quoted(text);
             Error::invalid(format!(
-                "lru_gen/enabled: line 1, column 1: expected y, n or a mask, found {found:?}"
+                "lru_gen/enabled: line 1, column 1: expected y, n or a mask, found {found}"
             ))
         })?,
     };
@@ -66,9 +67,9 @@ pub fn show_min_ttl_ms(host: &Host) -> String {
 /// `EINVAL` when it is not a number of 32 bits.
 pub fn write_min_ttl_ms(host: &Host, text: &[u8]) -> Result<()> {
     let ms = kstrtouint(text).ok_or_else(|| {
-        let found = String::from_utf8_lossy(text).into_owned();
+        let found = quoted(text);
         Error::invalid(format!(
-            "lru_gen/min_ttl_ms: line 1, column 1: expected milliseconds, found {found:?}"
+            "lru_gen/min_ttl_ms: line 1, column 1: expected milliseconds, found {found}"
         ))
     })?;
     host.lru_gen.set_min_ttl_ms(ms);
@@ -163,6 +164,38 @@ pub fn write(cpu: &Cpu, text: &[u8]) -> Result<()> {
         );
         Err(Cursor::new(&[], 1, 0).expected("a command"))
     }
+}
+
+/// The command `-`, by its arguments; without swappiness the memory cgroup's own,
+/// and without a number of pages as many as there are. Returns the pages
+/// reclaimed.
+///
+/// # Errors
+/// `EINVAL` for a node that is not there, swappiness over 200, and one of the two
+/// youngest generations; `EINTR`; what a notifier raised.
+pub fn evict(
+    cpu: &Cpu,
+    memcg: &Memcg,
+    node: usize,
+    seq: u64,
+    swappiness: Option<u32>,
+    nr_to_reclaim: Option<u64>,
+) -> Result<u64> {
+    let lruvec = memcg
+        .lruvecs
+        .get(node)
+        .ok_or_else(|| Error::invalid(format!("the host has no node {node}")))?;
+    let swappiness = match swappiness {
+        None => default_swappiness(cpu, memcg),
+        Some(n) if u64::from(n) <= MAX_SWAPPINESS => n,
+        Some(n) => {
+            return Err(Error::invalid(format!(
+                "swappiness {n}: expected at most {MAX_SWAPPINESS}"
+            )));
+        }
+    };
+    let nr_to_reclaim = nr_to_reclaim.unwrap_or(u64::MAX);
+    run_eviction(cpu, memcg, lruvec, seq, swappiness, nr_to_reclaim)
 }
 
 fn run(cpu: &Cpu, command: &Command, place: &Cursor<'_>) -> Result<()> {

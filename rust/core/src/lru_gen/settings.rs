@@ -31,6 +31,17 @@ pub enum Asking {
     FastOnly,
 }
 
+impl Asking {
+    /// The capabilities that a kernel has whose aging asks this.
+    #[inline]
+    fn supported(self) -> u32 {
+        match self {
+            Asking::None | Asking::Accurate => caps::ALL & !caps::SECONDARY_MMU_WALK,
+            Asking::FastOnly => caps::ALL,
+        }
+    }
+}
+
 /// How the aging walk treats what is not a primary leaf entry.
 #[derive(Clone, Copy)]
 pub(crate) struct WalkRules {
@@ -46,8 +57,8 @@ pub(crate) struct WalkRules {
 
 /// Host-wide settings.
 pub struct Settings {
-    caps: AtomicU32,
-    supported: AtomicU32,
+    /// The capabilities that were asked for, whether or not this kernel has them.
+    asked: AtomicU32,
     asking: AtomicU8,
     batched: AtomicBool,
     min_ttl_ms: AtomicU32,
@@ -59,8 +70,7 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Settings {
-            caps: AtomicU32::new(caps::ALL),
-            supported: AtomicU32::new(caps::ALL),
+            asked: AtomicU32::new(caps::ALL),
             asking: AtomicU8::new(Asking::FastOnly as u8),
             batched: AtomicBool::new(false),
             min_ttl_ms: AtomicU32::new(0),
@@ -71,10 +81,11 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// The capabilities that are on.
+    /// The capabilities that are on: those that were asked for and that the
+    /// kernel has.
     #[inline]
     pub fn caps(&self) -> u32 {
-        self.caps.load(Ordering::Relaxed)
+        self.asked.load(Ordering::Relaxed) & self.asking().supported()
     }
 
     /// Whether all capabilities of `mask` are on.
@@ -83,10 +94,10 @@ impl Settings {
         self.caps() & mask == mask
     }
 
-    /// Switch capabilities; those that the kernel does not have are ignored.
+    /// Switch capabilities. Those that the kernel does not have stay off, until
+    /// [`Settings::set_asking`] makes it one that has them.
     pub fn set_caps(&self, mask: u32) {
-        let supported = self.supported.load(Ordering::Relaxed);
-        self.caps.store(mask & supported, Ordering::Relaxed);
+        self.asked.store(mask, Ordering::Relaxed);
     }
 
     /// What aging asks secondary MMUs.
@@ -98,17 +109,11 @@ impl Settings {
         }
     }
 
-    /// Choose what aging asks. Only kernels that ask `FastOnly` have
-    /// capability 0x8; it is dropped for the others.
+    /// Choose what aging asks, and with it the kernel. Only kernels that ask
+    /// `FastOnly` have capability 0x8: it is off in the others, and on again,
+    /// if it was asked for, when a kernel that has it comes back.
     pub fn set_asking(&self, asking: Asking) {
-        let supported = if asking == Asking::FastOnly {
-            caps::ALL
-        } else {
-            caps::ALL & !caps::SECONDARY_MMU_WALK
-        };
         self.asking.store(asking as u8, Ordering::Relaxed);
-        self.supported.store(supported, Ordering::Relaxed);
-        self.set_caps(self.caps());
     }
 
     /// Whether the aging walk asks secondary MMUs once a PTE table.
@@ -166,5 +171,29 @@ impl Settings {
             nonleaf: self.has(caps::NONLEAF_YOUNG) && !secondary,
             nonleaf_careful: asking == Asking::Accurate,
         }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_capability_that_was_asked_for_comes_back_with_a_kernel_that_has_it() {
+        let settings = Settings::default();
+        for other in [Asking::None, Asking::Accurate] {
+            settings.set_asking(other);
+            assert_eq!(settings.caps(), 0x7, "{other:?} has no 0x8");
+            assert!(!settings.has(caps::SECONDARY_MMU_WALK));
+            settings.set_asking(Asking::FastOnly);
+            assert_eq!(settings.caps(), 0xf, "after {other:?}");
+            assert_eq!(settings.walk_rules().ask, Some(true));
+        }
+        settings.set_asking(Asking::Accurate);
+        settings.set_caps(0x3);
+        settings.set_asking(Asking::FastOnly);
+        assert_eq!(settings.caps(), 0x3, "nobody asked for 0x8");
+        settings.set_caps(0xfff9);
+        assert_eq!(settings.caps(), 0x9, "no kernel has the others");
     }
 }

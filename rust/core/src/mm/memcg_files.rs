@@ -13,6 +13,7 @@ use crate::lru_gen::controller::MAX_SWAPPINESS;
 use crate::lru_gen::lruvec::{ANON, FILE};
 use crate::lru_gen::reclaim::{proactive_reclaim, set_high, set_max};
 use crate::sync::atomic::Ordering;
+use crate::text::quoted;
 use crate::trace::Counter;
 use std::fmt::Write;
 
@@ -216,9 +217,9 @@ fn strtol(text: &str) -> Option<(i64, &str)> {
 pub fn write(cpu: &Cpu, memcg: &Memcg, file: &str, value: &str) -> Result<()> {
     let expected = |what: &str| {
         Error::invalid(format!(
-            "{file}: {:?} is not what it takes: expected bytes, with a suffix K, M, G, T, P or E, \
+            "{file}: {} is not what it takes: expected bytes, with a suffix K, M, G, T, P or E, \
              {what}",
-            value.trim()
+            quoted(value.trim().as_bytes())
         ))
     };
     match file {
