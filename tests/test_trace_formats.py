@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import struct
 import tracemalloc
 import zipfile
@@ -469,6 +470,19 @@ def test_bad_input_is_refused_with_its_place(case, tmp_path):
     ):
         traces.write_all(reader, writer)
     assert [each.name for each in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("ending", ["npz", "parquet"])
+def test_what_cannot_be_read_from_a_pipe_is_said(tmp_path, ending):
+    path = tmp_path / f"pipe.{ending}"
+    os.mkfifo(path)
+    # Open at both ends, so that nobody waits.
+    end = os.open(path, os.O_RDWR)
+    try:
+        with pytest.raises(yb.TraceError, match=r"found a pipe, expected a file: .* from its end"):
+            traces.read(path)
+    finally:
+        os.close(end)
 
 
 def test_there_are_enough_of_them():

@@ -7,7 +7,6 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import IO, Any, Protocol
 from zipfile import ZIP_DEFLATED, ZipFile
 
@@ -15,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import _core
-from .._files import atomic_write
+from .._files import atomic_write, scratch_directory
 from ._read import BLOCK, ORACLE, format_of, pyarrow
 from ._trace import Block, Trace
 from .tools import Numbering
@@ -49,7 +48,7 @@ def writing(
     vms: tuple[int, ...] = (),
     interval: int = 0,
 ) -> Iterator[Writer]:
-    """Write a trace a block at a time; the file appears whole or not at all.
+    """Write a trace a block at a time; a file appears whole or not at all.
 
     ``oracle`` has no place for writes, ``csv``, ``oracle`` and ``damon`` none for
     ``window`` and ``vms``: those are lost. Of ``damon`` the pages of one interval are
@@ -115,8 +114,7 @@ def write_npz(trace: Trace, path: str | os.PathLike[str]) -> None:
 
 def _beside(path: str, stack: ExitStack) -> IO[bytes]:
     """Return a file without a name on the disk that the trace is written to."""
-    parent = Path(path).absolute().parent
-    return stack.enter_context(tempfile.TemporaryFile(dir=parent))
+    return stack.enter_context(tempfile.TemporaryFile(dir=scratch_directory(path)))
 
 
 class _Npz:
