@@ -69,7 +69,7 @@ def test_a_pipe_stays_a_pipe_and_gets_everything(tmp_path):
     assert stat.S_ISFIFO(path.stat().st_mode)
 
 
-@pytest.mark.parametrize("ending", ["npz", "csv", "parquet", "oracleGeneral.zst", "damon"])
+@pytest.mark.parametrize("ending", ["npz", "csv", "parquet", "oracleGeneral.zst", "perf", "damon"])
 def test_every_format_can_be_written_to_a_pipe(tmp_path, ending):
     trace = traces.shipped()
     path, kept = tmp_path / f"pipe.{ending}", tmp_path / f"kept.{ending}"

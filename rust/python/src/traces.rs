@@ -153,6 +153,19 @@ impl TraceReader {
     }
 }
 
+/// Samples as perf prints them.
+#[pyfunction]
+pub fn format_perf<'py>(
+    py: Python<'py>,
+    time: PyReadonlyArray1<'py, u64>,
+    page: PyReadonlyArray1<'py, u64>,
+    write: PyReadonlyArray1<'py, bool>,
+) -> PyResult<Bound<'py, PyBytes>> {
+    let (time, page, write) = (time.as_slice()?, page.as_slice()?, write.as_slice()?);
+    let text = py.detach(|| trace_text::format_perf(time, page, write));
+    Ok(PyBytes::new(py, &text))
+}
+
 /// Rows of a CSV trace, without its header.
 #[pyfunction]
 pub fn format_csv<'py>(
