@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
@@ -298,6 +299,13 @@ def test_bad_policies(shipped):
         ReclaimPolicies(algorithms=("fifo",))
     with pytest.raises(ValueError, match="at least 256"):
         ReclaimPolicies(sizes=(0.01,), algorithms=("mglru",)).run(shipped)
+
+
+def test_a_policy_of_ones_own_is_ten_lines():
+    source = (Path(__file__).parent.parent / "examples" / "own_policy.py").read_text()
+    [policy] = [each for each in ast.parse(source).body if isinstance(each, ast.FunctionDef)]
+    lines = source.splitlines()[policy.lineno - 1 : policy.end_lineno]
+    assert len([line for line in lines if line.strip()]) == 10
 
 
 # Pictures.

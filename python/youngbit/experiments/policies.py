@@ -133,7 +133,7 @@ def _libcachesim() -> Any:
     try:
         import libcachesim
     except ImportError:
-        raise missing("cache algorithms", "libcachesim", "policies") from None
+        raise missing("a cache algorithm", "libcachesim", "policies") from None
     return libcachesim
 
 
