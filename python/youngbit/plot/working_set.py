@@ -63,7 +63,7 @@ def working_set_over_time(
     for number, (name, pages) in enumerate(found.items()):
         # Those that agree lie on each other: the first is the widest, so that all are
         # seen. The first colour for the first estimator in both parts.
-        style: dict[str, Any] = {"lw": 1.5 + 1.5 * (len(found) - 1 - number)}
+        style: dict[str, Any] = {"lw": 1.2 + (len(found) - 1 - number)}
         [line] = upper.plot([], [], label=name, **style)
         style["color"] = line.get_color()
         upper.stairs(pages * mib, edges, baseline=None, **style)
