@@ -6,21 +6,18 @@ from youngbit import traces
 from youngbit.experiments import ReclaimPolicies, reclaim
 
 
-# The policy: first in, first out, but a page that was used since it came in goes
-# round once more. It is called with each page, and says whether it was there.
+# The policy, in ten lines: first in, first out, but a page that was used since it came
+# in goes round once more. It is called with each page, and says whether it was there.
 def second_chance(capacity):
-    used = {}  # oldest first
+    used = {}  # oldest first, and whether each was used since it came in
 
     def access(page):
-        if page in used:
-            used[page] = True
-            return True
-        while len(used) >= capacity:
-            oldest = next(iter(used))
-            if used.pop(oldest):
+        there = page in used
+        while not there and len(used) >= capacity:
+            if used.pop(oldest := next(iter(used))):
                 used[oldest] = False
-        used[page] = False
-        return False
+        used[page] = there
+        return there
 
     return access
 

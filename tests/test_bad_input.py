@@ -338,8 +338,9 @@ def test_files_that_are_not_there(tmp_path):
         with pytest.raises(FileNotFoundError):
             traces.read(tmp_path / name)
         (tmp_path / name).mkdir()
-        with pytest.raises(IsADirectoryError):
+        with pytest.raises(IsADirectoryError) as caught:
             traces.read(tmp_path / name)
+        assert str(caught.value) == f"[Errno 21] Is a directory: '{tmp_path / name}'"
 
 
 def test_arguments_of_readers(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
@@ -269,6 +270,27 @@ def test_without_libcachesim_the_others_run(shipped, monkeypatch):
         ReclaimPolicies(sizes=(0.5,), algorithms=("lru",)).run(shipped)
 
 
+def test_a_program_too_small_for_mglru_is_compared_without(tmp_path):
+    """The first program that one records is small."""
+    pages = np.arange(2000, dtype=np.uint64) * np.uint64(7919) % np.uint64(198)
+    trace = traces.Trace(np.arange(2000, dtype=np.uint64), pages, pages % 2 == 0, 0, "small")
+    result = ReclaimPolicies().run(reclaim.trace(trace))
+    assert result.names == ["lru", "clock", "s3-fifo", "sieve", "arc", "belady"]
+    assert result.left_out.keys() == {"mglru-off", "mglru"}
+    assert "of 198 pages may stay" in result.left_out["mglru"]
+    assert "at least 256" in result.left_out["mglru"]
+    # Every size is there, for nobody needs more.
+    assert len(result.sizes) == 7
+    # What is asked for by name is refused rather than left out.
+    with pytest.raises(ValueError, match="at least 256"):
+        ReclaimPolicies(algorithms=("mglru", "belady")).run(reclaim.trace(trace))
+    with pytest.raises(ValueError, match="kernel's expects at least 256"):
+        ReclaimPolicies().run(reclaim.trace(trace), own={"kernel's": yb.policy.Policy()})
+    traces.write(trace, tmp_path / "small.npz")
+    done = youngbit("policies", tmp_path / "small.npz")
+    assert "Left out: mglru-off, mglru. " in done.stdout
+
+
 def test_bad_policies(shipped):
     for arguments in ({"sizes": ()}, {"sizes": (0.0,)}, {"sizes": (1.5,)}):
         with pytest.raises(ValueError, match="sizes"):
@@ -277,6 +299,13 @@ def test_bad_policies(shipped):
         ReclaimPolicies(algorithms=("fifo",))
     with pytest.raises(ValueError, match="at least 256"):
         ReclaimPolicies(sizes=(0.01,), algorithms=("mglru",)).run(shipped)
+
+
+def test_a_policy_of_ones_own_is_ten_lines():
+    source = (Path(__file__).parent.parent / "examples" / "own_policy.py").read_text()
+    [policy] = [each for each in ast.parse(source).body if isinstance(each, ast.FunctionDef)]
+    lines = source.splitlines()[policy.lineno - 1 : policy.end_lineno]
+    assert len([line for line in lines if line.strip()]) == 10
 
 
 # Pictures.

@@ -73,6 +73,17 @@ def invoke(*arguments: object) -> str:
     return done.stdout
 
 
+def test_a_heat_map_that_is_run_is_drawn_as_its_command_draws_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "it.toml").write_text(lab.to_toml(EXPERIMENTS["heatmap"]))
+    assert invoke("run", "it.toml") == "Wrote heatmap.png\n"
+    assert (tmp_path / "heatmap.png").read_bytes().startswith(b"\x89PNG")
+    # Where something else is asked for, that is all.
+    (tmp_path / "heatmap.png").unlink()
+    assert json.loads(invoke("run", "it.toml", "--json", "-"))["schema"] == "youngbit/heat-map"
+    assert [each.name for each in tmp_path.iterdir()] == ["it.toml"]
+
+
 def timeless(data):
     """Return a result without what a clock measured."""
     if isinstance(data, dict):

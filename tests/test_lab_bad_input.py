@@ -119,6 +119,29 @@ DESCRIPTIONS: dict[str, tuple[str | bytes, int, int, str]] = {
     ),
     "reclaim-round": ('experiment = "reclaim"\nround = 0\n', 2, 1, "0 is below 1"),
     "a-sweep": (AGING + "[sweep]\nseeds = 2\n", 2, 2, "use youngbit sweep"),
+    "byte-order-mark": ("\ufeff" + AGING, 1, 1, "byte order mark"),
+    "key-empty": (AGING + "'' = 3\n", 2, 1, "^[^\\n]*: '': there is no such key"),
+    "key-control": (AGING + '"a\\u0000b" = 3\n', 2, 1, r"'a\\x00b': there is no such key"),
+    "no-file-name": ('experiment = "replay"\ntrace.file = ""\n', 2, 7, "'' is no name of a file"),
+    "no-file-name-of-a-workload": (
+        AGING + '[[vms]]\nworkload = { kind = "trace", file = "" }\n',
+        3,
+        30,
+        "'' is no name of a file",
+    ),
+    "no-algorithm": ('experiment = "policies"\nalgorithms = []\n', 2, 1, "at least one"),
+    "algorithm-twice": (
+        'experiment = "policies"\nalgorithms = ["lru", "lru"]\n',
+        2,
+        1,
+        "'lru' is there twice",
+    ),
+    "estimator-twice": (
+        'experiment = "estimate"\nestimators = ["bits", "bits"]\n',
+        2,
+        1,
+        "'bits' is there twice",
+    ),
 }
 
 
@@ -163,6 +186,20 @@ SWEEPS: dict[str, tuple[str, int, str]] = {
     ),
     "seeds": ("[sweep]\nseeds = 'many'\n", 3, "how many, or a list"),
     "seeds-zero": ("[sweep]\nseeds = 0\n", 3, "0 is not a number of seeds"),
+    "seeds-twice": ("[sweep]\nseeds = [3, 1, 3]\n", 3, "3 is there twice"),
+    "seeds-negative": ("[sweep]\nseeds = [-1]\n", 3, "-1 is negative or not below 2\\*\\*63"),
+    "seeds-beyond": (
+        "seed = 9223372036854775806\n[sweep]\nseeds = 4\n",
+        4,
+        "9223372036854775808 is negative or not",
+    ),
+    "key-with-a-power": ("[sweep.grid]\n'vms.²' = [1]\n", 3, "vms.²: expected a list"),
+    "key-empty": ("[sweep.grid]\n'' = [1]\n", 3, "'': there is no such key"),
+    "random-no-whole": (
+        "[sweep.random]\nsamples = 2\nwarm_up = { low = 0.5, high = 0.6, whole = true }\n",
+        4,
+        "no whole number from 0.5 to 0.6",
+    ),
     "too-many": ("[sweep]\nseeds = 1000000\ngrid.warm_up = [1, 2]\n", 2, "more than 1000000"),
     "list": ("[sweep]\nlist = [1]\n", 3, "expected a table with keys"),
     "list-empty": ("[sweep]\nlist = []\n", 3, r"expected tables, \[\[sweep.list\]\]"),

@@ -134,6 +134,36 @@ def test_a_browser_draws_it_and_its_menus_work(page, swept, browser: Browser):
     assert sorted(shown) == pytest.approx(sorted(yb.load(swept).to_arrow()[name].to_pylist()))
 
 
+def test_the_first_picture_tells_the_settings_apart(page, browser: Browser):
+    """What has most values is across, and what else was varied has the colours."""
+    browser.open(page)
+    assert browser.evaluate("document.querySelector('#outcomes .xtitle').textContent") == (
+        "vms.0.tlb_entries, count"
+    )
+    names = browser.evaluate("document.getElementById('outcomes').data.map(each => each.name)")
+    assert names == ["host.capabilities 7", "host.capabilities 15"]
+    # A row of the table is a line of text: ranges of small numbers do not wrap.
+    heights = browser.evaluate(
+        "Array.from(document.querySelectorAll('table')[2].rows, row => row.offsetHeight)"
+    )
+    assert len(heights) == 7
+    assert max(heights) < 45, heights
+
+
+def test_policies_are_drawn_over_sizes_of_memory(tmp_path, browser: Browser):
+    (tmp_path / "it.toml").write_text(
+        "experiment = 'policies'\nsizes = [0.25, 0.5, 0.75]\nalgorithms = ['lru', 'belady']\n"
+    )
+    command("run", tmp_path / "it.toml", "--results", tmp_path / "it")
+    command("report", tmp_path / "it", "-o", tmp_path / "it.html")
+    browser.open(tmp_path / "it.html")
+    [lru, belady] = browser.evaluate(
+        "document.getElementById('passes').data.map(t => [Array.from(t.x), Array.from(t.y)])"
+    )
+    assert lru[0] == belady[0] == [821, 1643, 2464]
+    assert all(most >= least for most, least in zip(lru[1], belady[1], strict=True))
+
+
 def test_text_stays_text(tmp_path, browser: Browser):
     page = Page("Evil")
     figure = Figure([Scatter(x=[1, 2], y=[1, 2], name=EVIL, text=[EVIL, EVIL])])

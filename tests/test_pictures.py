@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -11,7 +13,7 @@ import pytest
 
 import youngbit as yb
 from youngbit import plot, reuse, traces
-from youngbit.experiments import Reclaim, Replay
+from youngbit.experiments import HeatMap, Reclaim, Replay
 from youngbit.experiments.reclaim import zipf
 
 pytest.importorskip("matplotlib")
@@ -140,6 +142,86 @@ def test_working_set_draws_what_it_is_given(tmp_path, monkeypatch):
     # Without truth there is no error to be a percentage of.
     assert np.isnan(errors[0][2])
     assert upper.get_ylim()[1] > 4.0
+
+
+def drawn_by(monkeypatch, draw, *arguments, **options):
+    """The figure that a function would have saved, laid out."""
+    drawn = []
+    monkeypatch.setattr("youngbit.plot.canvas.save", lambda figure, path: drawn.append(figure))
+    draw(*arguments, "x.png", **options)
+    [figure] = drawn
+    figure.canvas.draw()
+    return figure
+
+
+def within(inner, outer) -> bool:
+    return (
+        inner.x0 >= outer.x0 - 1
+        and inner.x1 <= outer.x1 + 1
+        and inner.y0 >= outer.y0 - 1
+        and inner.y1 <= outer.y1 + 1
+    )
+
+
+def test_estimators_that_agree_are_all_seen(monkeypatch):
+    truth = [256, 512, 512]
+    names = ["mglru", "mglru-primary", "page-idle", "damon", "bits", "bits-flush"]
+    figure = drawn_by(
+        monkeypatch,
+        lambda path: plot.working_set_over_time(
+            [1, 2, 3], truth, dict.fromkeys(names, truth), path
+        ),
+    )
+    for axes in figure.axes:
+        steps = [patch for patch in axes.patches if not patch.get_fill()]
+        widths = [patch.get_linewidth() for patch in steps]
+        # Drawn in this order: none hides the one before.
+        assert len(widths) == len(names)
+        assert all(a >= b + 1 for a, b in itertools.pairwise(widths))
+    upper = figure.axes[0]
+    legend = upper.get_legend().get_window_extent()
+    assert legend.y0 > upper.transData.transform((0, 512 * 4096 / 2**20))[1]
+
+
+def test_a_few_events_are_seen_on_white(monkeypatch):
+    pages = np.arange(300, dtype=np.uint64) % np.uint64(90)
+    trace = traces.Trace(np.arange(300, dtype=np.uint64), pages, pages > 40, 0, "few")
+    figure = drawn_by(monkeypatch, plot.heat_map, HeatMap().run(trace))
+    drawn = figure.axes[0].collections[0]
+    assert drawn.get_array().shape == (90, 64)
+    # Relative luminance: white is 1, and a contrast of 1.8 can be seen.
+    red, green, blue, _ = drawn.cmap(drawn.norm(1.0))
+    linear = [((each + 0.055) / 1.055) ** 2.4 for each in (red, green, blue)]
+    luminance = np.dot(linear, [0.2126, 0.7152, 0.0722])
+    assert 1.05 / (luminance + 0.05) > 1.8
+    # The scale says how much is counted in a cell.
+    [label] = [axes.get_xlabel() for axes in figure.axes if "events" in axes.get_xlabel()]
+    assert label == "events in 1 page and 5 of the trace's time, logarithmic"
+
+
+def test_titles_have_room_and_legends_hide_nothing(monkeypatch, reclaimed, replayed):
+    name = "/home/somebody/with/a/long/path/to/where/traces/are/kept/" + "x" * 60 + "/mine.npz"
+    reclaimed = dataclasses.replace(reclaimed, workload=reclaimed.workload | {"name": name})
+    replayed = dataclasses.replace(replayed, trace=replayed.trace | {"source": name})
+    shipped = traces.shipped()
+    named = traces.Trace(shipped.time, shipped.page, shipped.write, shipped.window, name)
+    for draw, result in (
+        (plot.reclaim_over_time, reclaimed),
+        (plot.generations_over_time, replayed),
+        (plot.replay_working_set, replayed),
+        (plot.heat_map, HeatMap().run(named)),
+    ):
+        figure = drawn_by(monkeypatch, draw, result)
+        boxes = [axes.title.get_window_extent() for axes in figure.axes]
+        assert all(within(box, figure.bbox) for box in boxes), draw
+        assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2) if a.width), draw
+        assert "/mine.npz" in figure.axes[0].get_title()
+    figure = drawn_by(monkeypatch, plot.reclaim_over_time, reclaimed)
+    for axes in figure.axes:
+        legend = axes.get_legend().get_window_extent()
+        for line in axes.lines:
+            points = line.get_transform().transform(line.get_xydata())
+            assert not any(legend.contains(*point) for point in points), line
 
 
 def test_shares_count_what_never_comes():

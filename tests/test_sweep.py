@@ -105,6 +105,13 @@ def test_random_points_are_drawn_by_their_seed():
     assert {each["pressure.by"] for each in one} == {"none", "max"}
 
 
+@pytest.mark.parametrize("log", ["false", "true"])
+def test_whole_numbers_are_drawn_between_low_and_high_only(log):
+    drawn = f"{{ low = 1.4, high = 3.6, whole = true, log = {log} }}"
+    text = f"random.samples = 200\nrandom.warm_up = {drawn}\n"
+    assert {each["warm_up"] for each in values(described(QUICK, x=text))} == {2, 3}
+
+
 def test_seeds_may_be_listed():
     assert [each["seed"] for each in values(described(QUICK, x="seeds = [7, 3]\n"))] == [7, 3]
 

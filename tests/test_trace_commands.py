@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from youngbit import traces
-from youngbit._interrupts import uninterrupted
+from youngbit._interrupts import on_interrupt
 from youngbit.commands.main import main
 from youngbit.traces.recorder import record
 
@@ -26,6 +26,7 @@ ROOT = Path(__file__).parent.parent
 DATA = Path(__file__).parent / "data"
 ESTIMATORS = (ROOT / "docs" / "estimators.md").read_text()
 TRACES = (ROOT / "docs" / "traces.md").read_text()
+README = (ROOT / "README.md").read_text()
 
 needs_valgrind = pytest.mark.skipif(
     shutil.which("valgrind") is None, reason="valgrind is not installed"
@@ -60,31 +61,39 @@ def command(tmp_path, monkeypatch, capsys):
     return run
 
 
-def first_contact():
-    block = re.search(r"## Five commands.*?```sh\n(.*?)```", TRACES, re.DOTALL)
+def first_contact(text, before):
+    block = re.search(rf"{before}.*?```sh\n(.*?)```", text, re.DOTALL)
     assert block is not None
-    return [shlex.split(line) for line in block[1].splitlines()]
+    return [shlex.split(line, comments=True) for line in block[1].splitlines()]
 
 
-def test_first_contact_is_five_commands():
-    assert len(first_contact()) == 5
+FIRST_CONTACT = {
+    "README.md": first_contact(README, "in five commands"),
+    "docs/traces.md": first_contact(TRACES, "## Five commands"),
+}
 
 
 @needs_valgrind
-def test_first_contact(tmp_path):
+@pytest.mark.parametrize("page", FIRST_CONTACT)
+def test_first_contact_is_five_commands(page, tmp_path):
     """From a program of one's own to a heat map and an accuracy table, as documented."""
+    (tmp_path / "README.md").write_text(README)
     said = []
-    for command in first_contact():
+    assert len(FIRST_CONTACT[page]) == 5
+    for command in FIRST_CONTACT[page]:
         assert command[0] == "youngbit"
-        said.append(youngbit(*command[1:], cwd=tmp_path).stdout)
+        # What the program itself prints may be any bytes.
+        said.append(youngbit(*command[1:], cwd=tmp_path, errors="replace").stdout)
     trace = traces.read(tmp_path / "mine.npz")
-    assert trace.nr_pages > 300
+    assert trace.nr_pages > 20
     assert f"({trace.nr_pages * 4}K)" in said[1]
     assert re.search(r"MGLRU, secondary MMUs walked \(v7\) +1\.0000 +0\.\d{4} ", said[2])
     assert "belady" in said[4]
-    for picture, start in (
-        ("working-sets.png", b"\x89PNG"), ("heatmap.png", b"\x89PNG"), ("curves.svg", b"<?xml"),
-    ):  # fmt: skip
+    pictures = [command[command.index(option) + 1] for command in FIRST_CONTACT[page][1:]
+                for option in ("-o", "--plot") if option in command]  # fmt: skip
+    assert pictures
+    for picture in pictures:
+        start = b"\x89PNG" if picture.endswith(".png") else b"<?xml"
         assert (tmp_path / picture).read_bytes().startswith(start)
 
 
@@ -159,6 +168,30 @@ def test_what_cannot_be_done_is_said_and_leaves_nothing(tmp_path, command):
         assert {each.name for each in tmp_path.iterdir()} == names
 
 
+@pytest.mark.parametrize(("by", "window"), [("1000", 600), ("7", 0), ("1200000", 0)])
+def test_windows_are_divided_with_times(tmp_path, command, by, window):
+    """What the file says of its windows is so: a page is there once in each."""
+    traces.write(traces.shipped(), tmp_path / "a.npz")
+    command("trace", "convert", "a.npz", "b.npz", "--divide-time", by)
+    trace = traces.read(tmp_path / "b.npz")
+    assert trace.window == window
+    if window:
+        pairs = np.stack([trace.time // np.uint64(window), trace.page])
+        assert np.unique(pairs, axis=1).shape[1] == len(trace)
+
+
+def test_pipes_are_not_merged(tmp_path, command):
+    """Each trace is read twice: a pipe would be waited for for ever."""
+    traces.write(traces.shipped(), tmp_path / "a.npz")
+    os.mkfifo(tmp_path / "p.csv")
+    done = command("trace", "merge", "a.npz", "p.csv", "b.npz", code=2)
+    assert "p.csv: is no file" in done.err
+    done = command("trace", "merge", "a.npz", "a.npz", "b.gif", code=2)
+    assert "--to" in done.err
+    done = command("trace", "merge", "a.npz", "a.npz", "b.damon", "--interval", "100000000")
+    assert "The format has no place for all but pages and intervals" in done.out
+
+
 @needs_valgrind
 def test_record_says_what_went_wrong(tmp_path, command):
     done = command("record", "-o", "a.npz", "--", "no-such-program", code=2)
@@ -179,17 +212,12 @@ def test_record_without_valgrind(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_an_interrupt_waits_for_the_end_of_a_step():
+def test_an_interrupt_does_what_it_is_told():
     done = []
-
-    def step():
-        with uninterrupted():
-            signal.raise_signal(signal.SIGINT)
-            done.append("whole")
-
-    with pytest.raises(KeyboardInterrupt):
-        step()
-    assert done == ["whole"]
+    with on_interrupt(lambda: done.append("told")):
+        signal.raise_signal(signal.SIGINT)
+        done.append("whole")
+    assert done == ["told", "whole"]
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
 
@@ -198,13 +226,101 @@ def test_a_step_in_another_thread_leaves_interrupts_alone():
     seen = []
 
     def step():
-        with uninterrupted():
+        with on_interrupt(lambda: None):
             seen.append(signal.getsignal(signal.SIGINT))
 
     thread = threading.Thread(target=step)
     thread.start()
     thread.join(timeout=30)
     assert seen == [signal.getsignal(signal.SIGINT)]
+
+
+def interrupted(arguments, cwd, wait, **options):
+    """Start the command, wait, and press Ctrl-C for it alone."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "youngbit", *map(str, arguments)], cwd=cwd,
+        stderr=subprocess.PIPE, text=True, **options,
+    ) as child:  # fmt: skip
+        try:
+            wait(child)
+            child.send_signal(signal.SIGINT)
+            _, said = child.communicate(timeout=20)
+        except BaseException:
+            child.kill()
+            raise
+    return child.returncode, said
+
+
+def until(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def sleeps_in(what):
+    """Whether a process waits in a function of the kernel's, as its name begins."""
+
+    def wait(child):
+        until(lambda: Path(f"/proc/{child.pid}/wchan").read_text().startswith(what))
+
+    return wait
+
+
+@pytest.mark.parametrize("name", ["p.csv", "p.txt", "p.perf"])
+def test_ctrl_c_ends_the_wait_for_a_writer(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    code, said = interrupted(["trace", "stats", name], tmp_path, sleeps_in("wait_for_partner"))
+    assert (code, said.strip()) == (130, "youngbit: interrupted")
+
+
+@pytest.mark.parametrize("name", ["p.csv", "p.txt", "-"])
+def test_ctrl_c_ends_the_wait_for_a_line(tmp_path, name):
+    os.mkfifo(tmp_path / "p.csv")
+    os.mkfifo(tmp_path / "p.txt")
+    fifo = tmp_path / ("p.csv" if name == "-" else name)
+    end = os.open(fifo, os.O_RDWR)
+    try:
+        os.write(end, b"time,page,write\n1,2" if fifo.suffix == ".csv" else b"I  1000,4\n L 2")
+        form = ["--from", "csv"] if name == "-" else []
+        code, said = interrupted(
+            ["trace", "stats", name, *form], tmp_path, sleeps_in(("pipe_read", "anon_pipe_read")),
+            stdin=end,
+        )  # fmt: skip
+    finally:
+        os.close(end)
+    assert (code, said.strip()) == (130, "youngbit: interrupted")
+
+
+@needs_valgrind
+def test_a_short_recording_that_is_interrupted_is_kept_whole(tmp_path):
+    """The program waits, nobody tells it of Ctrl-C, and it touched less than a block of pages."""
+    os.mkfifo(tmp_path / "never")
+    script = 'BEGIN { for (i = 0; i < 2000; i++) a[i] = i; print "full" > "done"; close("done");'
+    script += ' getline < "never" }'
+
+    def wait(_):
+        until(lambda: (tmp_path / "done").exists() and (tmp_path / "done").read_text())
+
+    code, said = interrupted(
+        ["record", "-o", "a.npz", "--window", 1000, "--", "awk", script], tmp_path, wait
+    )
+    assert code == 130, said
+    assert "what was recorded is written" in said
+    trace = traces.read(tmp_path / "a.npz")
+    assert 100 < len(trace) < 1 << 16
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["a.npz", "done", "never"]
+
+
+@needs_valgrind
+def test_a_recording_that_cannot_be_written_ends_its_program(tmp_path, monkeypatch):
+    def full(self, block):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("youngbit.traces._write._Npz.add", full)
+    with pytest.raises(OSError, match="No space"):
+        record(["awk", "BEGIN { while (1) i++ }"], tmp_path / "a.npz", window=0)
+    assert not list(tmp_path.iterdir())
 
 
 @needs_valgrind

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import struct
 import tracemalloc
 import zipfile
@@ -23,7 +24,7 @@ from youngbit.traces import Block, tools
 
 DATA = Path(__file__).parent / "data"
 #: Files that keep every column, and those that have no place for writes.
-WHOLE = ("npz", "csv", "parquet")
+WHOLE = ("npz", "csv", "parquet", "perf")
 ORACLE = ("oracleGeneral", "oracleGeneral.zst")
 
 
@@ -61,7 +62,7 @@ def test_round_trips_keep_every_access(tmp_path, trace, first, second):
     traces.write(once, tmp_path / f"b.{second}")
     twice = traces.read(tmp_path / f"b.{second}")
     same(twice, trace)
-    assert once.window == (0 if first == "csv" else trace.window)
+    assert once.window == (0 if first in ("csv", "perf") else trace.window)
 
 
 @settings(
@@ -469,6 +470,19 @@ def test_bad_input_is_refused_with_its_place(case, tmp_path):
     ):
         traces.write_all(reader, writer)
     assert [each.name for each in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("ending", ["npz", "parquet"])
+def test_what_cannot_be_read_from_a_pipe_is_said(tmp_path, ending):
+    path = tmp_path / f"pipe.{ending}"
+    os.mkfifo(path)
+    # Open at both ends, so that nobody waits.
+    end = os.open(path, os.O_RDWR)
+    try:
+        with pytest.raises(yb.TraceError, match=r"found a pipe, expected a file: .* from its end"):
+            traces.read(path)
+    finally:
+        os.close(end)
 
 
 def test_there_are_enough_of_them():

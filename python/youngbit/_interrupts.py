@@ -1,4 +1,4 @@
-"""Ctrl-C between two steps, not in the middle of one."""
+"""Ctrl-C that ends a step its own way, rather than cutting it."""
 
 from __future__ import annotations
 
@@ -8,33 +8,25 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from types import FrameType
+    from collections.abc import Callable, Iterator
 
-__all__ = ["uninterrupted"]
+__all__ = ["on_interrupt"]
 
 
 @contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Run the body to its end; a Ctrl-C meanwhile is raised after it.
+def on_interrupt(action: Callable[[], None]) -> Iterator[None]:
+    """While the body runs, let Ctrl-C do this and raise nothing.
 
-    For steps that leave things half done when they are cut: several columns of a
-    file that grow together, and the count of what is in them. Only the main thread
-    is ever interrupted, elsewhere this does nothing.
-
-    Raises:
-        KeyboardInterrupt: After the body, if Ctrl-C came meanwhile.
-
+    For steps that would be left half done by an exception anywhere in them, and
+    can be told to end. Only the main thread is ever interrupted; elsewhere, and
+    where Ctrl-C is ignored, this does nothing.
     """
     usual = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(usual):
         yield
         return
-    came: list[FrameType | None] = []
-    signal.signal(signal.SIGINT, lambda _, frame: came.append(frame))
+    signal.signal(signal.SIGINT, lambda *_: action())
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, usual)
-    if came:
-        usual(signal.SIGINT, came[0])

@@ -138,6 +138,8 @@ POLICY_SIZES: Final = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
 LAYOUTS: Final = ("touch", "address")
 HEAT_MAP_ROWS: Final = 400
 HEAT_MAP_COLUMNS: Final = 400
+#: Columns of a trace that has too few events to fill those.
+HEAT_MAP_FEWEST_COLUMNS: Final = 64
 
 #: What is shorter is divided into so many intervals.
 FEWEST_INTERVALS: Final = 16

@@ -39,6 +39,8 @@ class Way:
     json: Callable[[lab.Result], dict[str, Any]] = plain
     #: Draws it, if there is a picture of it.
     draw: Callable[[Any, str], None] | None = None
+    #: Where it is drawn unless said otherwise, if a picture is all that there is to see.
+    picture: str | None = None
 
 
 def show(

@@ -48,9 +48,11 @@ def run(file: str, results: str | None, plot: str | None, json_to: str | None) -
     prints one to start from with --print-experiment.
     """
     check_target(json_to)
-    check_picture(plot)
     experiment = lab.read(file)
     way = WAYS.get(type(experiment), _ANY)
+    if plot is json_to is results is None:
+        plot = way.picture
+    check_picture(plot)
     if plot is not None and way.draw is None:
         raise click.UsageError("--plot: there is no picture of this kind of experiment")
     kept = None

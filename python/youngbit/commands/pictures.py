@@ -9,6 +9,7 @@ import click
 
 from .. import access, defaults, lab, traces
 from ..plot import heat_map
+from ..plot.canvas import short
 from .described import Way, run_described
 from .shared import NumberType, check_picture, json_option, named_trace, print_option, show_progress
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["HEAT_MAP", "register"]
 
+#: Where a heat map is drawn, unless said otherwise.
+_PICTURE = "heatmap.png"
 #: What can be drawn, and what it shows.
 KINDS = {
     "generations": "pages in each generation after each aging pass",
@@ -63,7 +66,7 @@ def plot(
         from .. import reuse
 
         stream = access.trace(recorded)
-        name = recorded.source
+        name = short(recorded.source)
         if kind == "miss-ratios":
             curves = [reuse.lru_misses(stream), reuse.optimal_misses(stream)]
             pictures.miss_ratio_curves(curves, output, title=f"Misses of {name}")
@@ -89,7 +92,7 @@ def _replay(recorded: traces.Trace, every: int, tlb_entries: int) -> ReplayResul
 @click.argument(
     "trace_file", metavar="[TRACE]", required=False, type=click.Path(exists=True, dir_okay=False)
 )
-@click.option("-o", "--output", default="heatmap.png", show_default=True, metavar="FILE",
+@click.option("-o", "--output", default=_PICTURE, show_default=True, metavar="FILE",
               help="The picture, PNG or SVG.")  # fmt: skip
 @click.option("--every", type=click.IntRange(1), default=None, metavar="N",
               help="Accesses between two aging passes; otherwise 4000, or a sixteenth of fewer"
@@ -140,7 +143,7 @@ def _text(found: lab.Result) -> None:
     """Say nothing: what there is to see is drawn."""
 
 
-HEAT_MAP = Way(_run, _text, draw=heat_map)
+HEAT_MAP = Way(_run, _text, draw=heat_map, picture=_PICTURE)
 
 
 def register(group: click.Group) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import numpy as np
 
 from .. import defaults, traces
 from ..sizes import PAGE_SIZE, format_size
@@ -92,6 +94,28 @@ def trace() -> None:
     """
 
 
+def _check_output(target: str, to: str | None) -> None:
+    """Refuse before the work is done what could not be written after it."""
+    if target == "-":
+        raise click.UsageError("-: for a trace on standard output write to /dev/stdout")
+    check_target(target)
+    if to is None and traces.format_of(target) not in traces.WRITTEN:
+        written = ", ".join(traces.WRITTEN)
+        raise click.UsageError(f"{target}: the ending says no format; give --to: {written}")
+
+
+def _say(target: str, message: str) -> None:
+    """Print a message; where the trace may have gone to standard output, not there."""
+    click.echo(message, err=not Path(target).is_file())
+
+
+def _say_what_is_lost(target: str, to: str | None) -> None:
+    lost = {"oracle": "which events write", "damon": "all but pages and intervals"}
+    form = to or traces.format_of(target)
+    if form in lost:
+        _say(target, f"The format has no place for {lost[form]}")
+
+
 def _run(
     source: str,
     target: str,
@@ -103,10 +127,7 @@ def _run(
     **kept: Any,
 ) -> None:
     """Pass a trace through a step, and say what was written."""
-    check_target(target)
-    if to is None and traces.format_of(target) not in traces.WRITTEN:
-        written = ", ".join(traces.WRITTEN)
-        raise click.UsageError(f"{target}: the ending says no format; give --to: {written}")
+    _check_output(target, to)
     with (
         show_progress("trace", None) as advance,
         traces.open_trace(
@@ -114,27 +135,27 @@ def _run(
         ) as reader,
     ):
         vms = reader.vms if kept.pop("keep_vms", True) else ()
+        # A step may change the window that is written.
+        blocks = step(reader)
         with traces.writing(target, to, window=reader.window, vms=vms, interval=interval) as writer:
             events = 0
-            for block in step(reader):
+            for block in blocks:
                 events += traces.write_all([block], writer)
                 advance(f"{events:,} events")
             if not events:
                 raise ValueError(f"{source}: nothing is left to write to {target}")
         skipped = reader.skipped
-    click.echo(f"Wrote {target}: {events:,} events")
-    form = to or traces.format_of(target)
-    if form in ("oracle", "damon"):
-        lost = "which events write" if form == "oracle" else "all but pages and intervals"
-        click.echo(f"The format has no place for {lost}")
+    _say(target, f"Wrote {target}: {events:,} events")
+    _say_what_is_lost(target, to)
     if skipped:
-        click.echo(f"{skipped:,} samples were left out: the kernel's, or without an address")
+        _say(target, f"{skipped:,} samples were left out: the kernel's, or without an address")
 
 
 @trace.command()
 @click.argument("source", type=_TRACE)
 @click.argument("target")
-@click.option("--divide-time", type=click.IntRange(1), default=1, show_default=True, metavar="N",
+@click.option("--divide-time", type=click.IntRange(1, (1 << 64) - 1), default=1,
+              show_default=True, metavar="N",
               help="Divide times by N; oracleGeneral has 32 bits for them.")  # fmt: skip
 @_from
 @_to
@@ -146,11 +167,12 @@ def convert(
 
     def step(reader: Reader) -> Iterator[Block]:
         if divide_time == 1:
-            yield from reader
-            return
-        reader.window = 0
-        for block in reader:
-            yield block._replace(time=block.time // block.time.dtype.type(divide_time))
+            return reader
+        # Windows stay windows only if each is a whole number of the new unit.
+        whole, rest = divmod(reader.window, divide_time)
+        reader.window = 0 if rest else whole
+        by = np.uint64(divide_time)
+        return (block._replace(time=block.time // by) for block in reader)
 
     _run(source, target, from_, to, window, interval, step)
 
@@ -237,9 +259,12 @@ def merge(
     Events are sorted by time. The pages of each are numbered by first touch, from
     the first page of its VM on.
     """
-    check_target(target)
     if len(sources) < 2:
         raise click.UsageError("expected at least two traces to merge, and one to write")
+    _check_output(target, to)
+    for source in sources:
+        if not Path(source).is_file():
+            raise click.UsageError(f"{source}: is no file, and a trace to merge is read twice")
     counts = []
     for source in sources:
         numbering = tools.Numbering()
@@ -257,7 +282,8 @@ def merge(
         common = windows.pop() if len(windows) == 1 else 0
         with traces.writing(target, to, window=common, vms=vms, interval=interval) as writer:
             events = traces.write_all(blocks, writer)
-    click.echo(f"Wrote {target}: {events:,} events of {len(sources)} VMs")
+    _say(target, f"Wrote {target}: {events:,} events of {len(sources)} VMs")
+    _say_what_is_lost(target, to)
 
 
 @trace.command("stats")

@@ -6,7 +6,7 @@ from typing import Any
 
 from .._core import build_info
 
-__all__ = ["check_guest_tables", "head", "ignore", "vm_options"]
+__all__ = ["check_guest_tables", "check_names", "head", "ignore", "vm_options"]
 
 _VM_OPTIONS = (
     "vcpus", "kind", "mmu", "protocol", "aging_asks", "ad", "format", "levels", "backing", "l1_ad",
@@ -40,6 +40,20 @@ def check_guest_tables(mmu: str, *, l1_ad: bool, aliases: int) -> None:
             f"l1_ad: off has no effect with mmu {mmu}, which has no guest of a guest;"
             " expected mmu nested"
         )
+
+
+def check_names(what: str, names: tuple[str, ...]) -> None:
+    """Refuse a choice of several that is of none, or has one twice.
+
+    Raises:
+        ValueError: With the name of the parameter in front.
+
+    """
+    if not names:
+        raise ValueError(f"{what}: expected at least one")
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            raise ValueError(f"{what}: {name!r} is there twice")
 
 
 def head(schema: str, version: int, parameters: dict[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from ..damon import Damon
 from ..machine import Host, LruGen, Vm
 from ..sizes import Pages
 from ..units import Accesses, Mmu
-from ._parts import head, ignore
+from ._parts import check_names, head, ignore
 from .heat_map import interval
 from .reclaim import Workload
 
@@ -300,8 +300,7 @@ class Estimate:
         for each in self.estimators:
             if each not in ESTIMATORS:
                 raise ValueError(f"estimators: {each!r} is none of {', '.join(ESTIMATORS)}")
-        if not self.estimators:
-            raise ValueError("estimators: expected at least one")
+        check_names("estimators", self.estimators)
 
     def run(
         self, workload: Workload, *, finished: Callable[[str], None] = ignore

@@ -94,7 +94,7 @@ class HeatMap:
         layout: How pages become the guest's: by address without the gaps, or numbered by
             first touch.
         rows: Rows of the map, at most.
-        columns: Columns of the map.
+        columns: Columns of the map, at most; a short trace has an eighth of its events, or 64.
         seed: Kept with the result; a recording has nothing random.
 
     """
@@ -126,7 +126,8 @@ class HeatMap:
         rows = min(self.rows, nr_pages)
         page_edges = np.linspace(0, nr_pages, rows + 1).astype(np.int64)
         first, last = float(trace.time[0]), float(trace.time[-1])
-        time_edges = np.linspace(first, max(last, first + 1), self.columns + 1)
+        columns = min(self.columns, max(len(trace) // 8, defaults.HEAT_MAP_FEWEST_COLUMNS))
+        time_edges = np.linspace(first, max(last, first + 1), columns + 1)
         accesses, _, _ = np.histogram2d(
             pages, trace.time.astype(np.float64), bins=(page_edges, time_edges)
         )

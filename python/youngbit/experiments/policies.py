@@ -24,7 +24,7 @@ from ..policy import Policy
 from ..sizes import PAGE_SIZE, Pages
 from ..traces import Block
 from ..traces._write import writing
-from ._parts import head, ignore
+from ._parts import check_names, head, ignore
 from .reclaim import Workload
 
 __all__ = [
@@ -122,11 +122,18 @@ class PoliciesResult:
         }
 
 
+def _too_few(size: int, workload: Workload, name: str) -> str:
+    return (
+        f"{size} of {workload.nr_pages} pages may stay, {name} expects at least"
+        f" {defaults.RECLAIM_LEAST_PAGES}"
+    )
+
+
 def _libcachesim() -> Any:
     try:
         import libcachesim
     except ImportError:
-        raise missing("cache algorithms", "libcachesim", "policies") from None
+        raise missing("a cache algorithm", "libcachesim", "policies") from None
     return libcachesim
 
 
@@ -137,8 +144,9 @@ class ReclaimPolicies:
     Attributes:
         sizes: What memory may stay, as shares of the footprint; otherwise eighths,
             those that MGLRU can reclaim by.
-        algorithms: Names of those to compare, of `ALGORITHMS`; otherwise all, and
-            libcachesim's only if that is installed.
+        algorithms: Names of those to compare, of `ALGORITHMS`; otherwise all,
+            libcachesim's only if that is installed, and MGLRU only if the footprint is
+            large enough for it.
         tlb_entries: Of the vCPU's modelled TLB, for MGLRU.
         seed: Kept with the result; nothing is random but the workload.
 
@@ -155,6 +163,8 @@ class ReclaimPolicies:
         for share in self.sizes or ():
             if not 0.0 < share <= 1.0:
                 raise ValueError(f"sizes: {share} is not above 0 and at most 1")
+        if self.algorithms is not None:
+            check_names("algorithms", self.algorithms)
         for name in self.algorithms or ():
             if name not in ALGORITHMS:
                 raise ValueError(f"algorithms: {name!r} is none of {', '.join(ALGORITHMS)}")
@@ -182,12 +192,22 @@ class ReclaimPolicies:
         """
         shares = self.sizes or defaults.POLICY_SIZES
         sizes = sorted({max(int(workload.nr_pages * share), 1) for share in shares})
-        if self.sizes is None:
-            # The smallest are left out rather than refused, if one is left.
-            least = min(defaults.RECLAIM_LEAST_PAGES, sizes[-1])
-            sizes = [size for size in sizes if size >= least]
+        least = defaults.RECLAIM_LEAST_PAGES
         chosen = self.algorithms or ALGORITHMS
-        result = PoliciesResult(asdict(self) | {"pages": sizes}, workload.to_dict())
+        left_out: dict[str, str] = {}
+        guests = [name for name, each in (own or {}).items() if isinstance(each, Policy)]
+        guests += [name for name in chosen if name in _MGLRU]
+        if self.sizes is None and guests:
+            # The smallest sizes are left out rather than refused; or MGLRU itself is,
+            # where nobody asked for it and the whole program is smaller than a batch.
+            if sizes[-1] >= least:
+                sizes = [size for size in sizes if size >= least]
+            elif self.algorithms is None and guests[0] in _MGLRU:
+                left_out = dict.fromkeys(guests, _too_few(sizes[-1], workload, "MGLRU"))
+                chosen = tuple(name for name in chosen if name not in _MGLRU)
+                guests = []
+        if guests and sizes[0] < least:
+            raise ValueError(f"sizes: {_too_few(sizes[0], workload, guests[0])}")
         # Refuse before the work is done.
         asked = [name for name in chosen if name in LIBCACHESIM]
         if asked:
@@ -196,15 +216,10 @@ class ReclaimPolicies:
             except ImportError as error:
                 if self.algorithms is not None:
                     raise
-                result.left_out = dict.fromkeys(asked, str(error))
+                left_out |= dict.fromkeys(asked, str(error))
                 chosen = tuple(name for name in chosen if name not in LIBCACHESIM)
-        guests = [name for name in chosen if name in _MGLRU]
-        guests += [name for name, each in (own or {}).items() if isinstance(each, Policy)]
-        if guests and sizes[0] < defaults.RECLAIM_LEAST_PAGES:
-            raise ValueError(
-                f"sizes: {sizes[0]} of {workload.nr_pages} pages may stay, {guests[0]} expects"
-                f" at least {defaults.RECLAIM_LEAST_PAGES}"
-            )
+        parameters = asdict(self) | {"pages": sizes}
+        result = PoliciesResult(parameters, workload.to_dict(), left_out=left_out)
 
         def add(name: str, size: int, misses: int) -> None:
             refaults = misses - workload.nr_pages

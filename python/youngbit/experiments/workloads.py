@@ -143,6 +143,10 @@ class TraceFile:
     file: str = traces.SHIPPED
     format: Annotated[str, Choice(traces.FORMATS)] | None = None
 
+    def __post_init__(self) -> None:
+        if not self.file:
+            raise ValueError("file: '' is no name of a file")
+
     def read(self, base: Path | None = None) -> traces.Trace:
         """Return the trace; a relative name starts at ``base``."""
         return read_trace(self.file, self.format, base)

@@ -9,6 +9,7 @@ and shorter beginnings of it.
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import difflib
 import inspect
@@ -65,7 +66,7 @@ class Wrong(ValueError):
         super().__init__(path, problem)
 
     def __str__(self) -> str:
-        return f"{dotted(self.path)}: {self.problem}" if self.path else self.problem
+        return f"{_shown(self.path)}: {self.problem}" if self.path else self.problem
 
 
 class Refused(Wrong):
@@ -79,6 +80,12 @@ def dotted(path: Path) -> str:
     'vms.0.memory'
     """
     return ".".join(map(str, path))
+
+
+def _shown(path: Path) -> str:
+    """Return a path as messages have it: what cannot be seen is quoted."""
+    parts = (str(each) for each in path)
+    return ".".join(each if each and each.isprintable() else repr(each) for each in parts)
 
 
 def closest(name: str, names: list[str]) -> str:
@@ -98,6 +105,8 @@ def parse(text: bytes, source: str) -> dict[str, Any]:
         FormatError: With line and column.
 
     """
+    if text.startswith(codecs.BOM_UTF8):
+        raise FormatError(source, 1, 1, "expected TOML, found a byte order mark before it")
     try:
         data: dict[str, Any] = tomllib.loads(text.decode("utf-8").replace("\r\n", "\n"))
     except UnicodeDecodeError as error:

@@ -552,7 +552,8 @@ add_kind(
     Kind("policies", PoliciesDescription, _policies),
     runs=[
         _FOOTPRINT,
-        _column("left_out", "string", "text", "Policies whose package is not installed."),
+        _column("left_out", "string", "text", "Policies that could not run: their package is not"
+                " installed, or the footprint is too small for MGLRU."),
         *[
             _column(f"{name}.miss_ratio", "double", "share",
                     f"Misses as a share of accesses, of {name}, the mean over sizes.")

@@ -45,17 +45,26 @@ class Range:
             raise ValueError(f"low: {self.low} is above high, {self.high}")
         if self.log and self.low <= 0:
             raise ValueError(f"low: {self.low} is not positive, and log is on")
+        if self.whole and math.ceil(self.low) > math.floor(self.high):
+            raise ValueError(f"low: there is no whole number from {self.low} to {self.high}")
+
+    @property
+    def ends(self) -> tuple[int | float, int | float]:
+        """The smallest and the largest number that can be drawn."""
+        if self.whole:
+            return math.ceil(self.low), math.floor(self.high)
+        return float(self.low), float(self.high)
 
     def draw(self, random: np.random.Generator) -> int | float:
         """Draw a number."""
+        low, high = self.ends
+        if self.whole and not self.log:
+            return int(random.integers(int(low), int(high), endpoint=True))
         if self.log:
             value = math.exp(random.uniform(math.log(self.low), math.log(self.high)))
-            value = min(max(value, self.low), self.high)
-        elif self.whole:
-            return int(random.integers(round(self.low), round(self.high), endpoint=True))
         else:
-            value = float(random.uniform(self.low, self.high))
-        return round(value) if self.whole else value
+            value = float(random.uniform(low, high))
+        return min(max(round(value) if self.whole else value, low), high)
 
 
 @dataclass(frozen=True)
@@ -189,6 +198,13 @@ class Sweep:
         if self.random and not self.samples:
             raise Wrong(("sweep", "random"), "the key 'samples' is missing")
         self._check_keys()
+        seen: set[int] = set()
+        for seed in self.seeds:
+            if not 0 <= seed < 1 << 63:
+                raise Wrong(("sweep", "seeds"), f"{seed} is negative or not below 2**63")
+            if seed in seen:
+                raise Wrong(("sweep", "seeds"), f"{seed} is there twice")
+            seen.add(seed)
         cases = list(self._cases())
         if not cases:
             from_table(base)
@@ -226,10 +242,8 @@ class Sweep:
             yield ("sweep", "list", number), dict(point), True
         for key, drawn in self.random.items():
             if isinstance(drawn, Range):
-                ends = (drawn.low, drawn.high)
-                for end in ends:
-                    value = round(end) if drawn.whole else float(end)
-                    yield ("sweep", "random"), {key: value}, False
+                for end in drawn.ends:
+                    yield ("sweep", "random"), {key: end}, False
             else:
                 for value in drawn:
                     yield ("sweep", "random"), {key: value}, True
@@ -310,7 +324,9 @@ def _at(where: tuple[Any, ...], values: Mapping[str, Any], error: Wrong) -> tupl
 
 
 def _path(key: str) -> tuple[Any, ...]:
-    return tuple(int(part) if part.isdigit() else part for part in key.split("."))
+    return tuple(
+        int(part) if part.isascii() and part.isdigit() else part for part in key.split(".")
+    )
 
 
 def _assigned(table: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:

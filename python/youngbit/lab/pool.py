@@ -13,17 +13,30 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import forkserver
 from typing import Any
 
 from .store import Outcome
 from .worker import Task, execute, execute_here, failure, hello, prepare
 
-__all__ = ["dask", "local"]
+__all__ = ["dask", "local", "warm_up"]
 
 #: Tasks that a process has: one that runs, and the next.
 _AHEAD = 2
 #: Seconds that a cluster has for its first worker to appear.
 _PATIENCE = 30
+
+
+def _context() -> Any:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["youngbit.lab.worker", "youngbit.lab.kinds"])
+    return context
+
+
+def warm_up() -> None:
+    """Let the process that all others come from import what they need, meanwhile."""
+    _context()
+    forkserver.ensure_running()
 
 
 class _Slot:
@@ -32,8 +45,7 @@ class _Slot:
     def __init__(self, timeout: float | None) -> None:
         self.timeout = timeout
         self.tasks: deque[tuple[Task, Future[Outcome]]] = deque()
-        self.context: Any = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["youngbit.lab.worker", "youngbit.lab.kinds"])
+        self.context = _context()
         self.start()
 
     def start(self) -> None:

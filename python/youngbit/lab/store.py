@@ -292,7 +292,11 @@ class _Tables:
         kinds: dict[str, None] = {}
         #: Where the line of each run begins; a later line supersedes.
         self.lines: dict[int, int] = {}
+        #: Runs of the first batch as they were read: few runs are read once only.
+        self.held: dict[int, dict[str, Any]] = {}
         for offset, _, found in read_journal(directory):
+            if found["run"] < defaults.SWEEP_BATCH:
+                self.held[found["run"]] = found
             runs |= dict.fromkeys(found["row"])
             passes |= dict.fromkeys(found["passes"])
             kinds[found["row"].get("experiment")] = None
@@ -315,8 +319,10 @@ class _Tables:
                 rows: list[dict[str, Any]] = []
                 columns: dict[str, list[Any]] = {name: [] for name in self.passes.names}
                 for run in order[start : start + defaults.SWEEP_BATCH]:
-                    file.seek(self.lines[run])
-                    found = json.loads(file.readline())
+                    found = self.held.pop(run, None)
+                    if found is None:
+                        file.seek(self.lines[run])
+                        found = json.loads(file.readline())
                     rows.append(found["row"] | {"run": run})
                     length = max(map(len, found["passes"].values()), default=0)
                     for name, values in columns.items():

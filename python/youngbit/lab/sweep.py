@@ -90,10 +90,14 @@ def run_sweep(
         KeyboardInterrupt: After Ctrl-C; what was finished is in the tables.
 
     """
-    store.arrow()
-    sweep.check()
+    from . import pool
+
     if jobs is not None and jobs < 1:
         raise ValueError(f"jobs: {jobs} is below 1")
+    if dask is None:
+        pool.warm_up()
+    store.arrow()
+    sweep.check()
     with store.Store(results, sweep) as kept:
         progress = Progress(len(sweep), failed=list(kept.finished.values()).count("failed"))
         if retry_failed:
@@ -123,8 +127,6 @@ def run_sweep(
                     finish(_refused(point, str(kind)))
                 else:
                     yield Task(point.run, point.experiment, where, version)
-
-        from . import pool
 
         try:
             if dask is None:

@@ -13,7 +13,10 @@ from ..errors import missing
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["FORMATS", "format_of", "new", "save"]
+__all__ = ["FORMATS", "format_of", "new", "save", "short"]
+
+#: Letters of a name that a title has room for.
+_ROOM = 36
 
 #: Suffixes of picture files.
 FORMATS: tuple[str, ...] = (".png", ".svg")
@@ -36,6 +39,15 @@ def format_of(path: str | os.PathLike[str]) -> str:
             f"{os.fspath(path)}: the name of a picture {found}; expected {' or '.join(FORMATS)}"
         )
     return suffix[1:]
+
+
+def short(name: str) -> str:
+    """Return a name as titles have it: of a long path the end, which tells most.
+
+    >>> short("mine.npz"), len(short("/very" * 20 + "/mine.npz"))
+    ('mine.npz', 36)
+    """
+    return name if len(name) <= _ROOM else f"…{name[1 - _ROOM :]}"
 
 
 def new(width: float, height: float) -> Figure:

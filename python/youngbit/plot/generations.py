@@ -54,7 +54,7 @@ def generations_over_time(result: ReplayResult, path: str | os.PathLike[str]) ->
         base += layers[age]
     upper.set_ylim(0, 1.2 * max(int(base.max()), 1))
     upper.set_ylabel("pages of 4 KiB")
-    upper.set_title(f"Generations after each aging pass: {result.trace['source']}")
+    upper.set_title(f"Generations after each aging pass: {canvas.short(result.trace['source'])}")
     upper.legend(loc="upper left", ncols=3, fontsize="small")
     lower.stairs([each.true_pages for each in passes], edges, baseline=None, label="touched, truth")
     lower.stairs(

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 __all__ = ["heat_map"]
 
 _AGES = ("touched since the pass before", "1 generation older", "2 older", "3 older or more")
+#: Where the colours of counts begin.
+_LIGHTEST = 0.25
 _AGE_COLOURS = ("#fde725", "#35b779", "#31688e", "#440154")
 
 
@@ -32,8 +34,10 @@ def heat_map(result: HeatMapResult, path: str | os.PathLike[str]) -> None:
     """
     canvas.format_of(path)
     figure = canvas.new(12, 5.5)
+    from matplotlib import colormaps
     from matplotlib.colors import BoundaryNorm, ListedColormap, LogNorm
     from matplotlib.patches import Patch
+    from matplotlib.ticker import EngFormatter
 
     left, right = figure.subplots(1, 2, sharex=True, sharey=True)
     counts = np.ma.masked_equal(result.accesses, 0)
@@ -42,19 +46,22 @@ def heat_map(result: HeatMapResult, path: str | os.PathLike[str]) -> None:
         result.page_edges,
         counts,
         norm=LogNorm(1, max(int(result.accesses.max()), 2)),
-        cmap="inferno_r",
+        # Its light end could not be told from white, which is no event at all.
+        cmap=ListedColormap(colormaps["inferno_r"](np.linspace(_LIGHTEST, 1, 256))),
         rasterized=True,
     )
-    width = (result.time_edges[1] - result.time_edges[0]) / 1e6
+    unit = "instructions" if result.trace["window"] else "of the trace's time"
+    width = result.time_edges[1] - result.time_edges[0]
     height = (result.page_edges[-1] - result.page_edges[0]) / len(result.accesses)
+    pages = "1 page" if height == 1 else f"{height:.3g} pages"
     figure.colorbar(
         drawn,
         ax=left,
         location="bottom",
         aspect=40,
-        label=f"events in {height:.3g} pages and {width:.3g} M of time, log",
+        label=f"events in {pages} and {width:,.0f} {unit}, logarithmic",
     )
-    left.set_title(f"Accesses: {result.trace['source']}")
+    left.set_title(f"Accesses: {canvas.short(result.trace['source'])}")
     left.set_ylabel("guest page of 4 KiB, " + {
         "address": "by address, gaps taken out", "touch": "by first touch",
     }[result.parameters["layout"]])  # fmt: skip
@@ -78,7 +85,7 @@ def heat_map(result: HeatMapResult, path: str | os.PathLike[str]) -> None:
     ]
     patches.append(Patch(facecolor="white", edgecolor="grey", label="not in memory"))
     figure.legend(handles=patches, loc="outside lower center", ncols=5, fontsize="small")
-    unit = "instructions" if result.trace["window"] else "time of the trace"
     for axes in (left, right):
-        axes.set_xlabel(unit)
+        axes.set_xlabel("instructions" if result.trace["window"] else "time of the trace")
+        axes.xaxis.set_major_formatter(EngFormatter())
     canvas.save(figure, path)

@@ -91,5 +91,5 @@ def policy_miss_ratios(result: PoliciesResult, path: str | os.PathLike[str]) -> 
         ],
         path,
         first_uses=about["pages"] / max(about["accesses"], 1),
-        title=f"Misses of {about['name']}, {about['pages']:,} pages",
+        title=f"Misses of {canvas.short(about['name'])}, {about['pages']:,} pages",
     )

@@ -46,14 +46,16 @@ def reclaim_over_time(result: ReclaimResult, path: str | os.PathLike[str]) -> No
     parameters = result.parameters
     memory.axhline(parameters["capacity"], color="black", lw=0.8, ls=":", label="limit")
     hot.set_title(
-        f"Reclaim from {result.workload['name']}, {result.workload['pages']:,} pages:"
-        f" secondary MMU walks off and on, pressure {parameters['pressure']}"
+        f"Reclaim from {canvas.short(result.workload['name'])},"
+        f" {result.workload['pages']:,} pages:\n"
+        f"secondary MMU walks off and on, pressure {parameters['pressure']}"
     )
     hot.set_ylabel(f"hot pages evicted,\nused within {parameters['window']:,}")
     refaults.set_ylabel("refaults")
     memory.set_ylabel("pages of 4 KiB in memory")
     memory.set_xlabel("guest accesses, thousands")
-    for axes in (hot, refaults, memory):
+    # Sums begin at nothing and memory does not: one leaves room above, the other below.
+    for axes, where in ((hot, "upper left"), (refaults, "upper left"), (memory, "lower right")):
         axes.set_ylim(bottom=0)
-        axes.legend(loc="upper left", fontsize="small")
+        axes.legend(loc=where, fontsize="small")
     canvas.save(figure, path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["estimate_working_sets", "replay_working_set", "working_set_over_time"]
 
 MIB = 1 << 20
+_LEGEND_COLUMNS = 3
 
 
 def working_set_over_time(
@@ -59,20 +60,25 @@ def working_set_over_time(
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     mib = PAGE_SIZE / MIB
     upper.stairs(true * mib, edges, fill=True, color="#cccccc", label="truth")
-    for name, pages in found.items():
-        # The first colour for the first estimator in both parts.
-        [line] = upper.plot([], [], label=name)
-        upper.stairs(pages * mib, edges, baseline=None, color=line.get_color(), lw=1.5)
+    for number, (name, pages) in enumerate(found.items()):
+        # Those that agree lie on each other: the first is the widest, so that all are
+        # seen. The first colour for the first estimator in both parts.
+        style: dict[str, Any] = {"lw": 1.2 + (len(found) - 1 - number)}
+        [line] = upper.plot([], [], label=name, **style)
+        style["color"] = line.get_color()
+        upper.stairs(pages * mib, edges, baseline=None, **style)
         error = np.divide(
             100.0 * (pages - true), true, out=np.full(len(true), np.nan), where=true > 0
         )
-        lower.stairs(error, edges, baseline=None, color=line.get_color())
+        lower.stairs(error, edges, baseline=None, **style)
     lower.axhline(0.0, color="black", lw=0.8)
-    upper.set_ylim(0, 1.2 * max((float(each.max(initial=0)) for each in (true, *found.values())),
-                                default=0) * mib or 1)  # fmt: skip
+    # Room for the legend, above what is drawn.
+    rows = -(-(1 + len(found)) // _LEGEND_COLUMNS)
+    most = max(float(each.max(initial=0)) for each in (true, *found.values()))
+    upper.set_ylim(0, (1.1 + 0.09 * rows) * most * mib or 1)
     upper.set_title(title)
     upper.set_ylabel("touched in the interval, MiB")
-    upper.legend(loc="upper left", ncols=3, fontsize="small")
+    upper.legend(loc="upper left", ncols=_LEGEND_COLUMNS, fontsize="small")
     lower.set_ylabel("error, % of truth")
     lower.set_xlabel(unit)
     canvas.save(figure, path)
@@ -96,7 +102,7 @@ def replay_working_set(result: ReplayResult, path: str | os.PathLike[str]) -> No
         [each.true_pages for each in result.passes],
         {"aging": [each.estimated_pages for each in result.passes]},
         path,
-        title=f"Working set of {result.trace['source']}, aged every"
+        title=f"Working set of {canvas.short(result.trace['source'])}, aged every"
         f" {result.parameters['every']:,} accesses",
     )
 
@@ -117,5 +123,5 @@ def estimate_working_sets(result: EstimateResult, path: str | os.PathLike[str]) 
         },
         path,
         begin=result.parameters["warm_up"] * every,
-        title=f"Working set of {result.workload['name']} in {every:,} accesses",
+        title=f"Working set of {canvas.short(result.workload['name'])} in {every:,} accesses",
     )

@@ -210,7 +210,8 @@ def _median(values: Sequence[float]) -> str:
     middle = statistics.median(values)
     if min(values) == max(values):
         return f"{middle:.4g}"
-    return f"{middle:.4g} ({min(values):.4g}-{max(values):.4g})"
+    # A dash would be one with the minus of an exponent.
+    return f"{middle:.4g} ({min(values):.4g} to {max(values):.4g})"
 
 
 def _plain(value: Any) -> str | int | float | None:
@@ -222,10 +223,14 @@ def _explorer(runs: _Runs, telling: Sequence[str], varied: Sequence[str]) -> Any
     """Return a scatter of the runs with a menu for each axis."""
     from plotly.graph_objects import Figure, Scatter
 
-    across = sorted([*varied, "run"], key=lambda name: name in ("seed", "run"))
+    # First what has most values: an axis shows many, colours few.
+    across = sorted(
+        [*varied, "run"],
+        key=lambda name: (name in ("seed", "run"), -len(runs.different(name))),
+    )
     few = [name for name in varied if 1 < len(runs.different(name)) <= len(_COLOURS)]
     # What is not on the horizontal axis at first, and has few values, has the colours.
-    colour = next((name for name in few[1:] if name != "seed"), None)
+    colour = next((name for name in few if name not in ("seed", across[0])), None)
     kinds = runs.different(colour) if colour else [None]
     members = [
         [row for row in range(len(runs)) if colour is None or runs.values[colour][row] == kind]
@@ -351,7 +356,8 @@ _Lines = Sequence["tuple[str, tuple[str, list[int]]]"]
 
 
 def _at(passes: _Runs) -> str:
-    return "accesses" if "accesses" in passes.values else "number"
+    """Return what is on the horizontal axis: progress, or the size that each pass had."""
+    return next(name for name in ("accesses", "capacity_pages", "number") if name in passes.values)
 
 
 def _over_passes(passes: _Runs, lines: _Lines) -> Any:

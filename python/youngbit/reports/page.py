@@ -57,7 +57,10 @@ footer { margin: 3rem 0 1rem; color: #555; font-size: .85rem; }
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _INTERACTIVE_CONFIG = {"displaylogo": False, "responsive": True}
 
-_NUMBER = re.compile(r"[-+]?[\d,.]+(e[-+]?\d+)?( ?(%|x|[num]?s))?( \([-\d,. ]+\))?")
+_NUMBER = re.compile(
+    r"[-+]?[\d,.]+(e[-+]?\d+)?( ?(%|x|[num]?s))?"
+    r"( \(([-\d,. ]+|[-+\d.e]+ to [-+\d.e]+)\))?"
+)
 
 
 def new_figure(width: float = 9.0, height: float = 4.5) -> Figure:

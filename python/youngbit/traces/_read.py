@@ -237,6 +237,11 @@ def _opened(name: str, stack: ExitStack) -> BufferedReader:
     return stack.enter_context(Path(name).open("rb"))
 
 
+def _check_seekable(name: str, file: BufferedReader, what: str) -> None:
+    if not file.seekable():
+        raise TraceError(name, "offset 0", "a pipe", f"a file: {what} is read from its end")
+
+
 # What zipfile, zlib and numpy raise for bytes that are no archive is not
 # documented, and grows with their versions.
 _BROKEN = (Exception,)
@@ -244,6 +249,7 @@ _BROKEN = (Exception,)
 
 def _npz(name: str, stack: ExitStack, block: int) -> Reader:
     file = _opened(name, stack)
+    _check_seekable(name, file, "an .npz archive")
     head = file.read(4)
     if not head:
         raise TraceError(name, "offset 0", "an empty file", "an .npz archive")
@@ -363,6 +369,7 @@ def _parquet(name: str, stack: ExitStack, block: int) -> Reader:
     from pyarrow import parquet
 
     file = _opened(name, stack)
+    _check_seekable(name, file, "a Parquet file")
     try:
         table = parquet.ParquetFile(file)
         schema = table.schema_arrow

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import IO, Any, Protocol
 from zipfile import ZIP_DEFLATED, ZipFile
 
@@ -15,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import _core
-from .._files import atomic_write
+from .._files import atomic_write, scratch_directory
 from ._read import BLOCK, ORACLE, format_of, pyarrow
 from ._trace import Block, Trace
 from .tools import Numbering
@@ -23,7 +22,7 @@ from .tools import Numbering
 __all__ = ["WRITTEN", "Writer", "write", "write_npz", "writing"]
 
 #: Names of the formats that can be written.
-WRITTEN = ("npz", "csv", "parquet", "oracle", "damon")
+WRITTEN = ("npz", "csv", "parquet", "oracle", "perf", "damon")
 
 _COPY = 1 << 20
 
@@ -49,10 +48,10 @@ def writing(
     vms: tuple[int, ...] = (),
     interval: int = 0,
 ) -> Iterator[Writer]:
-    """Write a trace a block at a time; the file appears whole or not at all.
+    """Write a trace a block at a time; a file appears whole or not at all.
 
-    ``oracle`` has no place for writes, ``csv``, ``oracle`` and ``damon`` none for
-    ``window`` and ``vms``: those are lost. Of ``damon`` the pages of one interval are
+    ``oracle`` has no place for writes, ``csv``, ``perf``, ``oracle`` and ``damon`` none
+    for ``window`` and ``vms``: those are lost. Of ``damon`` the pages of one interval are
     held in memory.
 
     Args:
@@ -81,7 +80,9 @@ def writing(
         if format == "npz":
             writer = _Npz(name, file, stack, window, vms)
         elif format == "csv":
-            writer = _Csv(file)
+            writer = _Text(file, _core.format_csv, b"time,page,write\n")
+        elif format == "perf":
+            writer = _Text(file, _core.format_perf)
         elif format == "parquet":
             writer = _Parquet(file, stack, window, vms)
         elif format == "oracle":
@@ -115,8 +116,7 @@ def write_npz(trace: Trace, path: str | os.PathLike[str]) -> None:
 
 def _beside(path: str, stack: ExitStack) -> IO[bytes]:
     """Return a file without a name on the disk that the trace is written to."""
-    parent = Path(path).absolute().parent
-    return stack.enter_context(tempfile.TemporaryFile(dir=parent))
+    return stack.enter_context(tempfile.TemporaryFile(dir=scratch_directory(path)))
 
 
 class _Npz:
@@ -157,14 +157,14 @@ class _Npz:
                     np.lib.format.write_array(member, np.asanyarray(value), allow_pickle=False)
 
 
-class _Csv:
-    def __init__(self, file: IO[bytes]) -> None:
+class _Text:
+    def __init__(self, file: IO[bytes], format: Callable[..., bytes], head: bytes = b"") -> None:
         self.file = file
-        file.write(b"time,page,write\n")
+        self.format = format
+        file.write(head)
 
     def add(self, block: Block) -> None:
-        time, page = (np.ascontiguousarray(column) for column in block[:2])
-        self.file.write(_core.format_csv(time, page, np.ascontiguousarray(block.write)))
+        self.file.write(self.format(*map(np.ascontiguousarray, block)))
 
     def finish(self) -> None:
         pass

@@ -10,13 +10,14 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from .._interrupts import uninterrupted
+from .._interrupts import on_interrupt
+from ..errors import TraceError
 from ._read import DEFAULT_WINDOW, open_trace
 from ._write import writing
 
 __all__ = ["Recording", "record"]
 
-#: Events that an interrupted recording may lose.
+#: Events after which progress is told, about.
 _BLOCK = 1 << 16
 
 
@@ -75,7 +76,8 @@ def record(
         )
     if shutil.which(command[0]) is None:
         raise FileNotFoundError(f"{command[0]}: there is no such program")
-    events, last_time, interrupted = 0, 0, False
+    events, last_time = 0, 0
+    interrupted = ended = False
     ours, theirs = os.pipe()
     with suppress(AttributeError, OSError):
         # lackey writes a line at a time: room for many saves many changes of process.
@@ -88,6 +90,13 @@ def record(
         ) as child:  # fmt: skip
             os.close(theirs)
             theirs = -1
+
+            def stop() -> None:
+                # What it wrote before is read to its end: nothing of it is lost.
+                nonlocal interrupted
+                interrupted = True
+                child.kill()
+
             try:
                 with (
                     open_trace(
@@ -95,24 +104,24 @@ def record(
                         max_instructions=max_instructions, block=_BLOCK,
                     ) as reader,
                     writing(path, window=window) as writer,
+                    on_interrupt(stop),
                 ):  # fmt: skip
                     # Nobody else holds the reading end: when it is closed the
                     # program cannot wait for it.
                     os.close(ours)
                     ours = -1
-                    try:
-                        for block in reader:
-                            with uninterrupted():
-                                writer.add(block)
-                                events += block.events
-                                last_time = int(block.time[-1])
-                            progress(events)
-                    except KeyboardInterrupt:
-                        if not events:
-                            raise
-                        interrupted = True
+                    for block in reader:
+                        writer.add(block)
+                        events += block.events
+                        last_time = int(block.time[-1])
+                        progress(events)
+                    ended = not max_instructions
+            except TraceError:
+                if interrupted and not events:
+                    raise KeyboardInterrupt from None
+                raise
             finally:
-                stopped = child.poll() is None and (max_instructions or interrupted or not events)
+                stopped = interrupted or (not ended and child.poll() is None)
                 if stopped:
                     # While it waits to write a line it heeds nothing less.
                     child.kill()

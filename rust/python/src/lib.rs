@@ -44,7 +44,7 @@ mod _core {
     #[pymodule_export]
     use super::stress::{next_seed, stress_round};
     #[pymodule_export]
-    use super::traces::{TraceReader, format_csv};
+    use super::traces::{TraceReader, format_csv, format_perf};
     #[pymodule_export]
     use super::vm::Vm;
 }

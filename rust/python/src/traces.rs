@@ -6,7 +6,8 @@ use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use std::fs::File;
-use std::io::{BufReader, Read, stdin};
+use std::io::{self, BufReader, ErrorKind, Read, stdin};
+use std::os::fd::FromRawFd;
 use std::path::{Path, PathBuf};
 use youngbit_core::access::trace_text::{
     self, LackeyOptions, PageTrace, ReadError, TextFormat, TextTrace,
@@ -29,10 +30,46 @@ pub struct TraceReader {
     text: Mutex<TextTrace<Input>>,
 }
 
-fn io_error(error: &std::io::Error, path: &Path) -> PyErr {
+/// A file whose other end may keep its reader waiting. A signal ends the wait,
+/// and whoever reads lines would only wait again: so its handler runs here, and
+/// what that raises travels inside the error.
+struct Interruptible<R>(R);
+
+impl<R: Read> Read for Interruptible<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match self.0.read(buffer) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {
+                    Python::attach(|py| py.check_signals()).map_err(io::Error::other)?;
+                }
+                done => return done,
+            }
+        }
+    }
+}
+
+/// Open a file as Python does: opening a pipe waits for its other end, and that
+/// wait too is ended by what a signal handler raises.
+fn open(py: Python<'_>, path: &Path) -> PyResult<File> {
+    let os = py.import("os")?;
+    let flags: i32 = os.getattr("O_RDONLY")?.extract()?;
+    let descriptor: i32 = os.call_method1("open", (path, flags))?.extract()?;
+    // SAFETY: the descriptor was opened just now and for nobody else, so it is
+    // open, and the file may close it.
+    Ok(unsafe { File::from_raw_fd(descriptor) })
+}
+
+fn io_error(error: io::Error, path: &Path) -> PyErr {
+    if error.get_ref().is_some_and(|inner| inner.is::<PyErr>()) {
+        return error.into();
+    }
     let what = error.to_string();
     match error.raw_os_error() {
-        Some(errno) => PyOSError::new_err((errno, what, path.to_path_buf())),
+        // As Python says it: the number is there already, and the name is a text.
+        Some(errno) => {
+            let what = what.split(" (os error").next().unwrap_or(&what).to_owned();
+            PyOSError::new_err((errno, what, path.as_os_str().to_owned()))
+        }
         None => PyOSError::new_err(what),
     }
 }
@@ -60,14 +97,11 @@ impl TraceReader {
                 return Err(PyValueError::new_err(error));
             }
         };
-        // Opening a pipe waits for its other end.
-        let opened = py.detach(|| -> std::io::Result<Box<dyn Read + Send>> {
-            if path.as_os_str() == "-" {
-                return Ok(Box::new(stdin()));
-            }
-            Ok(Box::new(File::open(&path)?))
-        });
-        let input = opened.map_err(|error| io_error(&error, &path))?;
+        let input: Box<dyn Read + Send> = if path.as_os_str() == "-" {
+            Box::new(Interruptible(stdin()))
+        } else {
+            Box::new(Interruptible(open(py, &path)?))
+        };
         let text = TextTrace::new(BufReader::with_capacity(1 << 18, input), format);
         Ok(TraceReader {
             path,
@@ -97,7 +131,7 @@ impl TraceReader {
                 duration,
             ))),
             Err(ReadError::Stopped(error)) => Err(error),
-            Err(ReadError::Io(error)) => Err(io_error(&error, &self.path)),
+            Err(ReadError::Io(error)) => Err(io_error(error, &self.path)),
             Err(ReadError::Text {
                 line,
                 found,
@@ -117,6 +151,19 @@ impl TraceReader {
         // The lock's holder may wait for the interpreter.
         py.detach(|| self.text.lock().skipped())
     }
+}
+
+/// Samples as perf prints them.
+#[pyfunction]
+pub fn format_perf<'py>(
+    py: Python<'py>,
+    time: PyReadonlyArray1<'py, u64>,
+    page: PyReadonlyArray1<'py, u64>,
+    write: PyReadonlyArray1<'py, bool>,
+) -> PyResult<Bound<'py, PyBytes>> {
+    let (time, page, write) = (time.as_slice()?, page.as_slice()?, write.as_slice()?);
+    let text = py.detach(|| trace_text::format_perf(time, page, write));
+    Ok(PyBytes::new(py, &text))
 }
 
 /// Rows of a CSV trace, without its header.

@@ -8,7 +8,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::io::{self, BufRead};
+use std::io::{self, BufRead, Write};
 
 /// Guest pages are 4 KiB; addresses in a lackey recording are split there.
 const PAGE_SHIFT: u32 = 12;
@@ -533,6 +533,28 @@ pub fn format_csv(time: &[u64], page: &[u64], write: &[bool]) -> Vec<u8> {
     text
 }
 
+/// The same as samples of `perf script -F comm,tid,time,event,addr`. An address
+/// of 0 would be none, so what page 0 has is its second byte.
+pub fn format_perf(time: &[u64], page: &[u64], write: &[bool]) -> Vec<u8> {
+    const SECOND: u64 = 1_000_000_000;
+    let mut text = Vec::with_capacity(time.len() * 48);
+    for ((&time, &page), &write) in time.iter().zip(page).zip(write) {
+        text.extend_from_slice(b"youngbit 1 ");
+        push_decimal(&mut text, time / SECOND);
+        // Nine digits, zeros in front too: those behind the first of ten.
+        let point = text.len();
+        push_decimal(&mut text, SECOND + time % SECOND);
+        text[point] = b'.';
+        let event: &[u8] = if write { b"stores" } else { b"loads" };
+        text.extend_from_slice(b": mem-");
+        text.extend_from_slice(event);
+        let address = (page << PAGE_SHIFT).max(1);
+        // Writing to memory does not fail.
+        let _ = writeln!(text, ": {address:x}");
+    }
+    text
+}
+
 fn push_decimal(text: &mut Vec<u8>, mut value: u64) {
     let mut digits = [0; 20];
     let mut at = digits.len();
@@ -580,6 +602,24 @@ mod tests {
         let mut text = String::from("time,page,write\n");
         text += std::str::from_utf8(&format_csv(&time, &page, &write)).unwrap();
         let trace = csv(&text).unwrap();
+        assert_eq!((&trace.time[..], &trace.page[..]), (&time[..], &page[..]));
+        assert_eq!(trace.write, write);
+    }
+
+    #[test]
+    fn samples_written_are_samples_read() {
+        let (time, page) = (
+            [0, 1_000_000_001, u64::MAX - 1],
+            [0, (1 << 45) - 1, 0x7_ffd5],
+        );
+        let write = [true, false, true];
+        let text = format_perf(&time, &page, &write);
+        let lines = std::str::from_utf8(&text).unwrap();
+        assert_eq!(
+            lines.lines().nth(1).unwrap(),
+            "youngbit 1 1.000000001: mem-loads: 1fffffffffff000"
+        );
+        let trace = read_all::<Infallible>(&text[..], TextFormat::Perf, &mut || Ok(())).unwrap();
         assert_eq!((&trace.time[..], &trace.page[..]), (&time[..], &page[..]));
         assert_eq!(trace.write, write);
     }
