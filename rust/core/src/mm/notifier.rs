@@ -114,6 +114,9 @@ impl Subscription {
     }
 
     fn release(&self, cpu: &Cpu) {
+        // In a section, which unregistering waits for: the release may be made
+        // by another thread, in which the mm exits.
+        let _section = cpu.srcu.lock();
         if !self.released.swap(true, Ordering::AcqRel) {
             self.notifier.release(cpu);
         }
