@@ -140,6 +140,33 @@ fn the_oldest_generation_folds_into_the_next() {
 }
 
 #[test]
+fn a_new_generation_begins_with_an_empty_history_and_leaves_the_others_theirs() {
+    let (host, memcg, _mm) = machine(64);
+    let cpu = Cpu::new(&host);
+    let lruvec = &memcg.lruvecs[0];
+    for _ in 0..6 {
+        let kept = [&lruvec.evicted, &lruvec.refaulted, &lruvec.protected];
+        let all = || kept.iter().flat_map(|kept| kept.iter().enumerate());
+        for (_, generation) in all() {
+            for sum in generation.iter().flatten() {
+                sum.store(7, Ordering::Relaxed);
+            }
+        }
+        let seq = lruvec.max_seq();
+        run_aging(&cpu, &memcg, lruvec, seq, true, true).expect("valid");
+        for (hist, generation) in all() {
+            let left = if hist == hist_from_seq(seq + 1) { 0 } else { 7 };
+            let mut sums = generation.iter().flatten();
+            assert!(
+                sums.all(|sum| sum.load(Ordering::Relaxed) == left),
+                "the history in slot {hist} after generation {}: {generation:?}",
+                seq + 1
+            );
+        }
+    }
+}
+
+#[test]
 fn pages_that_cannot_be_swapped_wrap_into_the_new_youngest() {
     let (host, memcg, mm) = machine(4096);
     let cpu = Cpu::new(&host);

@@ -125,6 +125,9 @@ fn fast_only_leaves_subscribers_that_are_not_fast_alone() {
     mm.unregister_notifier(&cpu, &subscription).expect("ended");
     assert!(!mm.notifiers.has_fast_young_notifiers());
     assert!(mm.notifiers.has_notifiers());
+    // KVM sets the flag after it registered: the mm may have exited since.
+    subscription.set_fast_aging(&mm.notifiers, true);
+    assert!(!mm.notifiers.has_fast_young_notifiers(), "nobody is fast");
 }
 
 #[test]

@@ -660,6 +660,14 @@ impl Spaces {
         }
     }
 
+    /// No invalidation is told of its beginning or its end any more. One that
+    /// began and is not told of its end must not hold up updates for ever
+    /// (`kvm_destroy_vm()`).
+    pub(super) fn no_more_invalidations(&self) {
+        *self.invalidations.count.lock() = 0;
+        self.invalidations.none.notify_all();
+    }
+
     /// Make the slot with number `id` be `slot`, or be gone
     /// (`kvm_replace_memslot()`, `kvm_swap_active_memslots()`). The caller
     /// holds `slots_lock` and is in no RCU section.

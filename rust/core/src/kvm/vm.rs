@@ -353,6 +353,9 @@ impl Vm {
             // the second call.
             let _ = self.mm.unregister_notifier(cpu, &subscription);
         }
+        // Where the mm went first it may still wait for its last calls.
+        cpu.host().srcu.synchronize();
+        self.memslots.no_more_invalidations();
         if self.torn_down.swap(true, Ordering::AcqRel) {
             return Err(Error::invalid("the VM was destroyed before"));
         }

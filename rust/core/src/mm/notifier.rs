@@ -98,6 +98,11 @@ impl Subscription {
     pub fn set_fast_aging(&self, list: &NotifierList, fast: bool) {
         // Under the list's lock, so that the count agrees with the flags.
         let _writer = list.subscribers.lock();
+        // One that ends is counted out under the lock, and not in again. Acquire:
+        // pairs with `release`.
+        if self.released.load(Ordering::Acquire) {
+            return;
+        }
         if self.has_fast_aging.swap(fast, Ordering::Relaxed) != fast {
             if fast {
                 list.nr_fast.fetch_add(1, Ordering::Release);
@@ -114,6 +119,9 @@ impl Subscription {
     }
 
     fn release(&self, cpu: &Cpu) {
+        // In a section, which unregistering waits for: the release may be made
+        // by another thread, in which the mm exits.
+        let _section = cpu.srcu.lock();
         if !self.released.swap(true, Ordering::AcqRel) {
             self.notifier.release(cpu);
         }

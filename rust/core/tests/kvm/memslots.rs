@@ -3,8 +3,10 @@
 use crate::machine::Machine;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
-use youngbit_core::kvm::VmConfig;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 use youngbit_core::kvm::memslot::{INVALID, LOG_DIRTY_PAGES, MAX_GFN, MAX_PAGES, READONLY};
+use youngbit_core::kvm::{Vm, VmConfig};
 use youngbit_core::mm::PAGE_SIZE;
 use youngbit_core::sync::atomic::{AtomicBool, Ordering};
 use youngbit_core::sync::thread;
@@ -312,6 +314,42 @@ fn a_swap_waits_for_running_invalidations() {
         "start and end met one slot"
     );
     m.finish();
+}
+
+/// The VM unsubscribes between the two, and is not told of the end.
+#[test]
+fn an_invalidation_that_a_vm_does_not_see_end_holds_up_no_update() {
+    let m = Machine::v7(16);
+    let told = m.mm.notifiers.invalidate(&m.cpu, m.hva, m.hva + PAGE_SIZE);
+    let ended: Arc<[AtomicBool; 2]> = Arc::default();
+    let spawn = |n: usize, act: fn(&Vm, &Cpu)| {
+        let (host, vm, ended) = (Arc::clone(&m.host), Arc::clone(&m.vm), Arc::clone(&ended));
+        thread::spawn(move || {
+            act(&vm, &Cpu::new(&host));
+            ended[n].store(true, Ordering::SeqCst);
+        });
+    };
+    // No scope: a thread that waits for ever is to fail the test, not to hang it.
+    spawn(0, |vm, cpu| {
+        let region = youngbit_core::kvm::MemoryRegion {
+            as_id: 0,
+            slot: 0,
+            flags: 0,
+            guest_phys_addr: 0,
+            memory_size: 0,
+            userspace_addr: 0,
+        };
+        vm.set_memory_region(cpu, &region).expect("deleted");
+    });
+    thread::sleep(Duration::from_millis(50));
+    assert!(!ended[0].load(Ordering::SeqCst), "did not wait");
+    spawn(1, |vm, cpu| vm.destroy(cpu).expect("destroyed"));
+    let before = Instant::now();
+    while !ended.iter().all(|ended| ended.load(Ordering::SeqCst)) {
+        assert!(before.elapsed().as_secs() < 60, "waits for ever: {ended:?}");
+        thread::sleep(Duration::from_millis(1));
+    }
+    drop(told);
 }
 
 /// Readers never see a half-made set: every set they see was published.

@@ -243,6 +243,39 @@ fn valid_roots_of_the_slots_address_space_are_aged_and_no_others() {
     m.finish();
 }
 
+/// Between the two, an SPTE of an invalid root is still there.
+#[test]
+fn invalid_roots_are_aged_before_the_series_only_and_pass_on_what_they_hold() {
+    for protocol in [Protocol::BASELINE, Protocol::V7, Protocol::V9] {
+        let m = Machine::new(
+            64,
+            VmConfig {
+                protocol,
+                ..VmConfig::default()
+            },
+        );
+        for all_at_once in [false, true] {
+            m.write(3);
+            let page = m.mm.gup_fast(&m.cpu, m.hva_of(3), false);
+            let word = m.host.memory.word(page.expect("mapped").pfn);
+            m.clean_folio(3);
+            {
+                let _exclusive = m.vm.mmu_lock.write();
+                m.tdp().invalidate_all_roots(&m.vm, &m.cpu);
+            }
+            let (first, pages) = if all_at_once { (0, 64) } else { (3, 1) };
+            assert_eq!(m.is_young(3), protocol.all_roots, "{}", protocol.name);
+            assert_eq!(m.age(first, pages), protocol.all_roots, "{}", protocol.name);
+            assert!(!m.is_young(3), "{}", protocol.name);
+            m.tdp().zap_invalidated_roots(&m.vm, &m.cpu);
+            let passed_on = word.get().has(folio::REFERENCED);
+            assert_eq!(passed_on, !protocol.all_roots, "{}", protocol.name);
+            assert!(word.get().has(folio::DIRTY), "{}", protocol.name);
+        }
+        m.finish();
+    }
+}
+
 #[test]
 fn roots_are_shared_referenced_invalidated_and_freed() {
     let m = Machine::new(

@@ -2,12 +2,14 @@
 //! alone while others isolate them.
 
 use super::machine::HVA;
-use super::model::{self, check, cpu, host, i_am, name, number, spawn};
+use super::model::{self, check, check_up_to, cpu, host_with_swap, i_am, name, number, spawn};
 use std::sync::Arc;
 use youngbit_core::host::Host;
+use youngbit_core::lru_gen::evict::run_eviction;
 use youngbit_core::lru_gen::folio::update_gen;
 use youngbit_core::lru_gen::walk::Batch;
 use youngbit_core::lru_gen::{check as consistency, run_aging};
+use youngbit_core::mm::conserve;
 use youngbit_core::mm::folio::{LRU, Word};
 use youngbit_core::mm::{FolioWord, Kind, Mm, PAGE_SIZE, Pfn, VmFlags};
 
@@ -17,7 +19,12 @@ fn word_text(word: u64) -> String {
 
 /// A process with one anonymous page on the LRU.
 fn one_page() -> (Arc<Host>, Arc<Mm>, Pfn) {
-    let host = host(8);
+    one_page_of(0)
+}
+
+/// The same on a host with swap.
+fn one_page_of(swap_pages: u64) -> (Arc<Host>, Arc<Mm>, Pfn) {
+    let host = host_with_swap(8, swap_pages);
     let here = cpu(&host);
     let mm = host.create_mm(0).expect("the root cgroup exists");
     let space = host.create_space(Kind::Anon, 0);
@@ -146,6 +153,50 @@ fn lru_promotion_against_isolation() {
             }
             walker.join().unwrap();
             consistent(&host);
+        },
+    );
+}
+
+#[test]
+fn lru_eviction_against_munmap() {
+    // Making the folio old takes longer than all that is checked: one preemption
+    // are 2,418 interleavings.
+    check_up_to(
+        "eviction against munmap: the folio and its swap slot are freed once, by one of them",
+        1,
+        || {
+            i_am("munmap");
+            let (host, mm, _pfn) = one_page_of(4);
+            let free_before = host.memory.nr_free(0) + 1;
+            let here = cpu(&host);
+            let memcg = host.memcg(0).expect("root");
+            // Old enough to be evicted, and then some.
+            for _ in 0..3 {
+                let lruvec = &memcg.lruvecs[0];
+                let seq = lruvec.max_seq();
+                run_aging(&here, &memcg, lruvec, seq, true, true).expect("valid");
+            }
+            let evictor = {
+                let host = Arc::clone(&host);
+                spawn("evictor", move || {
+                    let cpu = cpu(&host);
+                    let memcg = host.memcg(0).expect("root");
+                    let lruvec = &memcg.lruvecs[0];
+                    let seq = lruvec.max_seq() - 2;
+                    run_eviction(&cpu, &memcg, lruvec, seq, 200, 1).expect("valid");
+                })
+            };
+            mm.munmap(&here, HVA, PAGE_SIZE).expect("mapped");
+            evictor.join().unwrap();
+            // Its word may read older than it is: the checker does not know that
+            // the store of who frees it comes after an exchange that another
+            // thread made of the value before. The frame's place tells.
+            drop(here);
+            assert_eq!(host.memory.nr_free(0), free_before, "the folio is free");
+            let (free, slots) = (host.swap.nr_free(), host.swap.nr_slots());
+            assert_eq!(free, slots, "a swap slot leaked");
+            consistent(&host);
+            conserve::check(&host).expect("nothing leaked");
         },
     );
 }

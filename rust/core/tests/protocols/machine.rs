@@ -4,12 +4,15 @@ use super::RELAXED;
 use super::model::{self, host, spte_text};
 use loom::thread::JoinHandle;
 use std::sync::Arc;
+use youngbit_core::access::{Pattern, Stream, StreamConfig};
 use youngbit_core::cpu::Cpu;
 use youngbit_core::host::Host;
+use youngbit_core::kvm::mmu::ShadowMmu;
 use youngbit_core::kvm::mmu::shadow::{Shadow, ShadowConfig};
 use youngbit_core::kvm::mmu::spte::{self, SpteFormat};
 use youngbit_core::kvm::mmu::tdp::TdpMmu;
 use youngbit_core::kvm::tlb::TlbConfig;
+use youngbit_core::kvm::vcpu::RunOptions;
 use youngbit_core::kvm::{MemoryRegion, MmuKind, Protocol, Vm, VmConfig};
 use youngbit_core::mm::folio::{DIRTY, REFERENCED};
 use youngbit_core::mm::{FolioWord, Kind, Mm, MmuNotifier, PAGE_SIZE, PageMask, Pfn, VmFlags};
@@ -102,6 +105,12 @@ impl Setup {
     pub fn huge(mut self) -> Self {
         self.config.max_level = 2;
         self.flags.hugetlb_order = 1;
+        self
+    }
+
+    /// A slot that goes is unmapped leaf by leaf; otherwise every root goes.
+    pub fn zaps_leaves(mut self) -> Self {
+        self.config.slot_zap_all = false;
         self
     }
 
@@ -226,6 +235,22 @@ impl Machine {
             .expect("a valid region");
     }
 
+    /// A second slot, far from the first, that shows the same memory; with 0
+    /// pages it goes.
+    pub fn other_slot(&self, cpu: &Cpu, pages: u64) {
+        let region = MemoryRegion {
+            as_id: 0,
+            slot: 1,
+            flags: 0,
+            guest_phys_addr: 4 * PAGE_SIZE,
+            memory_size: pages * PAGE_SIZE,
+            userspace_addr: HVA,
+        };
+        self.vm
+            .set_memory_region(cpu, &region)
+            .expect("a valid region");
+    }
+
     pub fn cpu(&self) -> Cpu {
         Cpu::new(&self.host)
     }
@@ -275,6 +300,49 @@ impl Machine {
     pub fn test(&self, cpu: &Cpu, gfn: u64) -> bool {
         self.vm
             .test_young(cpu, HVA + gfn * PAGE_SIZE, self.fast_only())
+    }
+
+    /// Where the guest's own leaf for page 0 is: frame and index.
+    pub fn guest_leaf(&self, cpu: &Cpu) -> (u64, usize) {
+        let shadow = self.shadow();
+        let kernel = shadow.kernel().expect("the guest has tables");
+        let view = shadow.guest_cpu(&self.vm, cpu, 0);
+        let entry = kernel.entry(&view, 0, 1).expect("memory is there");
+        entry.expect("the guest maps the page")
+    }
+
+    /// A leaf of the guest's own that lets no fetch through any more.
+    pub fn without_fetches(&self, (gfn, index): (u64, usize)) -> u64 {
+        let shadow = self.shadow();
+        let paging = shadow.kernel().expect("the guest has tables").paging;
+        paging.with_executable(shadow.memory.load(gfn, index), false)
+    }
+
+    /// Two writes of vCPU 0 to page 0, in one stay in the guest if nothing ends
+    /// it.
+    pub fn write_twice(&self, cpu: &Cpu, byte: u8) {
+        let config = StreamConfig {
+            pattern: Pattern::Sequential,
+            start: 0,
+            end: 1,
+            accesses: 2,
+            write_ratio: 1.0,
+            seed: 0,
+        };
+        let mut streams = [Stream::new(&config).expect("a valid stream")];
+        let options = RunOptions {
+            store: Some(byte),
+            ..RunOptions::default()
+        };
+        self.vm
+            .run_inline(cpu, &mut streams, &options)
+            .expect("memory is there");
+    }
+
+    /// Every shadow page goes (`kvm_mmu_zap_all()`).
+    pub fn zap_shadow(&self, cpu: &Cpu) {
+        let _exclusive = self.vm.mmu_lock.write();
+        self.shadow().zap_all(&self.vm, cpu);
     }
 
     pub fn zap(&self, cpu: &Cpu, gfn: u64) {

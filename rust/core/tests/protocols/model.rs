@@ -229,9 +229,14 @@ pub fn spawn<T: 'static>(
 
 /// A small host whose clock stands still.
 pub fn host(pages: u64) -> Arc<Host> {
+    host_with_swap(pages, 0)
+}
+
+/// The same with somewhere to swap to.
+pub fn host_with_swap(pages: u64, swap_pages: u64) -> Arc<Host> {
     Host::new(&HostConfig {
         nodes: vec![pages],
-        swap_pages: 0,
+        swap_pages,
         virtual_clock: true,
     })
     .expect("a valid host")

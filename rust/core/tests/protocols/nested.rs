@@ -3,8 +3,8 @@
 
 use super::RELAXED;
 use super::machine::{EPT, HVA, L1, L2, Machine, Setup};
-use super::model::by_protocol;
-use super::scenes;
+use super::model::{by_protocol, i_am};
+use super::scenes::{self, NO_AGING};
 use youngbit_core::kvm::Protocol;
 use youngbit_core::kvm::mmu::ShadowMmu;
 use youngbit_core::mm::{MmuNotifier, PAGE_SIZE};
@@ -124,4 +124,58 @@ by_protocol! {
             },
         );
     }
+}
+
+#[test]
+fn nested_l2_fault_against_slot_deleted() {
+    let setup = Setup::nested(true, NO_AGING);
+    scenes::fault_against_slot_change(&setup, L2, scenes::delete_slot);
+}
+
+/// L1 takes X from its own leaf, and says so, while L2's fault builds from that:
+/// what is left of the store when it has trapped.
+#[test]
+fn nested_l2_fault_against_store_to_its_table() {
+    Setup::nested(true, NO_AGING).check(
+        "what is built from a guest's table goes when the table is written, or is built from \
+         what was written",
+        |machine, here| {
+            i_am("L2");
+            let (gfn, index) = machine.guest_leaf(here);
+            machine.zap_shadow(here);
+            let l1 = machine.spawn("L1", move |machine, cpu| {
+                let shadow = machine.shadow();
+                let new = machine.without_fetches((gfn, index));
+                shadow.memory.store(gfn, index, new);
+                shadow.track_write(&machine.vm, cpu, gfn, index);
+            });
+            machine.read(here, L2, 0);
+            l1.join().unwrap();
+            machine.shadow().verify(&machine.vm, here).expect("sound");
+        },
+    );
+}
+
+/// The same by a store of the guest, which traps or not, while the shadow page
+/// of that table goes and comes back.
+#[test]
+fn nested_guest_store_against_new_shadow_page() {
+    Setup::nested(true, NO_AGING).check(
+        "a guest's store to a table that is shadowed traps, and zaps what was built from it",
+        |machine, here| {
+            i_am("L2");
+            let (gfn, index) = machine.guest_leaf(here);
+            let l1 = machine.spawn("L1", move |machine, cpu| {
+                let new = machine.without_fetches((gfn, index));
+                machine
+                    .shadow()
+                    .guest_store(&machine.vm, cpu, 0, gfn, index, new)
+                    .expect("memory is there");
+            });
+            machine.zap_shadow(here);
+            machine.read(here, L2, 0);
+            l1.join().unwrap();
+            machine.shadow().verify(&machine.vm, here).expect("sound");
+        },
+    );
 }

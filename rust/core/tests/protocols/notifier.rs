@@ -10,6 +10,7 @@ use youngbit_core::sync::atomic::{AtomicU64, Ordering};
 struct Secondary {
     gone: Arc<AtomicU64>,
     called: AtomicU64,
+    released: AtomicU64,
 }
 
 impl MmuNotifier for Secondary {
@@ -34,7 +35,13 @@ impl MmuNotifier for Secondary {
     }
     fn invalidate_range_start(&self, _: &Cpu, _: u64, _: u64) {}
     fn invalidate_range_end(&self, _: &Cpu, _: u64, _: u64) {}
-    fn release(&self, _: &Cpu) {}
+    fn release(&self, _: &Cpu) {
+        self.released.fetch_add(1, Ordering::Relaxed);
+        assert!(
+            self.gone.load(Ordering::Relaxed) == 0,
+            "unregister returned under the release"
+        );
+    }
 }
 
 #[test]
@@ -47,6 +54,7 @@ fn notifier_unregister_waits_for_callbacks() {
         let secondary = Arc::new(Secondary {
             gone: Arc::clone(&gone),
             called: AtomicU64::new(0),
+            released: AtomicU64::new(0),
         });
         let here = cpu(&host);
         let subscription = mm.register_notifier(&here, secondary.clone());
@@ -76,6 +84,7 @@ fn notifier_registered_is_called() {
             let secondary = Arc::new(Secondary {
                 gone: Arc::default(),
                 called: AtomicU64::new(0),
+                released: AtomicU64::new(0),
             });
             let caller = {
                 let (host, mm) = (Arc::clone(&host), Arc::clone(&mm));
@@ -92,6 +101,35 @@ fn notifier_registered_is_called() {
             let called = secondary.called.load(Ordering::Relaxed);
             assert_eq!(called, u64::from(young));
             assert!(mm.notifiers.clear_young(&here, 0, 4096, false));
+        },
+    );
+}
+
+#[test]
+fn notifier_unregister_waits_for_the_release() {
+    check(
+        "the release runs once, and has ended when unregister returns, whoever made it",
+        || {
+            let host = host(8);
+            let mm = host.create_mm(0).expect("the root cgroup exists");
+            let gone = Arc::new(AtomicU64::new(0));
+            name(&*gone, "unregistered", number);
+            let secondary = Arc::new(Secondary {
+                gone: Arc::clone(&gone),
+                called: AtomicU64::new(0),
+                released: AtomicU64::new(0),
+            });
+            let here = cpu(&host);
+            let subscription = mm.register_notifier(&here, secondary.clone());
+            let exit = {
+                let (host, mm) = (Arc::clone(&host), Arc::clone(&mm));
+                spawn("mm exit", move || mm.exit(&cpu(&host)))
+            };
+            // Fails when the mm exits first.
+            let _ = mm.unregister_notifier(&here, &subscription);
+            gone.store(1, Ordering::Relaxed);
+            exit.join().unwrap();
+            assert_eq!(secondary.released.load(Ordering::Relaxed), 1);
         },
     );
 }

@@ -5,11 +5,15 @@ use super::RELAXED;
 use super::machine::{HVA, L1, Machine, Setup};
 use super::model::{i_am, note};
 use youngbit_core::cpu::Cpu;
+use youngbit_core::kvm::Protocol;
 use youngbit_core::kvm::mmu::spte;
 use youngbit_core::kvm::protocol::{ShadowAging, ShadowNoAd};
 use youngbit_core::mm::folio::REFERENCED;
 use youngbit_core::mm::{MmuNotifier, PAGE_SIZE};
 use youngbit_core::sync::atomic::AtomicU64;
+
+/// For checks of what all protocols do alike: nobody ages.
+pub const NO_AGING: Protocol = Protocol::V7;
 
 /// A way to age one page.
 pub type Age = fn(&Machine, &Cpu, u64) -> bool;
@@ -93,6 +97,22 @@ pub fn access_against_age(setup: &Setup, vcpu: u32, write: bool, age: Age) {
 /// A write and a zap at once: what hardware set is passed on, and nothing goes
 /// through the old mapping once the invalidation has begun.
 pub fn write_against_zap(setup: &Setup, vcpu: u32) {
+    writes_against_zap(setup, vcpu, move |machine, cpu| {
+        machine.write(cpu, vcpu, 0, 7);
+    });
+}
+
+/// The same while the vCPU writes twice in a stay in the guest, so that it
+/// answers the flush between two writes.
+pub fn two_writes_against_zap(setup: &Setup) {
+    writes_against_zap(setup, L1, |machine, cpu| machine.write_twice(cpu, 7));
+}
+
+fn writes_against_zap(
+    setup: &Setup,
+    vcpu: u32,
+    write: impl Fn(&Machine, &Cpu) + Copy + Send + Sync + 'static,
+) {
     setup.check(
         "zapping passes Dirty on: no write is lost",
         move |machine, here| {
@@ -100,7 +120,7 @@ pub fn write_against_zap(setup: &Setup, vcpu: u32) {
             let format = *machine.vm.format();
             let word = leaf_of(machine, here, vcpu);
             let pfn = machine.pfn(0);
-            let writer = machine.spawn("vCPU", move |machine, cpu| machine.write(cpu, vcpu, 0, 7));
+            let writer = machine.spawn("vCPU", write);
             machine
                 .vm
                 .invalidate_range_start(here, HVA, HVA + PAGE_SIZE);
@@ -220,6 +240,83 @@ pub fn slot_change_against_age(setup: &Setup, change: fn(&Machine, &Cpu)) {
     );
 }
 
+/// A fault of a vCPU against the end of the slot in which it found its page.
+pub fn fault_against_slot_change(setup: &Setup, vcpu: u32, change: fn(&Machine, &Cpu)) {
+    setup.check(
+        "a fault maps nothing of a slot that was deleted or moved meanwhile",
+        move |machine, here| {
+            i_am("vCPU");
+            // The vCPU has a root and the tables, but no leaf.
+            machine.zap(here, 0);
+            let slots = machine.spawn("slots", move |machine, cpu| change(machine, cpu));
+            // Memory that is gone is an error, and no more.
+            let _ = machine.vm.access(here, vcpu, 0, true, Some(7));
+            slots.join().unwrap();
+            note("the slot is gone");
+            if machine.vm.tdp.is_some() {
+                let left = machine.leaf(here, 0);
+                assert!(left.is_none(), "{left:x?} maps a frame that no slot has");
+            }
+            if let Some(shadow) = &machine.vm.shadow {
+                shadow.verify(&machine.vm, here).expect("sound");
+            }
+            machine.destroy(here);
+        },
+    );
+}
+
+/// A fault of a vCPU while another slot goes, and with it every root.
+pub fn fault_against_other_slot(setup: &Setup, vcpu: u32) {
+    setup.check(
+        "a fault maps nothing below a root that is invalid, and the vCPU finds its way to another",
+        move |machine, here| {
+            i_am("vCPU");
+            machine.other_slot(here, 1);
+            machine.zap(here, 0);
+            let slots = machine.spawn("slots", |machine, cpu| machine.other_slot(cpu, 0));
+            machine.write(here, vcpu, 0, 7);
+            slots.join().unwrap();
+            assert_eq!(machine.content(machine.pfn(0)), 7, "the write is nowhere");
+            machine.destroy(here);
+        },
+    );
+}
+
+/// Memory is invalidated while its slot goes.
+pub fn invalidation_against_slot_change(setup: &Setup, change: fn(&Machine, &Cpu)) {
+    setup.check(
+        "an invalidation ends on the memslots on which it began, and is counted out",
+        move |machine, here| {
+            i_am("slots");
+            let notifier = machine.spawn("notifier", |machine, cpu| machine.zap(cpu, 0));
+            change(machine, here);
+            notifier.join().unwrap();
+            let running = machine.vm.invalidate.in_progress();
+            assert!(running == 0, "{running} invalidations never end");
+        },
+    );
+}
+
+/// A fault that gives W back, and another processor's walk of the same SPTE.
+pub fn restore_against_hardware(setup: &Setup) {
+    setup.clone().vcpus(2).check(
+        "a write through an SPTE that a fault restores is not lost to another vCPU's walk of it",
+        move |machine, here| {
+            i_am("vCPU 0");
+            let format = *machine.vm.format();
+            let word = machine.word(here, 0);
+            let reader = machine.spawn("vCPU 1", |machine, cpu| machine.read(cpu, 1, 0));
+            machine.write(here, L1, 0, 7);
+            reader.join().unwrap();
+            let now = word.load(RELAXED);
+            let dirty = format.is_dirty(now) || machine.folio_is_dirty(machine.pfn(0));
+            assert!(dirty, "a write is lost: {now:#x}");
+            assert!(spte::is_writable(now), "Writable is lost: {now:#x}");
+            assert!(machine.age(here, 0), "an access is lost: {now:#x}");
+        },
+    );
+}
+
 /// A fault that is fixed without `mmu_lock`, against the end of the tables that
 /// it walks.
 pub fn fast_page_fault_against_exit(setup: &Setup) {
@@ -278,14 +375,38 @@ pub fn destroyed_under_a_vcpu(setup: &Setup, vcpu: u32) {
     );
 }
 
-/// A write against reading the dirty log, which takes Dirty away or protects.
-pub fn write_against_dirty_log(setup: &Setup, vcpu: u32) {
+/// A read against reading the dirty log.
+pub fn read_against_dirty_log(setup: &Setup, vcpu: u32) {
+    let setup = setup.clone().leaf(|f, spte| f.mark_old(spte));
+    setup.check(
+        "who write-protects an SPTE keeps an accessed bit that hardware sets, or passes it on",
+        move |machine, here| {
+            i_am("dirty log");
+            let reader = machine.spawn("vCPU", move |machine, cpu| machine.read(cpu, vcpu, 0));
+            let log = machine.vm.get_dirty_log(here, 0, 0).expect("it logs");
+            assert!(log[0] & 1 != 0, "written before, and not in the log");
+            reader.join().unwrap();
+            let seen = machine.age(here, 0) || machine.folio_has(machine.pfn(0), REFERENCED);
+            // v9 tolerates it where `mmu_lock` is held for write.
+            let tolerated = !machine.vm.protocol().accessed_volatile;
+            assert!(seen || tolerated, "an access is lost");
+        },
+    );
+}
+
+/// A write against reading the dirty log, which takes Dirty away or protects:
+/// of a page that is writable, and in the log, or of one that is neither, so
+/// that the write faults first.
+pub fn write_against_dirty_log(setup: &Setup, vcpu: u32, harvested: bool) {
     setup.check(
         "a page that was written is in this dirty log or in the next",
         move |machine, here| {
             i_am("dirty log");
-            let writer = machine.spawn("vCPU", move |machine, cpu| machine.write(cpu, vcpu, 0, 7));
             let log = |cpu: &Cpu| machine.vm.get_dirty_log(cpu, 0, 0).expect("it logs")[0];
+            if harvested {
+                assert!(log(here) & 1 != 0, "written before, and not in the log");
+            }
+            let writer = machine.spawn("vCPU", move |machine, cpu| machine.write(cpu, vcpu, 0, 7));
             log(here);
             // What was written before the log was read need not come again.
             let written = machine.content(machine.pfn(0));

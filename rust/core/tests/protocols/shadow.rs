@@ -3,8 +3,9 @@
 use super::RELAXED;
 use super::machine::{EPT, HVA, L1, Machine, NO_AD, Setup};
 use super::model::{by_protocol, i_am};
-use super::scenes;
+use super::scenes::{self, NO_AGING};
 use youngbit_core::cpu::Cpu;
+use youngbit_core::kvm::Protocol;
 use youngbit_core::kvm::memslot::LOG_DIRTY_PAGES;
 use youngbit_core::kvm::mmu::spte;
 use youngbit_core::mm::folio::REFERENCED;
@@ -35,6 +36,12 @@ by_protocol! {
         scenes::write_against_zap(&setup, L1);
     }
 
+    /// Young and dirty before: hardware has nothing to set, and so writes to
+    /// the page without an exchange that would find the SPTE gone.
+    fn shadow_write_through_dirty_spte_against_zap(protocol) {
+        scenes::write_against_zap(&Setup::direct(EPT, protocol), L1);
+    }
+
     fn shadow_age_against_zap(protocol) {
         scenes::age_against_zap(&Setup::direct(EPT, protocol), L1);
     }
@@ -53,11 +60,22 @@ by_protocol! {
 
     fn shadow_write_against_dirty_log(protocol) {
         let setup = Setup::direct(EPT, protocol).slot_flags(LOG_DIRTY_PAGES);
-        scenes::write_against_dirty_log(&setup, L1);
+        scenes::write_against_dirty_log(&setup, L1, false);
+    }
+
+    /// The page is in no log and not writable: a fast page fault changes both.
+    fn shadow_fast_page_fault_against_dirty_log(protocol) {
+        let setup = Setup::direct(EPT, protocol).slot_flags(LOG_DIRTY_PAGES);
+        scenes::write_against_dirty_log(&setup, L1, true);
     }
 
     fn shadow_fault_against_munmap(protocol) {
         scenes::fault_against_munmap(&Setup::direct(EPT, protocol), L1);
+    }
+
+    fn shadow_read_against_dirty_log(protocol) {
+        let setup = Setup::direct(EPT, protocol).slot_flags(LOG_DIRTY_PAGES);
+        scenes::read_against_dirty_log(&setup, L1);
     }
 
     fn shadow_slot_deleted_against_age(protocol) {
@@ -98,30 +116,14 @@ by_protocol! {
         );
     }
 
+    /// Every shadow page goes.
     fn shadow_unlinked_spte_is_dead(protocol) {
-        Setup::direct(EPT, protocol).check(
-            "an SPTE is zapped before it leaves its chain: what is in no chain maps nothing",
-            |machine, here| {
-                i_am("mm exit");
-                let reader = machine.spawn("reader", |machine, cpu| {
-                    let leaf = machine.shadow_word(L1);
-                    let guard = cpu.rcu.lock();
-                    let slots = machine.vm.memslots.load(0, &guard);
-                    let slot = slots.by_gfn(0).expect("a slot");
-                    let head = slot.rmaps().head(0, 1).0.load(Ordering::Acquire);
-                    if head == 0 {
-                        let spte = leaf.load(RELAXED);
-                        assert!(
-                            !spte::is_present(spte),
-                            "an SPTE outside its chain is live: {spte:#x}"
-                        );
-                    }
-                });
-                // Zaps every shadow page.
-                machine.vm.release(here);
-                reader.join().unwrap();
-            },
-        );
+        unlinked_spte_is_dead(protocol, |machine, cpu| machine.vm.release(cpu));
+    }
+
+    /// Its chain is emptied.
+    fn shadow_spte_of_an_emptied_chain_is_dead(protocol) {
+        unlinked_spte_is_dead(protocol, |machine, cpu| machine.zap(cpu, 0));
     }
 
     fn shadow_fault_and_zap_against_age(protocol) {
@@ -163,6 +165,64 @@ by_protocol! {
             },
         );
     }
+}
+
+/// The tables were used before, and freed.
+#[test]
+fn shadow_fault_against_fault() {
+    Setup::direct(EPT, NO_AGING).vcpus(2).check(
+        "who sees the link to a table sees the table, and not what it held before",
+        |machine, here| {
+            i_am("vCPU 0");
+            machine.zap_shadow(here);
+            let other = machine.spawn("vCPU 1", |machine, cpu| machine.read(cpu, 1, 0));
+            machine.write(here, L1, 0, 2);
+            other.join().unwrap();
+            machine.shadow().verify(&machine.vm, here).expect("sound");
+            assert_eq!(machine.content(machine.pfn(0)), 2);
+        },
+    );
+}
+
+#[test]
+fn shadow_fault_against_other_slot_deleted() {
+    scenes::fault_against_other_slot(&Setup::direct(EPT, NO_AGING), L1);
+}
+
+#[test]
+fn shadow_fault_against_slot_deleted() {
+    scenes::fault_against_slot_change(&Setup::direct(EPT, NO_AGING), L1, scenes::delete_slot);
+}
+
+#[test]
+fn shadow_fault_against_slot_moved() {
+    let setup = Setup::direct(EPT, NO_AGING).zaps_leaves();
+    scenes::fault_against_slot_change(&setup, L1, scenes::move_slot);
+}
+
+fn unlinked_spte_is_dead(protocol: Protocol, zap: fn(&Machine, &Cpu)) {
+    Setup::direct(EPT, protocol).check(
+        "an SPTE is zapped before it leaves its chain: what is in no chain maps nothing",
+        move |machine, here| {
+            i_am("zapper");
+            let reader = machine.spawn("reader", |machine, cpu| {
+                let leaf = machine.shadow_word(L1);
+                let guard = cpu.rcu.lock();
+                let slots = machine.vm.memslots.load(0, &guard);
+                let slot = slots.by_gfn(0).expect("a slot");
+                let head = slot.rmaps().head(0, 1).0.load(Ordering::Acquire);
+                if head == 0 {
+                    let spte = leaf.load(RELAXED);
+                    assert!(
+                        !spte::is_present(spte),
+                        "an SPTE outside its chain is live: {spte:#x}"
+                    );
+                }
+            });
+            zap(machine, here);
+            reader.join().unwrap();
+        },
+    );
 }
 
 fn range_across_huge_pages(machine: &Machine, cpu: &Cpu, start: u64, end: u64) {

@@ -3,7 +3,7 @@
 use super::RELAXED;
 use super::machine::{EPT, HVA, L1, Machine, NO_AD, Setup};
 use super::model::{self, by_protocol, check, i_am, note, spawn, tally};
-use super::scenes;
+use super::scenes::{self, NO_AGING};
 use std::sync::Arc;
 use youngbit_core::cpu::Cpu;
 use youngbit_core::kvm::Protocol;
@@ -80,6 +80,16 @@ by_protocol! {
         scenes::write_against_zap(&setup, L1);
     }
 
+    /// Young and dirty before: hardware has nothing to set, and so writes to
+    /// the page without an exchange that would find the SPTE gone.
+    fn tdp_write_through_dirty_spte_against_zap(protocol) {
+        scenes::write_against_zap(&Setup::tdp(EPT, protocol), L1);
+    }
+
+    fn tdp_two_writes_against_zap(protocol) {
+        scenes::two_writes_against_zap(&Setup::tdp(EPT, protocol));
+    }
+
     fn tdp_age_against_zap(protocol) {
         scenes::age_against_zap(&Setup::tdp(EPT, protocol), L1);
     }
@@ -94,11 +104,22 @@ by_protocol! {
 
     fn tdp_write_against_dirty_log(protocol) {
         let setup = Setup::tdp(EPT, protocol).slot_flags(LOG_DIRTY_PAGES);
-        scenes::write_against_dirty_log(&setup, L1);
+        scenes::write_against_dirty_log(&setup, L1, false);
+    }
+
+    /// The page is in no log and not writable: a fast page fault changes both.
+    fn tdp_fast_page_fault_against_dirty_log(protocol) {
+        let setup = Setup::tdp(EPT, protocol).slot_flags(LOG_DIRTY_PAGES);
+        scenes::write_against_dirty_log(&setup, L1, true);
     }
 
     fn tdp_fault_against_munmap(protocol) {
         scenes::fault_against_munmap(&Setup::tdp(EPT, protocol), L1);
+    }
+
+    fn tdp_read_against_dirty_log(protocol) {
+        let setup = Setup::tdp(EPT, protocol).slot_flags(LOG_DIRTY_PAGES);
+        scenes::read_against_dirty_log(&setup, L1);
     }
 
     fn tdp_slot_deleted_against_age(protocol) {
@@ -107,6 +128,59 @@ by_protocol! {
 
     fn tdp_slot_moved_against_age(protocol) {
         scenes::slot_change_against_age(&Setup::tdp(EPT, protocol), scenes::move_slot);
+    }
+
+    fn tdp_invalidation_against_slot_deleted(protocol) {
+        let setup = Setup::tdp(EPT, protocol).zaps_leaves();
+        scenes::invalidation_against_slot_change(&setup, scenes::delete_slot);
+    }
+
+    /// With A/D bits: W comes back while hardware sets Accessed.
+    fn tdp_restore_against_hardware(protocol) {
+        let setup = Setup::tdp(EPT, protocol)
+            .leaf(|f, spte| f.mark_old(spte) & !f.dirty & !spte::WRITABLE);
+        scenes::restore_against_hardware(&setup);
+    }
+
+    /// Without: two faults restore one access-tracked SPTE, one of them with W.
+    fn tdp_restore_against_restore(protocol) {
+        let setup = Setup::tdp(NO_AD, protocol).leaf(|f, spte| f.mark_old(spte));
+        scenes::restore_against_hardware(&setup);
+    }
+
+    /// Both ends of a VM's memory zap the roots that are invalid by then.
+    fn tdp_slot_deleted_against_exit(protocol) {
+        Setup::tdp(EPT, protocol).check(
+            "an invalid root's own reference is put once, by whoever zaps it",
+            |machine, here| {
+                i_am("mm exit");
+                let slots = machine.spawn("slots", |machine, cpu| {
+                    scenes::delete_slot(machine, cpu);
+                });
+                machine.vm.release(here);
+                slots.join().unwrap();
+                machine.destroy(here);
+            },
+        );
+    }
+
+    /// A huge page whose writes are logged from now on is mapped small by the
+    /// first write, while another vCPU reads through the huge SPTE.
+    fn tdp_split_against_hardware(protocol) {
+        Setup::tdp(EPT, protocol).pages(2).huge().vcpus(2).check(
+            "an accessed bit that hardware sets in a huge SPTE is not lost when it is split",
+            |machine, here| {
+                i_am("vCPU 0");
+                machine.slot(here, 0, 2, LOG_DIRTY_PAGES);
+                while machine.age(here, 1) {}
+                let reader = machine.spawn("vCPU 1", |machine, cpu| machine.read(cpu, 1, 1));
+                machine.write(here, L1, 0, 7);
+                reader.join().unwrap();
+                let split = machine.tdp().leaf(here, 0, 0).map(|(level, _)| level);
+                assert_eq!(split, Some(1), "a logged page is written by a small SPTE");
+                assert!(machine.age(here, 1), "an access through the huge SPTE is lost");
+            },
+        );
     }
 
     fn tdp_fast_page_fault_against_exit(protocol) {
@@ -247,6 +321,22 @@ by_protocol! {
             },
         );
     }
+}
+
+#[test]
+fn tdp_fault_against_other_slot_deleted() {
+    scenes::fault_against_other_slot(&Setup::tdp(EPT, NO_AGING), L1);
+}
+
+#[test]
+fn tdp_fault_against_slot_deleted() {
+    scenes::fault_against_slot_change(&Setup::tdp(EPT, NO_AGING), L1, scenes::delete_slot);
+}
+
+#[test]
+fn tdp_fault_against_slot_moved() {
+    let setup = Setup::tdp(EPT, NO_AGING).zaps_leaves();
+    scenes::fault_against_slot_change(&setup, L1, scenes::move_slot);
 }
 
 /// Name the entries of tables that are not there yet.
