@@ -186,7 +186,7 @@ pub fn evict(
         .get(node)
         .ok_or_else(|| Error::invalid(format!("the host has no node {node}")))?;
     let swappiness = match swappiness {
-        None => default_swappiness(cpu, memcg),
+        None => default_swappiness(cpu),
         Some(n) if u64::from(n) <= MAX_SWAPPINESS => n,
         Some(n) => {
             return Err(Error::invalid(format!(
