@@ -255,7 +255,7 @@ class Host:
     def fail_file_writes(self, writes: int) -> None:
         """Let the next so many pages written back to files fail with an input/output error.
 
-        They stay dirty; `Mm.fsync` tells.
+        They stay dirty; `youngbit.mm.Mm.fsync` tells.
         """
         _core.fail_file_writes(self._native, whole(writes, "writes", at_most=(1 << 32) - 1))
 
@@ -378,8 +378,8 @@ class Host:
             memcg: Which memory cgroup: itself, its name, or who is in it; otherwise
                 a new one, and with ``mm`` the process's.
             mm: A process to make it in, such as another VM's, whose memory
-                `Vm.set_memory_region` can then show to this guest too. Guest memory
-                is mapped in it. Otherwise a new one, which ends with the last VM in
+                `youngbit.vm.Vm.set_memory_region` can then show to this guest too.
+                Guest memory is mapped in it. Otherwise a new one, which ends with the last VM in
                 it.
 
         Raises:

@@ -24,7 +24,7 @@ Kind: TypeAlias = Literal["anon", "shmem", "file"]
 
 
 class Mm:
-    """A process: an address space of its own; made by `Host.create_mm`."""
+    """A process: an address space of its own; made by `youngbit.machine.Host.create_mm`."""
 
     def __init__(self, host: Host, native: _core.Mm, owner: Vm | None = None) -> None:
         self._host = host

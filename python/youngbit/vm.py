@@ -24,8 +24,9 @@ __all__ = ["LOG_DIRTY_PAGES", "READONLY", "Memslot", "Mode", "Vm"]
 
 Mode: TypeAlias = Literal["inline", "live"]
 
-#: Flags of a memslot: which pages are written is recorded; the guest cannot write.
+#: Flag of a memslot: which pages are written is recorded.
 LOG_DIRTY_PAGES: Final = 1 << 0
+#: Flag of a memslot: the guest cannot write.
 READONLY: Final = 1 << 1
 
 
@@ -50,7 +51,7 @@ class Memslot:
 
 
 class Vm:
-    """A virtual machine and its guest memory; made by `Host.create_vm`."""
+    """A virtual machine and its guest memory; made by `youngbit.machine.Host.create_vm`."""
 
     def __init__(self, host: Host, native: _core.Vm, parameters: dict[str, Any]) -> None:
         self._host = host
@@ -128,7 +129,7 @@ class Vm:
             guest_phys_addr: Where the guest sees it, in bytes.
             memory_size: Its size; 0 to delete it.
             userspace_addr: Where the process has it: `Vm.address`, or what
-                `Mm.mmap` of `Vm.mm` returned.
+                `youngbit.mm.Mm.mmap` of `Vm.mm` returned.
             flags: A sum of `LOG_DIRTY_PAGES` and `READONLY`.
 
         Raises:
