@@ -57,7 +57,7 @@ def ours(stream: access.Recorded, pages: int, room: int, capabilities: int) -> d
     """Run a guest whose memory is limited to so many pages; reclaim is the kernel's."""
     host = yb.Host(yb.Pages(pages + 8192), swap=yb.Pages(pages + 8192), clock="virtual")
     vm = host.create_vm(yb.Pages(pages), tlb_entries=0)
-    host.lru_gen(vm.memcg).enabled = capabilities
+    host.capabilities = capabilities
     vm.memcg.files["memory.max"].write(str(room * 4096))
     start = time.perf_counter()
     vm.run(stream)
