@@ -319,7 +319,9 @@ class Host:
             OSError: ``ENOENT`` if the host has no such memory cgroup.
 
         """
-        return Mm(self, self._native.create_mm((self.root if memcg is None else self._memcg(memcg)).id))
+        return Mm(
+            self, self._native.create_mm((self.root if memcg is None else self._memcg(memcg)).id)
+        )
 
     def create_vm(
         self,
