@@ -5,9 +5,11 @@ use numpy::{PyArray1, PyReadonlyArray1};
 use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use std::fs::File;
-use std::io::{self, BufReader, ErrorKind, Read, stdin};
-use std::os::fd::FromRawFd;
+use std::io::{self, BufReader, Read, stdin};
+use std::os::fd::{AsFd, FromRawFd};
 use std::path::{Path, PathBuf};
 use youngbit_core::access::trace_text::{
     self, LackeyOptions, PageTrace, ReadError, TextFormat, TextTrace,
@@ -21,7 +23,7 @@ type Columns<'py> = (
     u64,
 );
 
-type Input = BufReader<Box<dyn Read + Send>>;
+type Input = BufReader<Interruptible>;
 
 /// A recording in text, read a block at a time.
 #[pyclass(frozen, module = "youngbit._core")]
@@ -30,19 +32,28 @@ pub struct TraceReader {
     text: Mutex<TextTrace<Input>>,
 }
 
-/// A file whose other end may keep its reader waiting. A signal ends the wait,
-/// and whoever reads lines would only wait again: so its handler runs here, and
-/// what that raises travels inside the error.
-struct Interruptible<R>(R);
+/// How long a reader waits for the other end of a pipe before it looks whether a
+/// signal came. A signal ends the wait too, but not one that comes just before it.
+const LOOK: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 50_000_000,
+};
 
-impl<R: Read> Read for Interruptible<R> {
+/// A file whose other end may keep its reader waiting. Handlers of signals run
+/// meanwhile, and what they raise travels inside the error.
+struct Interruptible(File);
+
+impl Read for Interruptible {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
-            match self.0.read(buffer) {
-                Err(error) if error.kind() == ErrorKind::Interrupted => {
+            let mut wanted = [PollFd::new(&self.0, PollFlags::IN)];
+            match poll(&mut wanted, Some(&LOOK)) {
+                Ok(0) | Err(Errno::INTR) => {
                     Python::attach(|py| py.check_signals()).map_err(io::Error::other)?;
                 }
-                done => return done,
+                // There is something to read, an end, or an error that reading says.
+                Ok(_) => return self.0.read(buffer),
+                Err(errno) => return Err(errno.into()),
             }
         }
     }
@@ -97,12 +108,14 @@ impl TraceReader {
                 return Err(PyValueError::new_err(error));
             }
         };
-        let input: Box<dyn Read + Send> = if path.as_os_str() == "-" {
-            Box::new(Interruptible(stdin()))
+        let file = if path.as_os_str() == "-" {
+            let own = stdin().as_fd().try_clone_to_owned();
+            File::from(own.map_err(|error| io_error(error, &path))?)
         } else {
-            Box::new(Interruptible(open(py, &path)?))
+            open(py, &path)?
         };
-        let text = TextTrace::new(BufReader::with_capacity(1 << 18, input), format);
+        let input = BufReader::with_capacity(1 << 18, Interruptible(file));
+        let text = TextTrace::new(input, format);
         Ok(TraceReader {
             path,
             text: Mutex::new(text),
