@@ -25,7 +25,7 @@ struct Set {
 
 const QUICK: Set = Set {
     bounds: &[Some(0), Some(1), Some(2)],
-    budget: 9_000,
+    budget: 5_000,
 };
 const USUAL: Set = Set {
     bounds: &[Some(0), Some(1), Some(2), Some(3)],
