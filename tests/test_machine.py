@@ -78,7 +78,7 @@ def test_memory_is_mapped_touched_and_unmapped(host, mm):
     assert mm.resident(address, "1M") == (0, 0)
     assert host.to_dict()["nodes"][0]["free"] == free + 16
     assert host.counters["pgfault"] == 16
-    assert mm.memcg == yb.Memcg(1, "/test")
+    assert mm.memcg == yb.Memcg(2, "/test")
 
 
 def test_huge_pages(mm):
@@ -295,16 +295,16 @@ def test_everything_of_a_machine_is_a_plain_dict_too(host, mm):
             "has_fast_aging": False,
         }
         assert repr(registration).startswith("Registration(Counting(operations=['clear_flush")
-    assert mm.memcg.to_dict() == {"id": 1, "name": "/test", "pages": 16}
+    assert mm.memcg.to_dict() == {"id": 2, "name": "/test", "pages": 16}
     assert yb.Memcg(3, "/elsewhere").to_dict() == {"id": 3, "name": "/elsewhere"}
     assert mm.to_dict() == {
         "id": mm.id,
-        "memcg": {"id": 1, "name": "/test", "pages": 16},
+        "memcg": {"id": 2, "name": "/test", "pages": 16},
         "has_fast_young_notifiers": False,
     }
     lru = host.lru_gen(mm)
     assert lru.to_dict() == {
-        "memcg": {"id": 1, "name": "/test", "pages": 16},
+        "memcg": {"id": 2, "name": "/test", "pages": 16},
         "node": 0,
         "generations": lru.generations().to_dict(),
     }

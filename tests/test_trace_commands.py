@@ -284,9 +284,11 @@ def test_ctrl_c_ends_the_wait_for_a_line(tmp_path, name):
         os.write(end, b"time,page,write\n1,2" if fifo.suffix == ".csv" else b"I  1000,4\n L 2")
         form = ["--from", "csv"] if name == "-" else []
         code, said = interrupted(
-            ["trace", "stats", name, *form], tmp_path, sleeps_in(("do_poll", "do_sys_poll", "poll_schedule_timeout")),
+            ["trace", "stats", name, *form],
+            tmp_path,
+            sleeps_in(("do_poll", "do_sys_poll", "poll_schedule_timeout")),
             stdin=end,
-        )  # fmt: skip
+        )
     finally:
         os.close(end)
     assert (code, said.strip()) == (130, "youngbit: interrupted")

@@ -288,7 +288,7 @@ class Host:
         known = self._native.memcgs()
         if isinstance(given, str):
             for number, name, _ in known:
-                if name == "/" + given.removeprefix("/"):
+                if given and name == "/" + given.removeprefix("/"):
                     return Memcg(number, name, self)
             names = ", ".join(name for _, name, _ in known)
             raise FileNotFoundError(

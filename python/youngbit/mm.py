@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Kind", "Mm", "Registration"]
 
+#: Kinds of memory that a mapping can have.
 Kind: TypeAlias = Literal["anon", "shmem", "file"]
 
 

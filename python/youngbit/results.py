@@ -19,6 +19,7 @@ __all__ = [
     "TraceRecords",
 ]
 
+#: What was counted, by the names of ``Host.counters``.
 Counters: TypeAlias = Mapping[str, int]
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LOG_DIRTY_PAGES", "READONLY", "Memslot", "Mode", "Vm"]
 
+#: How vCPUs run: in turns in the calling thread, or a thread each.
 Mode: TypeAlias = Literal["inline", "live"]
 
 #: Flag of a memslot: which pages are written is recorded.
