@@ -119,7 +119,9 @@ def _columns(schema: Any, path: Path) -> tuple[dict[str, Column], dict[str, Any]
 def _read(path: Path, *, schema: bool = False) -> Any:
     pa = store.arrow()
     try:
-        return pa.parquet.read_schema(path) if schema else pa.parquet.read_table(path)
+        # Opened here: Arrow would take a name with a colon for the address of a service.
+        with pa.memory_map(os.fspath(path)) as file:
+            return pa.parquet.read_schema(file) if schema else pa.parquet.read_table(file)
     except (pa.ArrowInvalid, OSError) as error:
         if isinstance(error, FileNotFoundError):
             raise
