@@ -315,6 +315,7 @@ def test_a_heat_map_counts_every_event_and_knows_every_page():
     trace = traces.shipped()
     result = HeatMap(tlb_entries=0, rows=trace.nr_pages, columns=50).run(trace)
     assert result.accesses.sum() == len(trace)
+    assert result.pass_accesses.shape == result.ages.shape
     assert result.ages.shape == (trace.nr_pages, len(result.pass_times) - 1)
     # Without a TLB what was touched since the pass before is of age 0, and no more.
     rank = np.unique(trace.page, return_inverse=True)[1]
@@ -322,10 +323,15 @@ def test_a_heat_map_counts_every_event_and_knows_every_page():
         touched = np.zeros(trace.nr_pages, bool)
         touched[rank[number * 4000 : (number + 1) * 4000]] = True
         np.testing.assert_array_equal(result.ages[:, number] == 0, touched)
+        counted = np.bincount(rank[number * 4000 : (number + 1) * 4000], minlength=len(touched))
+        np.testing.assert_array_equal(result.pass_accesses[:, number], counted)
     absent = result.ages[:, 0] == ABSENT
     assert 0 < absent.sum() < trace.nr_pages
     coarse = HeatMap(rows=100, layout="touch").run(trace)
     assert coarse.ages.shape[0] == 100
+    # Rows of a map are the same, whatever its columns are.
+    by_row = [each.sum(axis=1) for each in (coarse.pass_accesses, coarse.accesses)]
+    np.testing.assert_array_equal(*by_row)
     json.dumps(coarse.to_dict())
     with pytest.raises(ValueError, match="layout"):
         HeatMap(layout="random").run(trace)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("plotly")
@@ -18,6 +19,7 @@ from plotly.graph_objects import Figure, Scatter
 import youngbit as yb
 from browser import Browser
 from youngbit import defaults, lab
+from youngbit.reports.heat_map import Map
 from youngbit.reports.lab import build
 from youngbit.reports.page import Page
 
@@ -162,6 +164,69 @@ def test_policies_are_drawn_over_sizes_of_memory(tmp_path, browser: Browser):
     )
     assert lru[0] == belady[0] == [821, 1643, 2464]
     assert all(most >= least for most, least in zip(lru[1], belady[1], strict=True))
+
+
+def test_a_heat_map_is_one_in_the_page_too(tmp_path, browser: Browser):
+    experiment = lab.HeatMapDescription(rows=40, every=5_000)
+    (tmp_path / "it.toml").write_text(
+        lab.to_toml(experiment) + "[sweep]\ngrid.tlb_entries = [0, 256]\n"
+    )
+    command("sweep", tmp_path / "it.toml", "--results", tmp_path / "it", "--jobs", 1)
+    command("report", tmp_path / "it", "-o", tmp_path / "it.html")
+    opened = browser.open(tmp_path / "it.html")
+    assert opened.errors == []
+    assert opened.requests == []
+    # An image each, of which one run's two are seen, as wide as half of the page.
+    seen = (
+        "Array.from(document.querySelectorAll('#heat-map .hm image'),"
+        " image => image.getBoundingClientRect().width)"
+    )
+    assert len(browser.evaluate(seen)) == 2
+    assert min(browser.evaluate(seen)) > 200
+    passes = yb.load(tmp_path / "it").passes.to_arrow().to_pydict()
+
+    def shown(number: int, name: str) -> list[list[int]]:
+        rows = browser.evaluate(
+            f"document.getElementById('heat-map')._fullData[{number}].{name}"
+            ".map(row => Array.from(row, value => isNaN(value) ? -1 : value))"
+        )
+        return [list(column) for column in zip(*rows, strict=True)]
+
+    def told(run: int, column: str) -> list[list[int]]:
+        return [row for row, of in zip(passes[column], passes["run"], strict=True) if of == run]
+
+    # A TLB hides accesses from aging; they are the same.
+    assert told(0, "row_accesses") == told(1, "row_accesses")
+    assert told(0, "row_ages") != told(1, "row_ages")
+    assert shown(0, "customdata") == told(0, "row_accesses")
+    assert shown(1, "z") == told(0, "row_ages")
+    visible = "document.getElementById('heat-map').data.map(each => each.visible)"
+    assert browser.evaluate(visible) == [True, True, False, False]
+    browser.evaluate(
+        "document.querySelector('#heat-map .updatemenu-header')"
+        ".dispatchEvent(new MouseEvent('click', {bubbles: true}))"
+    )
+    browser.evaluate(
+        "document.querySelectorAll('#heat-map .updatemenu-dropdown-button')[1]"
+        ".dispatchEvent(new MouseEvent('click', {bubbles: true}))"
+    )
+    browser.evaluate("new Promise(r => setTimeout(() => r(1), 300))")
+    assert browser.evaluate(visible) == [False, False, True, True]
+    assert shown(2, "customdata") == told(1, "row_accesses")
+    assert shown(3, "z") == told(1, "row_ages")
+
+
+def test_a_map_of_many_passes_is_drawn_coarser_and_loses_no_access():
+    rng = np.random.default_rng(3)
+    accesses = rng.integers(0, 9, (4, 50))
+    ages = rng.integers(-1, 5, (4, 50))
+    fine = Map("run 0", np.arange(51.0), 16, accesses, ages)
+    coarse = fine.coarser(7)
+    np.testing.assert_array_equal(coarse.times, [0, 7, 14, 21, 28, 35, 42, 50])
+    np.testing.assert_array_equal(coarse.accesses.sum(axis=1), accesses.sum(axis=1))
+    np.testing.assert_array_equal(coarse.accesses[:, 0], accesses[:, :7].sum(axis=1))
+    np.testing.assert_array_equal(coarse.ages[:, [0, -1]], ages[:, [6, 49]])
+    assert fine.coarser(50) is fine
 
 
 def test_text_stays_text(tmp_path, browser: Browser):

@@ -163,5 +163,8 @@ REPORT_ROWS: Final = 1000
 REPORT_RUNS: Final = 24
 #: Columns that a figure's menu offers.
 REPORT_COLUMNS: Final = 60
+#: Runs whose heat maps a report has, and columns of each at most.
+REPORT_MAPS: Final = 8
+REPORT_MAP_COLUMNS: Final = 300
 #: Values of a parameter that are named; rows of a table that is not folded.
 REPORT_VALUES: Final = 24

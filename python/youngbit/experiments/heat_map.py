@@ -15,7 +15,7 @@ from ..traces import Trace
 from ..units import Accesses, Choice, Mask, Protocol
 from ._parts import head
 
-__all__ = ["ABSENT", "HeatMap", "HeatMapResult", "interval", "laid_out"]
+__all__ = ["ABSENT", "HeatMap", "HeatMapResult", "interval", "laid_out", "page_edges"]
 
 SCHEMA = "youngbit/heat-map"
 SCHEMA_VERSION = 1
@@ -52,6 +52,15 @@ def laid_out(trace: Trace, layout: str) -> npt.NDArray[np.uint32]:
     raise ValueError(f"layout: {layout!r} is none of {', '.join(defaults.LAYOUTS)}")
 
 
+def page_edges(nr_pages: int, rows: int) -> npt.NDArray[np.int64]:
+    """Return where the rows of a map begin, in guest pages, and where the last ends.
+
+    >>> page_edges(10, 4).tolist()
+    [0, 2, 5, 7, 10]
+    """
+    return np.linspace(0, nr_pages, rows + 1).astype(np.int64)
+
+
 @dataclass
 class HeatMapResult:
     """What is drawn: counts by page and time, and ages by page and aging pass."""
@@ -65,6 +74,8 @@ class HeatMapResult:
     accesses: npt.NDArray[np.int64] = field(repr=False)
     #: Time of each aging pass, from the start of the trace on: one more than passes.
     pass_times: npt.NDArray[np.float64] = field(repr=False)
+    #: For each row and pass how many events there were since the pass before.
+    pass_accesses: npt.NDArray[np.int64] = field(repr=False)
     #: For each row and pass how many generations old its youngest page is; 0 was
     #: touched since the pass before, as far as aging saw. `ABSENT` without a page.
     ages: npt.NDArray[np.int64] = field(repr=False)
@@ -76,7 +87,14 @@ class HeatMapResult:
             "trace": self.trace,
             **{
                 name: getattr(self, name).tolist()
-                for name in ("page_edges", "time_edges", "accesses", "pass_times", "ages")
+                for name in (
+                    "page_edges",
+                    "time_edges",
+                    "accesses",
+                    "pass_times",
+                    "pass_accesses",
+                    "ages",
+                )
             },
         }
 
@@ -124,12 +142,12 @@ class HeatMap:
         pages = laid_out(trace, self.layout)
         nr_pages = trace.nr_pages
         rows = min(self.rows, nr_pages)
-        page_edges = np.linspace(0, nr_pages, rows + 1).astype(np.int64)
+        row_edges = page_edges(nr_pages, rows)
         first, last = float(trace.time[0]), float(trace.time[-1])
         columns = min(self.columns, max(len(trace) // 8, defaults.HEAT_MAP_FEWEST_COLUMNS))
         time_edges = np.linspace(first, max(last, first + 1), columns + 1)
         accesses, _, _ = np.histogram2d(
-            pages, trace.time.astype(np.float64), bins=(page_edges, time_edges)
+            pages, trace.time.astype(np.float64), bins=(row_edges, time_edges)
         )
         stream = access.arrays(pages, trace.write)
         host = Host(
@@ -141,22 +159,25 @@ class HeatMap:
             Pages(nr_pages), kind="shmem", protocol=self.protocol, tlb_entries=self.tlb_entries
         )
         lru = host.lru_gen(vm.memcg)
-        times, ages = [first], []
+        times, ages, counts = [first], [], []
+        row_of = np.searchsorted(row_edges, pages, side="right") - 1
         every = self.every or interval(len(stream))
         for start in range(0, len(stream), every):
             end = min(start + every, len(stream))
             vm.run(stream[start:end])
             aging = lru.age()
             generations = vm.page_generations()
-            youngest = np.maximum.reduceat(generations, page_edges[:-1])
+            youngest = np.maximum.reduceat(generations, row_edges[:-1])
             ages.append(np.where(youngest < 0, ABSENT, np.maximum(aging.seq - youngest, 0)))
+            counts.append(np.bincount(row_of[start:end], minlength=rows))
             times.append(float(trace.time[end - 1]))
         return HeatMapResult(
             parameters=asdict(self) | {"every": every},
             trace=trace.to_dict(),
-            page_edges=page_edges,
+            page_edges=row_edges,
             time_edges=time_edges,
             accesses=accesses.astype(np.int64),
             pass_times=np.maximum.accumulate(np.array(times)),
+            pass_accesses=np.array(counts, dtype=np.int64).T,
             ages=np.array(ages, dtype=np.int64).T,
         )

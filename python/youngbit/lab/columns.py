@@ -24,7 +24,7 @@ __all__ = [
 #: What a column may be compared by.
 Group: TypeAlias = Literal["parameter", "result", "live", "timing", "place"]
 #: The Arrow type of a column.
-Type: TypeAlias = Literal["int64", "double", "bool", "string"]
+Type: TypeAlias = Literal["int64", "double", "bool", "string", "list<int64>"]
 
 #: Counters that are wall time.
 TIMED_COUNTERS = frozenset({"mmu_lock_wait_ns", "lru_lock_wait_ns"})

@@ -354,6 +354,8 @@ def _heat_map(experiment: HeatMapDescription, base: Path | None, **callbacks: An
             "time": int(result.pass_times[number + 1]),
             **{f"rows_{age}": int((ages[:, number] == age).sum()) for age in range(_AGES)},
             "rows_absent": int(absent[:, number].sum()),
+            "row_accesses": result.pass_accesses[:, number].tolist(),
+            "row_ages": result.ages[:, number].tolist(),
         }
         for number in range(ages.shape[1])
     ]
@@ -362,6 +364,7 @@ def _heat_map(experiment: HeatMapDescription, base: Path | None, **callbacks: An
             "footprint_pages": int(result.trace["pages"]),
             "interval": result.parameters["every"],
             "map_rows": len(ages),
+            "start_time": int(result.pass_times[0]),
             "hottest_cell": int(result.accesses.max()),
         },
         _columns(rows),
@@ -572,6 +575,7 @@ add_kind(
         _FOOTPRINT,
         _column("interval", "int64", "accesses", "Accesses between two agings."),
         _column("map_rows", "int64", "count", "Rows of the map that have pages."),
+        _column("start_time", "int64", "the recording's", "Time of the first access."),
         _column("hottest_cell", "int64", "accesses", "Accesses in the cell that has most."),
     ],
     passes=[
@@ -585,5 +589,10 @@ add_kind(
             for age in range(1, _AGES)
         ],
         _column("rows_absent", "int64", "count", "Rows without a page in memory."),
+        _column("row_accesses", "list<int64>", "accesses",
+                "Accesses to each row of the map since the pass before."),
+        _column("row_ages", "list<int64>", "generations",
+                "How many generations older each row's youngest page is; -1 without one in"
+                " memory."),
     ],
 )  # fmt: skip

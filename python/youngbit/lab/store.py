@@ -21,7 +21,7 @@ from .. import defaults
 from .._core import build_info
 from .._files import atomic_write
 from ..experiments.bench import machine
-from .columns import COUNTERS, Column, column
+from .columns import COUNTERS, Column, Type, column
 from .experiment import KINDS, describe_column
 from .plan import Sweep
 
@@ -39,8 +39,6 @@ KEY = b"youngbit"
 #: How a run ended.
 Outcome = tuple[int, dict[str, Any], dict[str, list[Any]]]
 
-_TYPES = {"int64": "int64", "double": "float64", "bool": "bool_", "string": "string"}
-
 
 def arrow() -> Any:
     """Return pyarrow.
@@ -55,6 +53,15 @@ def arrow() -> Any:
     except ImportError as error:
         raise ImportError("tables need pyarrow: pip install 'youngbit[lab]'") from error
     return pyarrow
+
+
+def _arrow_type(name: Type) -> Any:
+    pa = arrow()
+    if name == "list<int64>":
+        return pa.list_(pa.int64())
+    return {
+        "int64": pa.int64, "double": pa.float64, "bool": pa.bool_, "string": pa.string,
+    }[name]()  # fmt: skip
 
 
 def environment() -> dict[str, Any]:
@@ -271,7 +278,7 @@ def _schema(
     fields = [
         pa.field(
             each.name,
-            getattr(pa, _TYPES[each.type])(),
+            _arrow_type(each.type),
             metadata={"unit": each.unit, "meaning": each.meaning, "group": each.group},
         )
         for each in columns

@@ -13,7 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from .. import defaults
+from . import heat_map
 from .page import Page
 
 if TYPE_CHECKING:
@@ -85,6 +88,7 @@ def build(results: Results) -> Page:
         page.table(["run", "error"], sorted(failures.items()))
     _varied(page, runs, varied)
     _outcomes(page, runs, varied)
+    _maps(page, runs, passes, varied)
     _passes(page, runs, passes, varied)
     _about(page, results, runs, passes)
     return page
@@ -294,26 +298,66 @@ def _explorer(runs: _Runs, telling: Sequence[str], varied: Sequence[str]) -> Any
     return figure
 
 
+def _rows(page: Page, passes: _Runs, most: int) -> dict[int, list[int]]:
+    """Return the rows of passes of each run that is shown, and say which are."""
+    rows: dict[int, list[int]] = {}
+    for row, run in enumerate(passes.values["run"]):
+        rows.setdefault(run, []).append(row)
+    shown = list(rows)[:most]
+    if len(shown) < len(rows):
+        page.text(f"The first {len(shown)} of {len(rows)} runs that have passes.")
+    return {run: rows[run] for run in shown}
+
+
+def _names(runs: _Runs, varied: Sequence[str]) -> dict[int, str]:
+    """Return what menus and legends call each run."""
+    names = {}
+    for i, run in enumerate(runs.values["run"]):
+        settings = ", ".join(f"{name} {_shown(runs.values[name][i])}" for name in varied)
+        names[run] = f"run {run}: {settings}" if settings else f"run {run}"
+    return names
+
+
+def _maps(page: Page, runs: _Runs, passes: _Runs, varied: Sequence[str]) -> None:
+    if not (len(passes) and {"row_accesses", "row_ages"} <= passes.columns.keys()):
+        return
+    page.heading("Accesses, and the generation of each page")
+    names = _names(runs, varied)
+    at = {run: i for i, run in enumerate(runs.values["run"])}
+    maps = [
+        heat_map.Map(
+            names[run],
+            np.array([runs.values["start_time"][at[run]], *(passes.values["time"][i] for i in own)],
+                     dtype=np.float64),
+            runs.values["footprint_pages"][at[run]],
+            np.array([passes.values["row_accesses"][i] for i in own]).T,
+            np.array([passes.values["row_ages"][i] for i in own]).T,
+        )
+        for run, own in _rows(page, passes, defaults.REPORT_MAPS).items()
+    ]  # fmt: skip
+    page.interactive(
+        heat_map.figure(
+            maps,
+            x="time of the trace",
+            y="guest page of 4 KiB",
+            buttons=_choose_run([each.name for each in maps], 2),
+        ),
+        name="heat-map",
+        caption="Left: accesses to each row of pages between two aging passes; white is none."
+        " Right: how many generations older than the pass the youngest page of the row is; white"
+        " is not in memory. Drag to look closer; the menu chooses the run.",
+    )
+
+
 def _passes(page: Page, runs: _Runs, passes: _Runs, varied: Sequence[str]) -> None:
     if not len(passes):
         return
     page.heading("Pass by pass")
-    rows: dict[int, list[int]] = {}
-    for row, run in enumerate(passes.values["run"]):
-        rows.setdefault(run, []).append(row)
-    shown = list(rows)[: defaults.REPORT_RUNS]
-    if len(shown) < len(rows):
-        page.text(f"The first {len(shown)} of {len(rows)} runs that have passes.")
-    names = {
-        runs.values["run"][i]: ", ".join(
-            f"{name} {_shown(runs.values[name][i])}" for name in varied
-        )
-        for i in range(len(runs))
-    }
+    names = _names(runs, varied)
     lines = [
-        (f"run {run}" + (f": {names[run]}" if names.get(run) else ""), part)
-        for run in shown
-        for part in _parts(passes, rows[run])
+        (names[run] + part, rows)
+        for run, own in _rows(page, passes, defaults.REPORT_RUNS).items()
+        for part, rows in _parts(passes, own)
     ]
     page.interactive(
         _over_passes(passes, lines),
@@ -352,7 +396,8 @@ def _parts(passes: _Runs, rows: Sequence[int]) -> list[tuple[str, list[int]]]:
     return [("", list(rows))]
 
 
-_Lines = Sequence["tuple[str, tuple[str, list[int]]]"]
+#: What a line is called, and the rows of its passes.
+_Lines = Sequence["tuple[str, list[int]]"]
 
 
 def _at(passes: _Runs) -> str:
@@ -378,11 +423,11 @@ def _over_passes(passes: _Runs, lines: _Lines) -> Any:
             Scatter(
                 x=[passes.values[at][row] for row in rows],
                 y=[_plain(passes.values[first][row]) for row in rows],
-                name=html.escape(run + part),
+                name=html.escape(name),
                 line={"color": _COLOURS[i % len(_COLOURS)]},
                 hovertemplate="%{fullData.name}<br>%{x}: <b>%{y}</b><extra></extra>",
             )
-            for i, (run, (part, rows)) in enumerate(lines)
+            for i, (name, rows) in enumerate(lines)
         ]
     )
     buttons = [
@@ -391,7 +436,7 @@ def _over_passes(passes: _Runs, lines: _Lines) -> Any:
             "method": "update",
             "args": [
                 {"y": [[_plain(passes.values[name][row]) for row in rows]
-                       for _, (_, rows) in lines]},
+                       for _, rows in lines]},
                 {"yaxis.title.text": html.escape(passes.label(name))},
             ],
         }
@@ -415,14 +460,14 @@ def _lay_out(figure: Any, x: str, y: str, buttons: list[dict[str, Any]]) -> None
     )
 
 
-def _choose_run(lines: _Lines, traces: int) -> list[dict[str, Any]]:
+def _choose_run(names: Sequence[str], traces: int) -> list[dict[str, Any]]:
     return [
         {
-            "label": html.escape(run + part),
+            "label": html.escape(name),
             "method": "restyle",
-            "args": ["visible", [i == which for i in range(len(lines)) for _ in range(traces)]],
+            "args": ["visible", [i == which for i in range(len(names)) for _ in range(traces)]],
         }
-        for which, (run, (part, _)) in enumerate(lines)
+        for which, name in enumerate(names)
     ]
 
 
@@ -436,7 +481,7 @@ def _working_set(passes: _Runs, lines: _Lines) -> Any:
 
     at = _at(passes)
     figure = Figure()
-    for i, (_, (_, rows)) in enumerate(lines):
+    for i, (_, rows) in enumerate(lines):
         x, steps = _steps(passes, at, rows)
         for name, shown, style in (
             (
@@ -454,7 +499,9 @@ def _working_set(passes: _Runs, lines: _Lines) -> Any:
                 Scatter(x=x, y=[passes.values[name][row] for row in steps], name=shown,
                         visible=i == 0, **style)
             )  # fmt: skip
-    _lay_out(figure, passes.label(at), "pages of 4 KiB", _choose_run(lines, 2))
+    _lay_out(
+        figure, passes.label(at), "pages of 4 KiB", _choose_run([name for name, _ in lines], 2)
+    )
     return figure
 
 
@@ -463,7 +510,7 @@ def _generations(passes: _Runs, lines: _Lines) -> Any:
 
     at = _at(passes)
     figure = Figure()
-    for i, (_, (_, rows)) in enumerate(lines):
+    for i, (_, rows) in enumerate(lines):
         x, steps = _steps(passes, at, rows)
         for name, colour in _GENERATIONS.items():
             age = int(name[-1])
@@ -475,7 +522,12 @@ def _generations(passes: _Runs, lines: _Lines) -> Any:
                     visible=i == 0,
                 )
             )  # fmt: skip
-    _lay_out(figure, passes.label(at), "pages of 4 KiB", _choose_run(lines, len(_GENERATIONS)))
+    _lay_out(
+        figure,
+        passes.label(at),
+        "pages of 4 KiB",
+        _choose_run([name for name, _ in lines], len(_GENERATIONS)),
+    )
     return figure
 
 
