@@ -503,6 +503,94 @@ def test_a_policy_of_ones_own(tmp_path):
     assert own.row[f"{COUNTERS}pgsteal"] == plain.row[f"{COUNTERS}pgsteal"]
 
 
+WRONG_POLICIES = """from youngbit.policy import Policy
+class Raises(Policy):
+    def choose(self, view, swappiness, may_io, kernel):
+        return self.help(view)
+    def help(self, view):
+        return {}["best"]
+class Exits(Policy):
+    def should_age(self, view, can_swap, kernel):
+        raise SystemExit(0)
+class Answers(Policy):
+    def tier(self, view, kind, kernel):
+        return "hot"
+class Short(Policy):
+    def tier(self, view):
+        return 0
+class Unmade(Policy):
+    def __init__(self):
+        self.best = {}["best"]
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("Raises", "wrong.py, line 6, in help: KeyError: 'best'"),
+        ("Exits", "wrong.py, line 9, in should_age: SystemExit: 0"),
+        ("Answers", "TypeError: tier() returned 'hot', expected a tier, 0 to 3"),
+        ("Short", "TypeError: Short.tier(view): is called with (view, kind, kernel)"),
+        ("Unmade", "wrong.py, line 18, in __init__: KeyError: 'best'"),
+    ],
+)
+def test_what_a_policy_does_wrong_is_said_with_its_place(tmp_path, name, says):
+    (tmp_path / "wrong.py").write_text(WRONG_POLICIES)
+    experiment = small(pressure=lab.Pressure("max", 0.5), policy=f"wrong.py:{name}")
+    (tmp_path / "it.toml").write_text(lab.to_toml(experiment))
+    done = run("run", tmp_path / "it.toml", "--results", tmp_path / "kept", code=2)
+    assert done.stdout == ""
+    assert done.stderr == f"youngbit: policy wrong.py:{name}: {says}\n"
+    # What a sweep would have in its table.
+    kept = yb.load(tmp_path / "kept")
+    assert kept.failures() == {0: f"PolicyError: policy wrong.py:{name}: {says}"}
+    assert kept.to_arrow()["policy"].to_pylist() == [f"wrong.py:{name}"]
+    with pytest.raises(yb.PolicyError) as caught:
+        lab.run(experiment, base=tmp_path)
+    assert caught.value.__cause__ is not None
+
+
+def test_what_is_wrong_elsewhere_is_not_blamed_on_a_policy(tmp_path):
+    (tmp_path / "right.py").write_text(
+        "from youngbit.policy import Policy\nclass Right(Policy):\n    pass\n"
+    )
+    experiment = small(policy="right.py:Right", host=lab.Machine(memory=1 << 20))
+    with pytest.raises(OSError, match="out of host memory"):
+        lab.run(experiment, base=tmp_path)
+
+    def passed(_):
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        lab.run(small(policy="right.py:Right"), base=tmp_path, passed=passed)
+
+
+def test_a_result_is_kept_before_it_is_shown_and_no_failure_replaces_it(tmp_path, monkeypatch):
+    # Arrow would take such a name for an address.
+    monkeypatch.chdir(tmp_path)
+    path, kept = Path("it.toml"), "runs:1"
+    (tmp_path / "mine.py").write_text(
+        "from youngbit.policy import Policy\nclass Mine(Policy):\n    pass\n"
+    )
+    path.write_text(lab.to_toml(small(policy="mine.py:Mine")))
+    done = run("run", path, "--results", kept, "--json", "/dev/full", code=2)
+    assert "No space left" in done.stderr
+    assert yb.load(kept).to_arrow()["status"].to_pylist() == ["ok"]
+    (tmp_path / "mine.py").unlink()
+    run("run", path, "--results", kept, code=2)
+    assert yb.load(kept).to_arrow()["status"].to_pylist() == ["ok"]
+
+
+def test_vms_of_one_kernel_differ_in_protocol_where_that_is_said():
+    guests = [
+        lab.VirtualMachine(memory=1 << 20, protocol=protocol, aging_asks=asks)
+        for protocol, asks in (("v7", None), ("v9", None), ("baseline", "none"))
+    ]
+    found = lab.run(small(vms=tuple(guests)))
+    # It holds for all of them, so nothing of a guest was seen.
+    assert found.row["recall"] == 0.0
+
+
 def test_swappiness_and_host_memory_are_the_hosts():
     pressed = small(pressure=lab.Pressure("max", 0.5), host=lab.Machine(swappiness=200))
     assert lab.run(pressed).row[f"{COUNTERS}pgsteal"] > 0

@@ -98,6 +98,19 @@ DESCRIPTIONS: dict[str, tuple[str | bytes, int, int, str]] = {
         1,
         "a trace is one vCPU's accesses",
     ),
+    "kernels": (
+        AGING + "[[vms]]\n[[vms]]\nprotocol = 'baseline'\n",
+        2,
+        3,
+        "vms: a host runs one kernel, and aging asks accurate and fast_only in those of protocols"
+        " baseline and v7",
+    ),
+    "kernels-said": (
+        AGING + "[[vms]]\naging_asks = 'none'\n[[vms]]\naging_asks = 'accurate'\n",
+        2,
+        3,
+        "aging_asks of these are accurate and none; expected the same",
+    ),
     "exponent": (
         AGING + '[[vms]]\nworkload = { kind = "zipf", exponent = 0 }\n',
         3,
@@ -444,7 +457,22 @@ RUNS: dict[str, tuple[lab.Aging | lab.ReplayDescription, type[Exception], str]] 
     "no-policy-module": (lab.Aging(policy="no_such_module:Mine"), ValueError, "no_such_module"),
     "no-policy": (lab.Aging(policy="json:Mine"), ValueError, "json has no subclass of youngbit"),
     "policy-not-one": (lab.Aging(policy="json:JSONDecoder"), ValueError, "has no subclass"),
-    "policy-syntax": (lab.Aging(policy="bad.py:Mine"), SyntaxError, "bad.py"),
+    "no-policy-submodule": (lab.Aging(policy="json.own:Mine"), ValueError, "no module json.own"),
+    "policy-syntax": (
+        lab.Aging(policy="bad.py:Mine"),
+        yb.PolicyError,
+        "^policy bad.py:Mine: bad.py, line 1: SyntaxError: invalid syntax$",
+    ),
+    "policy-import": (
+        lab.Aging(policy="worse.py:Mine"),
+        yb.PolicyError,
+        "worse.py, line 2, in <module>: ModuleNotFoundError: No module named 'no_such_module'",
+    ),
+    "policy-package": (
+        lab.Aging(policy="youngbit_test_package.policies:Mine"),
+        yb.PolicyError,
+        "__init__.py, line 1, in <module>: ModuleNotFoundError: No module named 'no_such_module'",
+    ),
     "npt-without-ad": (
         lab.Aging(vms=(lab.VirtualMachine(format="npt", ad=False),)),
         OSError,
@@ -456,10 +484,14 @@ RUNS: dict[str, tuple[lab.Aging | lab.ReplayDescription, type[Exception], str]] 
 
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("case", RUNS)
-def test_runs_that_cannot_be(case, tmp_path):
+def test_runs_that_cannot_be(case, tmp_path, monkeypatch):
     experiment, kind, says = RUNS[case]
     (tmp_path / "bad.npz").write_text("time,page,write\n")
     (tmp_path / "bad.py").write_text("class Mine(:\n")
+    (tmp_path / "youngbit_test_package").mkdir()
+    (tmp_path / "youngbit_test_package" / "__init__.py").write_text("import no_such_module\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "worse.py").write_text("\nimport no_such_module\n")
     with pytest.raises(kind, match=says):
         lab.run(experiment, base=tmp_path)
 

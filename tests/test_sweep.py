@@ -271,14 +271,15 @@ def test_failures_are_rows_with_their_error(tmp_path):
     errors = {names[run]: error for run, error in results.failures().items()}
     assert len(results) == len(names)
     expected = {
-        "Raises": "KeyError: 'mine'",
-        "WrongType": "TypeError: ",
-        "Leaves": "SystemExit: 3",
+        "Raises": "PolicyError: policy mine.py:Raises: mine.py, line 10, in choose: KeyError",
+        "WrongType": "PolicyError: policy mine.py:WrongType: TypeError: choose() returned 7",
+        "Leaves": "PolicyError: policy mine.py:Leaves: mine.py, line 18, in choose: SystemExit: 3",
         "Dies": "ChildProcessError: the worker process died",
         "Hangs": "TimeoutError: the run took longer than 1 s",
         "NotThere": "ValueError: policy: mine.py has no subclass of youngbit.policy.Policy",
         "Missing": "ValueError: policy: mine.py has no subclass of youngbit.policy.Policy",
-        "RaisesAtOnce": "RuntimeError: not today",
+        "RaisesAtOnce": "PolicyError: policy mine.py:RaisesAtOnce: mine.py, line 34, in __init__:"
+        " RuntimeError: not today",
     }
     assert errors.keys() == expected.keys()
     for name, error in expected.items():

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from . import access, defaults, errors, lru_gen, oracle, reuse, sizes, traces
 from ._core import build_info
 from .damon import Damon
-from .errors import FormatError, TraceError
+from .errors import FormatError, PolicyError, TraceError
 from .generations import Generation, GenerationDetail, Generations
 from .machine import (
     AgeStats,
@@ -56,6 +56,7 @@ __all__ = [
     "Mm",
     "MmuNotifier",
     "Pages",
+    "PolicyError",
     "Registration",
     "RunStats",
     "TraceError",

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike, fspath
 
-__all__ = ["FormatError", "TraceError", "missing"]
+__all__ = ["FormatError", "PolicyError", "TraceError", "missing"]
 
 
 class FormatError(ValueError):
@@ -77,6 +77,33 @@ class TraceError(ValueError):
 
     def __str__(self) -> str:
         return f"{self.path}: {self.where}: found {self.found}, expected {self.expected}"
+
+
+class PolicyError(Exception):
+    """A policy of the user's own raised, or answered what is no answer.
+
+    What it raised is the ``__cause__``.
+
+    Attributes:
+        policy: Its name in the description, ``FILE.py:NAME`` or ``MODULE:NAME``.
+        place: File, line and function; empty for an answer, whose function
+            ``problem`` names.
+        problem: The kind of the exception and what it says.
+
+    """
+
+    policy: str
+    place: str
+    problem: str
+
+    def __init__(self, policy: str, place: str, problem: str) -> None:
+        self.policy = policy
+        self.place = place
+        self.problem = problem
+        super().__init__(policy, place, problem)
+
+    def __str__(self) -> str:
+        return ": ".join(filter(None, (f"policy {self.policy}", self.place, self.problem)))
 
 
 def missing(what: str, package: str, extra: str) -> ImportError:

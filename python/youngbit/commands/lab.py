@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,9 @@ from .. import defaults, lab
 from .._core import build_info
 from ..lab import store
 from ..lab.columns import COUNTERS
+from ..lab.experiment import failed
 from . import access_tracking, contention, estimate, pictures, reclaim, replay, stress
-from .described import Way, exit_by_verdict, run_described, show
+from .described import INTERRUPTED, Way, exit_by_verdict, run_described, show
 from .shared import (
     EXIT_FAILED,
     NumberType,
@@ -55,22 +58,38 @@ def run(file: str, results: str | None, plot: str | None, json_to: str | None) -
     check_picture(plot)
     if plot is not None and way.draw is None:
         raise click.UsageError("--plot: there is no picture of this kind of experiment")
-    kept = None
-    if results is not None:
-        store.arrow()
-        kept = store.Store(results, lab.Sweep.of(experiment))
-    try:
+    with contextlib.ExitStack() as stack:
+        if results is not None:
+            store.arrow()
+            kept = stack.enter_context(store.Store(results, lab.Sweep.of(experiment)))
+            way = _keeping(way, kept)
         found = show(way, experiment, json_to, plot=plot, base=Path(file).parent)
-        if kept is not None:
-            # What says where and when is of a sweep's runs.
-            kept.add((0, found.row, found.passes))
-            kept.compact()
-            if json_to != "-":
-                click.echo(f"Wrote {results}")
-    finally:
-        if kept is not None:
-            kept.close()
+        if results is not None and json_to != "-":
+            click.echo(f"Wrote {results}")
     exit_by_verdict(found)
+
+
+def _keeping(way: Way, kept: store.Store) -> Way:
+    """Keep what comes out before it is shown, and what went wrong as a sweep would."""
+
+    def keep(found: lab.Result) -> None:
+        # What says where and when is of a sweep's runs.
+        kept.add((0, found.row, found.passes))
+        kept.compact()
+
+    def run(experiment: lab.Experiment, base: Path | None, quiet: bool) -> lab.Result:
+        try:
+            found = way.run(experiment, base, quiet)
+        except Exception as error:
+            # What is there already is worth more.
+            if "ok" not in kept.finished.values():
+                keep(failed(experiment, error))
+            raise
+        if found.row["status"] != INTERRUPTED:
+            keep(found)
+        return found
+
+    return dataclasses.replace(way, run=run)
 
 
 def _run_any(experiment: lab.Experiment, base: Path | None, _quiet: bool) -> lab.Result:

@@ -8,6 +8,7 @@ import sys
 import click
 
 from .. import __version__
+from ..errors import PolicyError
 from . import (
     access_tracking,
     bench,
@@ -63,5 +64,5 @@ def main() -> None:
         # Whoever read our output has gone; Python would complain at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(EXIT_FAILED) from None
-    except (ValueError, OSError, MemoryError, ImportError) as error:
+    except (ValueError, OSError, MemoryError, ImportError, PolicyError) as error:
         fail(str(error) or type(error).__name__, EXIT_USAGE)

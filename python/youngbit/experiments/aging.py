@@ -9,12 +9,8 @@ The truth is in the accesses, so precision and recall are exact.
 from __future__ import annotations
 
 import errno
-import importlib
-import importlib.util
-import inspect
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, cast
@@ -42,6 +38,7 @@ from ..units import (
     Seconds,
     Share,
 )
+from ._own_policy import OwnPolicy
 from ._parts import check_guest_tables, ignore, vm_options
 from .workloads import Guest, TraceWorkload, Zipf, recorded, vcpu_seed
 
@@ -235,8 +232,24 @@ class Aging:
             raise ValueError(f"warm_up: {self.warm_up} is negative")
         if not self.vms:
             raise ValueError("vms: expected at least one VM")
+        self._check_kernel()
         if self.policy is not None and not all(self.policy.rpartition(":")[::2]):
             raise ValueError(f"policy: {self.policy!r} is neither FILE.py:NAME nor MODULE:NAME")
+
+    def _check_kernel(self) -> None:
+        """Refuse VMs of different kernels: the host runs one."""
+        said = {vm.aging_asks for vm in self.vms if vm.aging_asks is not None}
+        if len(said) > 1:
+            raise ValueError(
+                f"vms: a host runs one kernel, and aging_asks of these are {_listed(said)};"
+                " expected the same"
+            )
+        own = {vm.protocol: defaults.PROTOCOL_ASKS[vm.protocol] for vm in self.vms}
+        if not said and len(set(own.values())) > 1:
+            raise ValueError(
+                f"vms: a host runs one kernel, and aging asks {_listed(own.values())} in those of"
+                f" protocols {_listed(own)}; say which by aging_asks of one"
+            )
 
     def run(
         self, *, base: Path | None = None, passed: Callable[[AgingPass], None] = ignore
@@ -250,39 +263,18 @@ class Aging:
         Raises:
             ValueError: If the description contradicts itself.
             OSError: If the machine cannot be made, or memory runs out.
-            Exception: What a policy raised.
+            PolicyError: What the policy raised or answered wrongly, with its place.
 
         """
-        return _Run(self, base).run(passed)
+        if self.policy is None:
+            return _Run(self, base, None).run(passed)
+        own = OwnPolicy(self.policy, base)
+        with own.blamed():
+            return _Run(self, base, own.policy).run(passed)
 
 
-def load_policy(name: str, base: Path | None) -> Policy:
-    """Return a policy of the user's own.
-
-    Raises:
-        ValueError: If there is none of that name; its own errors are not touched.
-
-    """
-    where, _, what = name.rpartition(":")
-    if where.endswith(".py"):
-        path = ((base or Path()) / where).resolve()
-        if not path.is_file():
-            raise ValueError(f"policy: there is no file {where}")
-        spec = importlib.util.spec_from_file_location(f"_youngbit_policy_{path.stem}", path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module
-        spec.loader.exec_module(module)
-    else:
-        try:
-            module = importlib.import_module(where)
-        except ModuleNotFoundError as error:
-            raise ValueError(f"policy: {error}") from None
-    found = getattr(module, what, None)
-    if not (inspect.isclass(found) and issubclass(found, Policy)):
-        raise ValueError(f"policy: {where} has no subclass of youngbit.policy.Policy named {what}")
-    return found()
+def _listed(names: Iterable[str]) -> str:
+    return " and ".join(sorted(set(names)))
 
 
 class _Guest:
@@ -298,7 +290,7 @@ class _Guest:
 
 
 class _Run:
-    def __init__(self, experiment: Aging, base: Path | None) -> None:
+    def __init__(self, experiment: Aging, base: Path | None, policy: Policy | None) -> None:
         self.experiment = experiment
         streams = []
         sizes = []
@@ -322,8 +314,8 @@ class _Run:
             for each, size, own in zip(experiment.vms, sizes, streams, strict=True)
         ]
         self.result = AgingResult(experiment, sizes)
-        if experiment.policy is not None:
-            self.host.policy = load_policy(experiment.policy, base)
+        if policy is not None:
+            self.host.policy = policy
 
     def _host(self, sizes: list[int]) -> Host:
         described = self.experiment.host
@@ -342,6 +334,9 @@ class _Run:
             clock="virtual",
             capabilities=described.capabilities,
         )
+        for vm in self.experiment.vms:
+            if vm.aging_asks is not None:
+                host.aging_asks = vm.aging_asks
         if described.swappiness is not None:
             host.procfs["sys/vm/swappiness"].write(str(described.swappiness))
         return host

@@ -23,6 +23,7 @@ __all__ = [
     "Result",
     "Scalar",
     "add_kind",
+    "failed",
     "from_toml",
     "kind_of",
     "parameters",
@@ -182,6 +183,21 @@ def run(
         for name in names:
             describe_column(table, name, kind.name)
     return Result(row, measured.passes, measured.detail)
+
+
+def failed(experiment: Experiment, error: str | BaseException) -> Result:
+    """Return what a run gave that did not come to an end: its parameters and the error."""
+    if isinstance(error, BaseException):
+        kind = type(error).__name__
+        error = f"{kind}: {error}" if str(error) else kind
+    row: dict[str, Scalar] = {
+        "experiment": kind_of(experiment).name,
+        **parameters(experiment),
+        "status": "failed",
+        "error": error,
+        "passes": 0,
+    }
+    return Result(row, {})
 
 
 @cache

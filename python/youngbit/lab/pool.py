@@ -139,7 +139,7 @@ def _collect(slot: _Slot, running: dict[Future[Outcome], _Slot]) -> Iterator[Out
             continue
         if not isinstance(error, BrokenProcessPool):
             # What was found could not be brought here.
-            yield failure(task, f"{type(error).__name__}: {error}")
+            yield failure(task, error)
             continue
         # They run in order, so this one was running, and the others were waiting.
         yield failure(task, slot.why())
@@ -208,5 +208,5 @@ def dask(tasks: Iterable[Task], address: str) -> Generator[Outcome, None, None]:
             except Exception as error:
                 if client.status == "closed":
                     raise OSError(f"{address}: the Dask cluster went away: {error}") from None
-                outcome = failure(task, f"{type(error).__name__}: {error}")
+                outcome = failure(task, error)
             yield outcome

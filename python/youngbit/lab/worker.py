@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .._core import build_info
-from .experiment import Experiment, kind_of, parameters, run
+from .experiment import Experiment, failed, run
 from .store import Outcome
 
 __all__ = ["Task", "execute", "failure", "hello", "prepare"]
@@ -38,21 +38,9 @@ def _now() -> str:
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
 
 
-def failure(task: Task, error: str, **rest: Any) -> Outcome:
+def failure(task: Task, error: str | BaseException, **rest: Any) -> Outcome:
     """Return the row of a run that did not come to an end."""
-    return (
-        task.run,
-        {
-            "run": task.run,
-            "experiment": kind_of(task.experiment).name,
-            **parameters(task.experiment),
-            "status": "failed",
-            "error": error,
-            "passes": 0,
-            **rest,
-        },
-        {},
-    )
+    return task.run, {"run": task.run, **failed(task.experiment, error).row, **rest}, {}
 
 
 def execute(task: Task) -> Outcome:
@@ -69,8 +57,7 @@ def execute(task: Task) -> Outcome:
         raise
     except BaseException as error:
         # A policy may raise anything, SystemExit too; the sweep goes on.
-        text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        return failure(task, text, seconds=time.perf_counter() - begun, **place)
+        return failure(task, error, seconds=time.perf_counter() - begun, **place)
     return task.run, {"run": task.run, **result.row, **place}, result.passes
 
 
