@@ -211,6 +211,78 @@ fn a_path_is_a_files_or_a_shmems_and_never_anonymous_memorys() {
 }
 
 #[test]
+fn a_recording_s_first_line_says_which_machine_and_no_other() {
+    let read = |kernel: &str, mmu: &str, rest: &str| {
+        let line = format!(
+            r#"{{"scenario": "s", "kernel": "{kernel}", "lru_gen_enabled": "0x000f", "mmu": "{mmu}",
+            "swap_pages": 8{rest}}}"#
+        );
+        Conditions::from_header(&serde_json::from_str(&line).expect("a header"))
+    };
+    for (kernel, mmu, rest, expected) in [
+        ("v7", "tdp", "", (Kvm::V7, Asking::FastOnly, Mmu::Tdp, true)),
+        (
+            "v7 no-ad",
+            "tdp",
+            "",
+            (Kvm::V7, Asking::FastOnly, Mmu::Tdp, false),
+        ),
+        (
+            "v9",
+            "shadow",
+            "",
+            (Kvm::V9, Asking::Accurate, Mmu::Shadow, true),
+        ),
+        (
+            "6.12",
+            "none",
+            "",
+            (Kvm::Baseline, Asking::None, Mmu::None, true),
+        ),
+        (
+            "6.12 no-ad",
+            "direct-rmap",
+            r#", "secondary_mmu_walk": true"#,
+            (Kvm::Baseline, Asking::Accurate, Mmu::DirectRmap, false),
+        ),
+    ] {
+        let c = read(kernel, mmu, rest).expect(kernel);
+        assert_eq!(
+            (c.kvm, c.asking, c.mmu, c.ad_bits),
+            expected,
+            "{kernel} {mmu}"
+        );
+    }
+    for (kernel, mmu, rest, errno, what) in [
+        (
+            "v7 no-ad",
+            "shadow",
+            "",
+            Errno::EOPNOTSUPP,
+            "shadow paging always has them",
+        ),
+        (
+            "v7",
+            "tdp2",
+            "",
+            Errno::EINVAL,
+            "expected none, tdp, direct-rmap or shadow",
+        ),
+        (
+            "v7",
+            "tdp",
+            r#", "page_size": 16384"#,
+            Errno::EINVAL,
+            "page_size 16384: expected 4096",
+        ),
+    ] {
+        let error = read(kernel, mmu, rest).expect_err(what);
+        assert_eq!(error.errno(), errno, "{error}");
+        assert!(error.to_string().contains(what), "{error}");
+    }
+}
+
+#[test]
 fn a_memory_cgroup_has_the_files_that_the_documentation_names() {
     let files = [
         ("high", "max", None),
