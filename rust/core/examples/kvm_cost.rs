@@ -4,6 +4,7 @@
 use std::hint::black_box;
 use std::time::Instant;
 use youngbit_core::access::{Pattern, Stream, StreamConfig};
+use youngbit_core::host::ROOT_MEMCG;
 use youngbit_core::kvm::{MemoryRegion, RunOptions, Vm, VmConfig};
 use youngbit_core::mm::{Kind, PAGE_SIZE, VmFlags};
 use youngbit_core::sync::atomic::{AtomicU64, Ordering, zeroed};
@@ -28,7 +29,7 @@ fn main() -> youngbit_core::Result<()> {
         virtual_clock: false,
     })?;
     let cpu = Cpu::new(&host);
-    let mm = host.create_mm(0)?;
+    let mm = host.create_mm(ROOT_MEMCG)?;
     let space = host.create_space(Kind::Anon, 0);
     let hva = mm.mmap(None, PAGES * PAGE_SIZE, &space, 0, VmFlags::default())?;
     let vm = Vm::create(&cpu, &mm, VmConfig::default())?;

@@ -223,11 +223,16 @@ impl Host {
         Ok(())
     }
 
-    /// A memory cgroup by number, if it was not removed; 0, which none has,
-    /// stands for the root.
+    /// A memory cgroup by number, if it was not removed.
     pub fn memcg(&self, id: u16) -> Option<Arc<Memcg>> {
-        let memcg = self.memcgs.get(id.max(ROOT_MEMCG))?;
+        let memcg = self.memcgs.get(id)?;
         memcg.is_online().then(|| Arc::clone(memcg))
+    }
+
+    /// The root memory cgroup, which is never removed (`root_mem_cgroup`).
+    pub fn root_memcg(&self) -> Arc<Memcg> {
+        self.memcg(ROOT_MEMCG)
+            .expect("a host is made with its root")
     }
 
     /// A memory cgroup by number, removed or not, without counting a reference:
@@ -253,7 +258,7 @@ impl Host {
             .collect()
     }
 
-    /// A new process in a memory cgroup; 0 stands for the root.
+    /// A new process in a memory cgroup.
     ///
     /// # Errors
     /// `ENOENT` when there is no such cgroup.

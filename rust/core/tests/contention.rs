@@ -6,6 +6,7 @@ use youngbit_core::Cpu;
 use youngbit_core::access::{Pattern, Stream, StreamConfig};
 use youngbit_core::bench::{Guest, GuestConfig};
 use youngbit_core::cpu::FOLIO_BATCH;
+use youngbit_core::host::ROOT_MEMCG;
 use youngbit_core::kvm::{MmuKind, Protocol, RunOptions};
 use youngbit_core::lru_gen;
 use youngbit_core::mm::{Kind, PAGE_SIZE, VmFlags};
@@ -134,7 +135,7 @@ fn a_folio_unmapped_while_it_waits_is_freed() {
     })
     .expect("a guest");
     let host = &guest.host;
-    let mm = host.create_mm(0).expect("an mm");
+    let mm = host.create_mm(ROOT_MEMCG).expect("an mm");
     let space = host.create_space(Kind::Anon, 0);
     let pages = FOLIO_BATCH as u64 - 1;
     let hva = mm

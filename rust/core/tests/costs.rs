@@ -6,6 +6,7 @@
 #![cfg(all(not(loom), feature = "mutants"))]
 
 use std::time::{Duration, Instant};
+use youngbit_core::host::ROOT_MEMCG;
 use youngbit_core::kvm::mmu::shadow::ShadowConfig;
 use youngbit_core::kvm::{MemoryRegion, MmuKind, Vm, VmConfig};
 use youngbit_core::mm::{Kind, MmuNotifier, PAGE_SIZE, VmFlags};
@@ -31,7 +32,7 @@ fn writer_waits_for_a_chain() {
     })
     .expect("a valid host");
     let cpu = Cpu::new(&host);
-    let mm = host.create_mm(0).expect("the root cgroup exists");
+    let mm = host.create_mm(ROOT_MEMCG).expect("the root cgroup exists");
     let space = host.create_space(Kind::Anon, 0);
     let hva = mm
         .mmap(None, PAGE_SIZE, &space, 0, VmFlags::default())

@@ -1,6 +1,7 @@
 //! The region sampler, and accessed bits page by page, over a secondary MMU.
 
 use std::sync::Arc;
+use youngbit_core::host::ROOT_MEMCG;
 use youngbit_core::kvm::memslot::MemoryRegion;
 use youngbit_core::kvm::tlb::TlbConfig;
 use youngbit_core::kvm::vm::{Vm, VmConfig};
@@ -18,7 +19,7 @@ fn guest(pages: u64, tlb: TlbConfig) -> (Arc<Host>, Arc<Vm>, u64) {
     })
     .expect("a valid host");
     let cpu = Cpu::new(&host);
-    let mm = host.create_mm(0).expect("mm");
+    let mm = host.create_mm(ROOT_MEMCG).expect("mm");
     let space = host.create_space(Kind::Shmem, pages);
     let size = pages * PAGE_SIZE;
     let at = mm

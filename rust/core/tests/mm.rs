@@ -1,6 +1,7 @@
 //! The primary MMU: mapping, faulting, touching, unmapping.
 
 use std::sync::Arc;
+use youngbit_core::host::ROOT_MEMCG;
 use youngbit_core::mm::folio::{ACTIVE, ANON, DIRTY, REFERENCED};
 use youngbit_core::mm::pagetable::{ACCESSED, PMD, PTE, PUD, RW, SPECIAL, level_size};
 use youngbit_core::mm::{FolioWord, Kind, Mm, PAGE_SIZE, VmFlags, pagetable};
@@ -18,7 +19,7 @@ fn machine(pages: u64) -> (Arc<Host>, Arc<Mm>) {
         virtual_clock: true,
     })
     .expect("a valid host");
-    let mm = host.create_mm(0).expect("mm");
+    let mm = host.create_mm(ROOT_MEMCG).expect("mm");
     (host, mm)
 }
 
@@ -42,7 +43,7 @@ fn a_write_fault_maps_a_page_of_its_own_young_and_dirty() {
     assert_eq!(host.memory.mapcount(pte.pfn()), 1);
     assert_eq!(host.memory.content(pte.pfn()).load(Ordering::Relaxed), 7);
     assert_eq!(cpu.counters.get(Counter::PgFault), 1);
-    assert_eq!(host.memcg(0).expect("root").usage(), 1);
+    assert_eq!(host.root_memcg().usage(), 1);
 }
 
 #[test]
@@ -52,11 +53,11 @@ fn a_read_fault_maps_the_zero_page_and_a_write_replaces_it() {
     let at = map(&host, &mm, Kind::Anon, PAGE_SIZE, VmFlags::default());
     mm.touch(&cpu, at, false, None).expect("read");
     assert!(mm.lookup(at).1.has(SPECIAL));
-    assert_eq!(host.memcg(0).expect("root").usage(), 0);
+    assert_eq!(host.root_memcg().usage(), 0);
     assert_eq!(mm.gup_fast(&cpu, at, false), None, "no folio is behind it");
     mm.touch(&cpu, at, true, None).expect("written");
     assert!(!mm.lookup(at).1.has(SPECIAL));
-    assert_eq!(host.memcg(0).expect("root").usage(), 1);
+    assert_eq!(host.root_memcg().usage(), 1);
 }
 
 #[test]
@@ -82,7 +83,7 @@ fn huge_pages_map_at_their_level_and_split_when_cut() {
     assert_eq!(mm.lookup(at + PAGE_SIZE).0.level, PTE);
     assert_eq!(host.memory.mapcount(pte.pfn()), 511);
     mm.munmap(&cpu, at, 4 * MIB).expect("unmapped");
-    assert_eq!(host.memcg(0).expect("root").usage(), 0);
+    assert_eq!(host.root_memcg().usage(), 0);
     assert_eq!(host.memory.nr_free(0), 4095);
 }
 
@@ -102,7 +103,7 @@ fn hugetlb_pages_of_1_gib_map_at_the_pud() {
     let cut = mm.munmap(&cpu, at, PAGE_SIZE).expect_err("cuts a page");
     assert_eq!(cut.errno(), Errno::EINVAL);
     mm.munmap(&cpu, at, level_size(PUD)).expect("unmapped");
-    assert_eq!(host.memcg(0).expect("root").usage(), 0);
+    assert_eq!(host.root_memcg().usage(), 0);
 }
 
 #[test]
@@ -112,7 +113,7 @@ fn mappings_of_one_file_share_its_pages() {
     let file = host.create_space(Kind::File, 8);
     let len = 8 * PAGE_SIZE;
     let a = mm.mmap(None, len, &file, 0, VmFlags::default()).expect("a");
-    let other = host.create_mm(0).expect("mm");
+    let other = host.create_mm(ROOT_MEMCG).expect("mm");
     let b = other
         .mmap(None, len, &file, 0, VmFlags::default())
         .expect("b");
@@ -196,9 +197,9 @@ fn running_out_of_frames_is_an_error_that_loses_nothing() {
     }
     let (page, error) = full.expect("16 frames do not hold 32 pages");
     assert_eq!((page, error.errno()), (16, Errno::ENOMEM));
-    assert_eq!(host.memcg(0).expect("root").usage(), 16);
+    assert_eq!(host.root_memcg().usage(), 16);
     mm.munmap(&cpu, at, 32 * PAGE_SIZE).expect("unmapped");
-    assert_eq!(host.memcg(0).expect("root").usage(), 0);
+    assert_eq!(host.root_memcg().usage(), 0);
 }
 
 #[test]
@@ -224,10 +225,10 @@ fn threads_that_fault_the_same_pages_agree() {
             });
         }
     });
-    assert_eq!(host.memcg(0).expect("root").usage(), pages);
+    assert_eq!(host.root_memcg().usage(), pages);
     let cpu = Cpu::new(&host);
     host.exit_mm(&cpu, &mm);
     drop(cpu);
-    assert_eq!(host.memcg(0).expect("root").usage(), 0);
+    assert_eq!(host.root_memcg().usage(), 0);
     assert_eq!(host.memory.nr_free(0), 4095);
 }

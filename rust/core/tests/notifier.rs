@@ -1,6 +1,7 @@
 //! MMU notifiers: section 5 of the series, statement by statement.
 
 use std::sync::Arc;
+use youngbit_core::host::ROOT_MEMCG;
 use youngbit_core::mm::{MmuNotifier, Ops, PAGE_SIZE, Subscription};
 use youngbit_core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use youngbit_core::sync::thread;
@@ -80,7 +81,7 @@ impl MmuNotifier for Fake {
 fn without_subscribers_every_call_is_a_no_op_that_says_not_young() {
     let host = host();
     let cpu = Cpu::new(&host);
-    let mm = host.create_mm(0).expect("mm");
+    let mm = host.create_mm(ROOT_MEMCG).expect("mm");
     assert!(!mm.notifiers.has_notifiers());
     assert!(!mm.notifiers.clear_young(&cpu, 0, PAGE_SIZE, false));
     assert!(!mm.notifiers.clear_flush_young(&cpu, 0, PAGE_SIZE));
@@ -92,7 +93,7 @@ fn without_subscribers_every_call_is_a_no_op_that_says_not_young() {
 fn clear_asks_all_and_ors_but_test_stops_at_the_first_young() {
     let host = host();
     let cpu = Cpu::new(&host);
-    let mm = host.create_mm(0).expect("mm");
+    let mm = host.create_mm(ROOT_MEMCG).expect("mm");
     let (first, second) = (Fake::new(Ops::ALL, true), Fake::new(Ops::ALL, false));
     mm.register_notifier(&cpu, first.clone());
     mm.register_notifier(&cpu, second.clone());
@@ -110,7 +111,7 @@ fn clear_asks_all_and_ors_but_test_stops_at_the_first_young() {
 fn fast_only_leaves_subscribers_that_are_not_fast_alone() {
     let host = host();
     let cpu = Cpu::new(&host);
-    let mm = host.create_mm(0).expect("mm");
+    let mm = host.create_mm(ROOT_MEMCG).expect("mm");
     let (slow, fast) = (Fake::new(Ops::ALL, true), Fake::new(Ops::ALL, false));
     mm.register_notifier(&cpu, slow.clone());
     assert!(!mm.notifiers.has_fast_young_notifiers());
@@ -134,7 +135,7 @@ fn fast_only_leaves_subscribers_that_are_not_fast_alone() {
 fn a_missing_operation_is_skipped() {
     let host = host();
     let cpu = Cpu::new(&host);
-    let mm = host.create_mm(0).expect("mm");
+    let mm = host.create_mm(ROOT_MEMCG).expect("mm");
     let ops = Ops {
         clear_young: false,
         invalidate: false,
@@ -153,7 +154,7 @@ fn a_missing_operation_is_skipped() {
 fn invalidation_ends_only_where_it_began() {
     let host = host();
     let cpu = Cpu::new(&host);
-    let mm = host.create_mm(0).expect("mm");
+    let mm = host.create_mm(ROOT_MEMCG).expect("mm");
     let (early, late) = (Fake::new(Ops::ALL, false), Fake::new(Ops::ALL, false));
     let subscription = mm.register_notifier(&cpu, early.clone());
     let invalidation = mm.notifiers.invalidate(&cpu, 0, PAGE_SIZE);
@@ -173,7 +174,7 @@ fn invalidation_ends_only_where_it_began() {
 fn unregister_releases_once_and_refuses_what_is_not_there() {
     let host = host();
     let cpu = Cpu::new(&host);
-    let mm = host.create_mm(0).expect("mm");
+    let mm = host.create_mm(ROOT_MEMCG).expect("mm");
     let fake = Fake::new(Ops::ALL, false);
     let subscription = mm.register_notifier(&cpu, fake.clone());
     mm.unregister_notifier(&cpu, &subscription).expect("ended");
@@ -186,7 +187,7 @@ fn unregister_releases_once_and_refuses_what_is_not_there() {
 fn unregister_from_inside_a_callback_is_refused_not_a_deadlock() {
     let host = host();
     let cpu = Cpu::new(&host);
-    let mm = host.create_mm(0).expect("mm");
+    let mm = host.create_mm(ROOT_MEMCG).expect("mm");
     let subscription = mm.register_notifier(&cpu, Fake::new(Ops::ALL, false));
     let _inside = cpu.srcu.lock();
     let refused = mm.unregister_notifier(&cpu, &subscription);
@@ -196,7 +197,7 @@ fn unregister_from_inside_a_callback_is_refused_not_a_deadlock() {
 #[test]
 fn no_callback_runs_after_unregister_returned() {
     let host = host();
-    let mm = host.create_mm(0).expect("mm");
+    let mm = host.create_mm(ROOT_MEMCG).expect("mm");
     let stop = AtomicBool::new(false);
     thread::scope(|s| {
         for _ in 0..2 {

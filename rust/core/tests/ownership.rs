@@ -5,7 +5,7 @@
 
 use std::sync::{Arc, Weak};
 use youngbit_core::cpu::Cpu;
-use youngbit_core::host::{Host, HostConfig};
+use youngbit_core::host::{Host, HostConfig, ROOT_MEMCG};
 use youngbit_core::kvm::mmu::shadow::ShadowConfig;
 use youngbit_core::kvm::mmu::spte::SpteFormat;
 use youngbit_core::kvm::{MemoryRegion, MmuKind, Vm, VmConfig};
@@ -45,7 +45,7 @@ fn live_and_die(config: VmConfig, end: End) -> Vec<Alive> {
     })
     .expect("sizes");
     let cpu = Cpu::new(&host);
-    let mm = host.create_mm(0).expect("the root cgroup");
+    let mm = host.create_mm(ROOT_MEMCG).expect("the root cgroup");
     let space = host.create_space(Kind::Anon, 0);
     let file = host.create_space(Kind::File, PAGES);
     let flags = VmFlags::default();

@@ -1,6 +1,7 @@
 //! Idle page tracking through primary and secondary mappings.
 
 use std::sync::Arc;
+use youngbit_core::host::ROOT_MEMCG;
 use youngbit_core::mm::folio::{IDLE, YOUNG};
 use youngbit_core::mm::page_idle::{self, Idle};
 use youngbit_core::mm::{FolioWord, Kind, Mm, MmuNotifier, PAGE_SIZE, VmFlags};
@@ -14,7 +15,7 @@ fn machine(virtual_pages: u64, kind: Kind, flags: VmFlags) -> (Arc<Host>, Arc<Mm
         virtual_clock: true,
     })
     .expect("a valid host");
-    let mm = host.create_mm(0).expect("mm");
+    let mm = host.create_mm(ROOT_MEMCG).expect("mm");
     let space = host.create_space(kind, virtual_pages);
     let at = mm
         .mmap(None, virtual_pages * PAGE_SIZE, &space, 0, flags)
@@ -147,7 +148,7 @@ fn a_range_of_everything_is_asked_in_no_time() {
     })
     .expect("a valid host");
     let cpu = Cpu::new(&host);
-    let mm = host.create_mm(0).expect("mm");
+    let mm = host.create_mm(ROOT_MEMCG).expect("mm");
     let found = page_idle::mark_range(&cpu, &mm, 0, youngbit_core::mm::pagetable::TASK_SIZE);
     assert_eq!(found.expect("nothing to mark").present, 0);
 }

@@ -4,7 +4,7 @@ use super::contest::Stage;
 use crate::access::{Pattern, Stream, StreamConfig};
 use crate::cpu::Cpu;
 use crate::error::Result;
-use crate::host::{Host, HostConfig};
+use crate::host::{Host, HostConfig, ROOT_MEMCG};
 use crate::kvm::mmu::spte::{LEVEL_1G, SpteFormat};
 use crate::kvm::protocol::{Protocol, ShadowAging};
 use crate::kvm::{MemoryRegion, MmuKind, RunOptions, TlbConfig, Vm, VmConfig};
@@ -80,7 +80,7 @@ impl Guest {
         })?;
         host.lru_gen.set_asking(asking(&config.protocol));
         let cpu = Cpu::new(&host);
-        let mm = host.create_mm(0)?;
+        let mm = host.create_mm(ROOT_MEMCG)?;
         let space = host.create_space(Kind::Anon, 0);
         let flags = VmFlags {
             thp: config.huge,

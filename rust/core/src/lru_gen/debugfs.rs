@@ -209,7 +209,6 @@ fn run(cpu: &Cpu, command: &Command, place: &Cursor<'_>) -> Result<()> {
     }
     let memcg = u16::try_from(command.memcg)
         .ok()
-        .filter(|&id| id != 0)
         .and_then(|id| host.memcg(id));
     let memcg = memcg
         .ok_or_else(|| place.expected(&format!("the number of a memcg, not {},", command.memcg)))?;

@@ -5,7 +5,7 @@ use super::exhibit::Exhibit;
 use super::{Options, RELAXED, cpu};
 use crate::cpu::Cpu;
 use crate::error::Result;
-use crate::host::{Host, HostConfig};
+use crate::host::{Host, HostConfig, ROOT_MEMCG};
 use crate::kvm::memslot::LOG_DIRTY_PAGES;
 use crate::kvm::mmu::shadow::{MIN_SHADOW_PAGES, ShadowConfig};
 use crate::kvm::mmu::spte::SpteFormat;
@@ -251,7 +251,7 @@ impl Room {
         host.lru_gen.set_asking(asking);
         let machine = describe(&config, asking);
         let setup = Cpu::new(&host);
-        let mm = host.create_mm(0)?;
+        let mm = host.create_mm(ROOT_MEMCG)?;
         let memcg = Arc::clone(&mm.memcg);
         let spread = if dice.random_bool(0.5) { 16 } else { 512 };
         let ledger = |pages: u64| Some((0..pages).map(|_| AtomicU8::new(0)).collect());

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use youngbit_core::access::AccessKind;
+use youngbit_core::host::ROOT_MEMCG;
 use youngbit_core::kvm::memslot::LOG_DIRTY_PAGES;
 use youngbit_core::kvm::mmu::shadow::ShadowConfig;
 use youngbit_core::kvm::mmu::spte::SpteFormat;
@@ -43,7 +44,9 @@ impl Machine {
         })
         .expect("a valid host");
         let cpu = Cpu::new(&host);
-        let mm = host.create_mm(0).expect("the root cgroup is there");
+        let mm = host
+            .create_mm(ROOT_MEMCG)
+            .expect("the root cgroup is there");
         let space = host.create_space(Kind::Anon, 0);
         let vm_flags = VmFlags {
             hugetlb_order: match backing {

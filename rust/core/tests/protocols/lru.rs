@@ -4,7 +4,7 @@
 use super::machine::HVA;
 use super::model::{self, check, check_up_to, cpu, host_with_swap, i_am, name, number, spawn};
 use std::sync::Arc;
-use youngbit_core::host::Host;
+use youngbit_core::host::{Host, ROOT_MEMCG};
 use youngbit_core::lru_gen::evict::run_eviction;
 use youngbit_core::lru_gen::folio::update_gen;
 use youngbit_core::lru_gen::walk::Batch;
@@ -26,14 +26,14 @@ fn one_page() -> (Arc<Host>, Arc<Mm>, Pfn) {
 fn one_page_of(swap_pages: u64) -> (Arc<Host>, Arc<Mm>, Pfn) {
     let host = host_with_swap(8, swap_pages);
     let here = cpu(&host);
-    let mm = host.create_mm(0).expect("the root cgroup exists");
+    let mm = host.create_mm(ROOT_MEMCG).expect("the root cgroup exists");
     let space = host.create_space(Kind::Anon, 0);
     mm.mmap(Some(HVA), PAGE_SIZE, &space, 0, VmFlags::default())
         .expect("room");
     mm.touch(&here, HVA, true, Some(1)).expect("room");
     let pfn = mm.lookup(HVA).1.pfn();
     name(host.memory.word(pfn), "folio", word_text);
-    let memcg = host.memcg(0).expect("root");
+    let memcg = host.root_memcg();
     let lruvec = &memcg.lruvecs[0];
     let (max_seq, born) = lruvec.words(lruvec.max_seq() + 1);
     name(max_seq, "max_seq", number);
@@ -53,13 +53,13 @@ fn lru_one_generation_per_sequence() {
     check("two agers of one sequence make one generation", || {
         let (host, _mm, _) = one_page();
         let here = cpu(&host);
-        let memcg = host.memcg(0).expect("root");
+        let memcg = host.root_memcg();
         let seq = memcg.lruvecs[0].max_seq();
         let other = {
             let host = Arc::clone(&host);
             spawn("ager 2", move || {
                 let cpu = cpu(&host);
-                let memcg = host.memcg(0).expect("root");
+                let memcg = host.root_memcg();
                 run_aging(&cpu, &memcg, &memcg.lruvecs[0], seq, true, true).expect("valid")
             })
         };
@@ -83,7 +83,7 @@ fn lru_new_generation_is_seen_whole() {
         i_am("ager");
         let (host, _mm, _) = one_page();
         let here = cpu(&host);
-        let memcg = host.memcg(0).expect("root");
+        let memcg = host.root_memcg();
         let seq = memcg.lruvecs[0].max_seq();
         host.clock.advance_ns(1000);
         let walker = {
@@ -113,7 +113,7 @@ fn lru_promotion_against_isolation() {
         || {
             i_am("isolator");
             let (host, _mm, pfn) = one_page();
-            let memcg = host.memcg(0).expect("root");
+            let memcg = host.root_memcg();
             let old = memcg.lruvecs[0].max_seq() as usize % 4;
             let walker = {
                 let host = Arc::clone(&host);
@@ -169,7 +169,7 @@ fn lru_eviction_against_munmap() {
             let (host, mm, _pfn) = one_page_of(4);
             let free_before = host.memory.nr_free(0) + 1;
             let here = cpu(&host);
-            let memcg = host.memcg(0).expect("root");
+            let memcg = host.root_memcg();
             // Old enough to be evicted, and then some.
             for _ in 0..3 {
                 let lruvec = &memcg.lruvecs[0];
@@ -180,7 +180,7 @@ fn lru_eviction_against_munmap() {
                 let host = Arc::clone(&host);
                 spawn("evictor", move || {
                     let cpu = cpu(&host);
-                    let memcg = host.memcg(0).expect("root");
+                    let memcg = host.root_memcg();
                     let lruvec = &memcg.lruvecs[0];
                     let seq = lruvec.max_seq() - 2;
                     run_eviction(&cpu, &memcg, lruvec, seq, 200, 1).expect("valid");
@@ -213,7 +213,7 @@ fn lru_walk_against_munmap() {
                 let host = Arc::clone(&host);
                 spawn("ager", move || {
                     let cpu = cpu(&host);
-                    let memcg = host.memcg(0).expect("root");
+                    let memcg = host.root_memcg();
                     let lruvec = &memcg.lruvecs[0];
                     run_aging(&cpu, &memcg, lruvec, lruvec.max_seq(), true, true).expect("valid");
                 })

@@ -6,7 +6,7 @@ use loom::thread::JoinHandle;
 use std::sync::Arc;
 use youngbit_core::access::{Pattern, Stream, StreamConfig};
 use youngbit_core::cpu::Cpu;
-use youngbit_core::host::Host;
+use youngbit_core::host::{Host, ROOT_MEMCG};
 use youngbit_core::kvm::mmu::ShadowMmu;
 use youngbit_core::kvm::mmu::shadow::{Shadow, ShadowConfig};
 use youngbit_core::kvm::mmu::spte::{self, SpteFormat};
@@ -148,7 +148,7 @@ impl Setup {
     fn build(&self) -> (Machine, Cpu) {
         let host = host(4 * self.pages + 16);
         let here = Cpu::new(&host);
-        let mm = host.create_mm(0).expect("the root cgroup exists");
+        let mm = host.create_mm(ROOT_MEMCG).expect("the root cgroup exists");
         let space = host.create_space(Kind::Anon, 0);
         mm.mmap(Some(HVA), self.pages * PAGE_SIZE, &space, 0, self.flags)
             .expect("room");

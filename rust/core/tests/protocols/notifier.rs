@@ -3,12 +3,14 @@
 use super::model::{check, cpu, host, name, number, spawn};
 use std::sync::Arc;
 use youngbit_core::cpu::Cpu;
-use youngbit_core::mm::MmuNotifier;
+use youngbit_core::host::{Host, ROOT_MEMCG};
+use youngbit_core::mm::{Mm, MmuNotifier};
 use youngbit_core::sync::atomic::{AtomicU64, Ordering};
 
 /// A subscriber whose state goes when it was unregistered.
+#[derive(Default)]
 struct Secondary {
-    gone: Arc<AtomicU64>,
+    gone: AtomicU64,
     called: AtomicU64,
     released: AtomicU64,
 }
@@ -44,18 +46,19 @@ impl MmuNotifier for Secondary {
     }
 }
 
+/// A process, and a subscriber that is not registered yet.
+fn unsubscribed() -> (Arc<Host>, Arc<Mm>, Arc<Secondary>) {
+    let host = host(8);
+    let mm = host.create_mm(ROOT_MEMCG).expect("the root cgroup exists");
+    let secondary = Arc::new(Secondary::default());
+    name(&secondary.gone, "unregistered", number);
+    (host, mm, secondary)
+}
+
 #[test]
 fn notifier_unregister_waits_for_callbacks() {
     check("no callback runs after unregister returned", || {
-        let host = host(8);
-        let mm = host.create_mm(0).expect("the root cgroup exists");
-        let gone = Arc::new(AtomicU64::new(0));
-        name(&*gone, "unregistered", number);
-        let secondary = Arc::new(Secondary {
-            gone: Arc::clone(&gone),
-            called: AtomicU64::new(0),
-            released: AtomicU64::new(0),
-        });
+        let (host, mm, secondary) = unsubscribed();
         let here = cpu(&host);
         let subscription = mm.register_notifier(&here, secondary.clone());
         let caller = {
@@ -67,7 +70,7 @@ fn notifier_unregister_waits_for_callbacks() {
         };
         mm.unregister_notifier(&here, &subscription)
             .expect("it is registered");
-        gone.store(1, Ordering::Relaxed);
+        secondary.gone.store(1, Ordering::Relaxed);
         let young = caller.join().unwrap();
         let called = secondary.called.load(Ordering::Relaxed);
         assert_eq!(called, u64::from(young));
@@ -79,13 +82,7 @@ fn notifier_registered_is_called() {
     check(
         "a call that sees that there are notifiers finds them, and calls each once",
         || {
-            let host = host(8);
-            let mm = host.create_mm(0).expect("the root cgroup exists");
-            let secondary = Arc::new(Secondary {
-                gone: Arc::default(),
-                called: AtomicU64::new(0),
-                released: AtomicU64::new(0),
-            });
+            let (host, mm, secondary) = unsubscribed();
             let caller = {
                 let (host, mm) = (Arc::clone(&host), Arc::clone(&mm));
                 spawn("ager", move || {
@@ -110,15 +107,7 @@ fn notifier_unregister_waits_for_the_release() {
     check(
         "the release runs once, and has ended when unregister returns, whoever made it",
         || {
-            let host = host(8);
-            let mm = host.create_mm(0).expect("the root cgroup exists");
-            let gone = Arc::new(AtomicU64::new(0));
-            name(&*gone, "unregistered", number);
-            let secondary = Arc::new(Secondary {
-                gone: Arc::clone(&gone),
-                called: AtomicU64::new(0),
-                released: AtomicU64::new(0),
-            });
+            let (host, mm, secondary) = unsubscribed();
             let here = cpu(&host);
             let subscription = mm.register_notifier(&here, secondary.clone());
             let exit = {
@@ -127,7 +116,7 @@ fn notifier_unregister_waits_for_the_release() {
             };
             // Fails when the mm exits first.
             let _ = mm.unregister_notifier(&here, &subscription);
-            gone.store(1, Ordering::Relaxed);
+            secondary.gone.store(1, Ordering::Relaxed);
             exit.join().unwrap();
             assert_eq!(secondary.released.load(Ordering::Relaxed), 1);
         },

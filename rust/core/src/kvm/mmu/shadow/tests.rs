@@ -1,7 +1,7 @@
 //! Each test names the statement that it checks.
 
 use super::*;
-use crate::host::{Host, HostConfig};
+use crate::host::{Host, HostConfig, ROOT_MEMCG};
 use crate::kvm::guest::{GuestFaultKind, GuestPaging, alias_address};
 use crate::kvm::mmu::ShadowMmu;
 use crate::kvm::mmu::rmap::RMAP_LOCKED;
@@ -36,7 +36,7 @@ impl Machine {
         })
         .expect("host");
         let cpu = Cpu::new(&host);
-        let mm = host.create_mm(0).expect("mm");
+        let mm = host.create_mm(ROOT_MEMCG).expect("mm");
         let space = host.create_space(Kind::Anon, pages);
         let base = mm
             .mmap(None, pages * PAGE_SIZE, &space, 0, flags)
@@ -609,7 +609,7 @@ fn section_4_without_ad_bits_pages_are_the_last_to_be_evicted_under_fast_only() 
         for config in [direct(protocol, false), nested(protocol, false)] {
             let (m, cpu) = Machine::guest(IDLE, config);
             m.host.lru_gen.set_asking(asking);
-            let memcg = m.host.memcg(0).expect("the root cgroup");
+            let memcg = m.host.root_memcg();
             let space = m.host.create_space(Kind::Anon, IDLE);
             let used =
                 m.mm.mmap(None, IDLE * PAGE_SIZE, &space, 0, VmFlags::default())
