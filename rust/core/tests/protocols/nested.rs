@@ -3,11 +3,12 @@
 
 use super::RELAXED;
 use super::machine::{EPT, HVA, L1, L2, Machine, Setup};
-use super::model::{by_protocol, i_am};
+use super::model::{self, by_protocol, i_am};
 use super::scenes::{self, NO_AGING};
 use youngbit_core::kvm::Protocol;
-use youngbit_core::kvm::mmu::ShadowMmu;
-use youngbit_core::mm::{MmuNotifier, PAGE_SIZE};
+use youngbit_core::kvm::mmu::{ShadowMmu, spte};
+use youngbit_core::mm::folio::{DIRTY, REFERENCED};
+use youngbit_core::mm::{FolioWord, MmuNotifier, PAGE_SIZE};
 
 /// L2's SPTE is young and clean; L1's is old, so that what aging reports is
 /// what L2 did.
@@ -176,6 +177,42 @@ fn nested_guest_store_against_new_shadow_page() {
             machine.read(here, L2, 0);
             l1.join().unwrap();
             machine.shadow().verify(&machine.vm, here).expect("sound");
+        },
+    );
+}
+
+/// L1 writes to a frame that is about to be one of L2's page tables, and so loses
+/// write permission for good.
+#[test]
+fn nested_l1_write_against_new_shadow_page() {
+    Setup::nested(true, NO_AGING).check(
+        "who write-protects a guest's page table keeps the bits that hardware sets meanwhile",
+        |machine, here| {
+            i_am("L2");
+            let (gfn, _) = machine.guest_leaf(here);
+            machine.zap_shadow(here);
+            machine.write(here, L1, gfn, 1);
+            let word = machine.word(here, gfn);
+            let was = word.load(RELAXED);
+            assert!(
+                spte::is_writable(was),
+                "no table of L2's any more: {was:#x}"
+            );
+            word.store(EPT.mark_old(was) & !EPT.dirty, RELAXED);
+            let pfn = spte::pfn(was);
+            machine.host.memory.word(pfn).clear(DIRTY | REFERENCED);
+            model::name(word, "SPTE of L2's page table", model::spte_text);
+            let l1 = machine.spawn("L1", move |machine, cpu| machine.write(cpu, L1, gfn, 7));
+            machine.read(here, L2, 0);
+            l1.join().unwrap();
+            let now = word.load(RELAXED);
+            assert!(EPT.is_accessed(now), "an access is lost: {now:#x}");
+            let dirty = EPT.is_dirty(now) || machine.folio_is_dirty(pfn);
+            assert!(dirty, "a write is lost: {now:#x}");
+            assert!(
+                !spte::is_writable(now),
+                "a page table of L2's is writable: {now:#x}"
+            );
         },
     );
 }

@@ -63,7 +63,7 @@ impl GuestMmu for L1Mmu {
             let walk = tdp.walk(vm, cpu, vcpu, page, AccessKind::Read);
             return match walk {
                 Walk::Hit(found) => {
-                    vcpu.shadow.set_emulating(None);
+                    vcpu.shadow.emulated(vm, cpu, vcpu.as_id, found.pfn);
                     Walk::Hit(Translation {
                         writable: false,
                         ..found

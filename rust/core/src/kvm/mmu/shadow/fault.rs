@@ -35,6 +35,8 @@ pub struct ShadowVcpu {
     /// A page whose next write KVM emulates, as it holds a page table that is
     /// shadowed and stays read-only; [`NO_PAGE`] is none.
     emulate: AtomicU64,
+    /// The frame that this page is.
+    emulate_gfn: AtomicU64,
     /// The last fault that the guest could not cure.
     guest_fault: Mutex<Option<GuestFault>>,
     /// Runs the guest's own guest (`is_guest_mode()`).
@@ -54,6 +56,7 @@ impl Default for ShadowVcpu {
         ShadowVcpu {
             cache: Mutex::new(DescCache::default()),
             emulate: AtomicU64::new(NO_PAGE),
+            emulate_gfn: AtomicU64::new(0),
             guest_fault: Mutex::new(None),
             l2: AtomicBool::new(false),
             alias: AtomicU64::new(ALL_ALIASES),
@@ -91,9 +94,19 @@ impl ShadowVcpu {
         self.emulate.load(Ordering::Relaxed) == page
     }
 
-    pub(in crate::kvm) fn set_emulating(&self, page: Option<u64>) {
-        self.emulate
-            .store(page.unwrap_or(NO_PAGE), Ordering::Relaxed);
+    /// The emulated write has found its frame: no SPTE will tell that it was
+    /// written, so the folio and the log are told (`kvm_vcpu_write_guest()`).
+    /// In guest mode, and before the store: who then harvests the log or unmaps
+    /// the page waits for it, by a flush.
+    pub(in crate::kvm) fn emulated(&self, vm: &Vm, cpu: &Cpu, as_id: usize, pfn: Pfn) {
+        self.emulate.store(NO_PAGE, Ordering::Relaxed);
+        vm.set_pfn_dirty(cpu, pfn);
+        let gfn = self.emulate_gfn.load(Ordering::Relaxed);
+        let guard = cpu.rcu.lock();
+        let slots = vm.memslots.load(as_id, &guard);
+        if let Some(slot) = slots.by_gfn(gfn) {
+            slot.mark_dirty(gfn);
+        }
     }
 
     #[inline]
@@ -581,7 +594,8 @@ impl Shadow {
         let tracked = vm.is_write_tracked(cpu, gfn);
         if tracked {
             cpu.count(Counter::ShadowWriteTraps);
-            vcpu.shadow.set_emulating(Some(page));
+            vcpu.shadow.emulate.store(page, Ordering::Relaxed);
+            vcpu.shadow.emulate_gfn.store(gfn, Ordering::Relaxed);
             self.note_flood(vm, cpu, gfn);
         }
         tracked
@@ -660,8 +674,8 @@ impl GuestMmu for Shadow {
         if kind.is_write() && vcpu.shadow.is_emulating(page) {
             let kind = AccessKind::Read;
             let walk = walk_as_hardware(&self.tables, self.top(root), vm, cpu, page, kind);
-            if matches!(walk, Walk::Hit(_)) {
-                vcpu.shadow.set_emulating(None);
+            if let Walk::Hit(found) = &walk {
+                vcpu.shadow.emulated(vm, cpu, vcpu.as_id, found.pfn);
             }
             return walk;
         }

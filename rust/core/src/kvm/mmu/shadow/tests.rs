@@ -949,6 +949,58 @@ fn a_slot_with_shadowed_tables_in_it_goes() {
 }
 
 #[test]
+fn an_emulated_write_is_logged_and_makes_the_page_dirty() {
+    use crate::kvm::memslot::LOG_DIRTY_PAGES;
+    use crate::mm::FolioWord;
+    use crate::mm::folio::DIRTY;
+    for config in [shadow(Protocol::V7), nested(Protocol::V7, true)] {
+        let (m, cpu) = Machine::guest(64, config);
+        m.touch(&cpu, 5, true);
+        let guest = m.shadow().guest_cpu(&m.vm, &cpu, 0);
+        let paging = m.kernel().paging;
+        for n in 0..64 {
+            let leaf = paging.leaf_entry(n, LEVEL_4K, true);
+            guest.guest_store(9, n as usize, leaf).expect("stored");
+        }
+        m.kernel()
+            .poke(&guest, alias_address(5, 0), 2, paging.table_entry(9))
+            .expect("stored");
+        drop(guest);
+        m.touch(&cpu, 6, true);
+        assert!(m.vm.is_write_tracked(&cpu, 9));
+        m.vm.set_memory_region(
+            &cpu,
+            &MemoryRegion {
+                as_id: 0,
+                slot: 0,
+                flags: LOG_DIRTY_PAGES,
+                guest_phys_addr: 0,
+                memory_size: m.pages * PAGE_SIZE,
+                userspace_addr: m.base,
+            },
+        )
+        .expect("logged");
+        if m.vm.config.mmu == MmuKind::Nested {
+            m.vm.set_guest_mode(&cpu, 0, false).expect("nested");
+        }
+        let word = m.host.memory.word(m.mm.lookup(m.hva(9)).1.pfn());
+        let logged = || {
+            word.clear(DIRTY);
+            let traps = cpu.counters.get(Counter::ShadowWriteTraps);
+            m.touch(&cpu, 9, true);
+            assert_eq!(cpu.counters.get(Counter::ShadowWriteTraps), traps + 1);
+            assert!(word.get().has(DIRTY), "the folio is clean");
+            m.vm.get_dirty_log(&cpu, 0, 0).expect("it logs")[0] >> 9 & 1
+        };
+        // The first also sets bits in the guest's own tables, which are here.
+        logged();
+        assert_eq!(logged(), 1, "not in the log");
+        m.verify(&cpu);
+        m.destroy(&cpu);
+    }
+}
+
+#[test]
 fn broken_guest_tables_fault_the_guest_and_leave_the_host_whole() {
     use GuestFaultKind::*;
     for config in [shadow(Protocol::V7), nested(Protocol::V7, false)] {
