@@ -405,7 +405,9 @@ pub fn truncate(cpu: &Cpu, space: &AddressSpace) {
                     });
                     if gone {
                         memory.word(pfn).clear(DIRTY | REFERENCED);
-                        memory.mapping(pfn).store(0, Ordering::SeqCst);
+                        // Release: pairs with the acquire of who looks whether
+                        // the folio is unused, and then finds it unmapped too.
+                        memory.mapping(pfn).store(0, Ordering::Release);
                     }
                     drop(locked);
                     if gone {

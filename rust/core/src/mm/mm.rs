@@ -865,15 +865,20 @@ impl Mm {
 /// The LRU flag decides who frees: whoever clears it owns the folio. A thread
 /// that has the folio isolated finds it unused when it puts it back. Either
 /// that thread sees the map count this one lowered, or this one sees the flag
-/// that thread set: both sides are sequentially consistent read-modify-writes
-/// followed by a read of the other's word.
+/// that thread set: both exchange the folio's word, this one after it has
+/// lowered the count, that one before it looks.
 ///
-/// Not for hugetlb pages, which are on no list. `head` may be stale: the caller may hold nothing that keeps the folio. What
-/// is decided here is true of whatever folio is there now.
-pub(crate) fn release_if_unused(cpu: &Cpu, head: Pfn) {
+/// Not for hugetlb pages, which are on no list. `head` may be stale: the caller
+/// may hold nothing that keeps the folio. What is decided here is true of
+/// whatever folio is there now.
+pub fn release_if_unused(cpu: &Cpu, head: Pfn) {
     let host = cpu.host();
     let memory = &host.memory;
     loop {
+        // Pairs with itself in the thread that drops the other reference, or
+        // puts the folio back: the later of the two sees what the earlier did
+        // before it, and not, say, the names that its swap slot had while it
+        // was another folio's.
         crate::sync::atomic::fence(Ordering::SeqCst);
         if !is_unused(host, head) {
             return;
@@ -907,7 +912,7 @@ fn is_unused(host: &Host, head: Pfn) -> bool {
         if host.swap.is_named(memory, head) {
             return false;
         }
-    } else if !word.has(ANON) && memory.mapping(head).load(Ordering::SeqCst) != 0 {
+    } else if !word.has(ANON) && memory.mapping(head).load(Ordering::Acquire) != 0 {
         return false;
     }
     memory.mapcount(head) == 0

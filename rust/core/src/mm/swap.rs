@@ -189,7 +189,7 @@ impl Swap {
     /// Take a slot for a folio, which is thereby in the swap cache, and dirty:
     /// its content is not on the device yet (`add_to_swap()`). The caller has
     /// locked the folio.
-    pub(crate) fn add_folio(&self, memory: &PhysMem, pfn: Pfn) -> Option<u32> {
+    pub fn add_folio(&self, memory: &PhysMem, pfn: Pfn) -> Option<u32> {
         let slot = {
             let mut free = self.free.lock();
             match free.returned.pop() {
@@ -268,8 +268,9 @@ impl Swap {
     /// Whether page-table entries or shmem still name a folio's slot
     /// (`folio_swapped()`).
     pub(crate) fn is_named(&self, memory: &PhysMem, pfn: Pfn) -> bool {
+        // Acquire: pairs with `put`, before which a fault has mapped the folio.
         Self::slot_of(memory, pfn)
-            .is_some_and(|slot| self.slots[slot as usize].load(Ordering::SeqCst) & COUNT != 0)
+            .is_some_and(|slot| self.slots[slot as usize].load(Ordering::Acquire) & COUNT != 0)
     }
 
     /// Write a folio to its slot (`swap_writepage()`); the caller has locked

@@ -1,17 +1,19 @@
 //! The multi-gen LRU: generations made once, folios promoted by their word
 //! alone while others isolate them.
 
+use super::RELAXED;
 use super::machine::HVA;
 use super::model::{self, check, check_up_to, cpu, host_with_swap, i_am, name, number, spawn};
 use std::sync::Arc;
+use youngbit_core::cpu::Cpu;
 use youngbit_core::host::{Host, ROOT_MEMCG};
 use youngbit_core::lru_gen::evict::run_eviction;
 use youngbit_core::lru_gen::folio::update_gen;
 use youngbit_core::lru_gen::walk::Batch;
 use youngbit_core::lru_gen::{check as consistency, run_aging};
 use youngbit_core::mm::conserve;
-use youngbit_core::mm::folio::{LRU, Word};
-use youngbit_core::mm::{FolioWord, Kind, Mm, PAGE_SIZE, Pfn, VmFlags};
+use youngbit_core::mm::folio::{LOCKED, LRU, Word};
+use youngbit_core::mm::{FolioWord, Kind, Mm, PAGE_SIZE, Pfn, VmFlags, release_if_unused};
 
 fn word_text(word: u64) -> String {
     format!("{:?}", Word(word))
@@ -25,12 +27,17 @@ fn one_page() -> (Arc<Host>, Arc<Mm>, Pfn) {
 /// The same on a host with swap.
 fn one_page_of(swap_pages: u64) -> (Arc<Host>, Arc<Mm>, Pfn) {
     let host = host_with_swap(8, swap_pages);
-    let here = cpu(&host);
+    let (mm, pfn) = map_one_page(&host, &cpu(&host));
+    (host, mm, pfn)
+}
+
+/// A process on this host with one anonymous page on the LRU.
+fn map_one_page(host: &Arc<Host>, cpu: &Cpu) -> (Arc<Mm>, Pfn) {
     let mm = host.create_mm(ROOT_MEMCG).expect("the root cgroup exists");
     let space = host.create_space(Kind::Anon, 0);
     mm.mmap(Some(HVA), PAGE_SIZE, &space, 0, VmFlags::default())
         .expect("room");
-    mm.touch(&here, HVA, true, Some(1)).expect("room");
+    mm.touch(cpu, HVA, true, Some(1)).expect("room");
     let pfn = mm.lookup(HVA).1.pfn();
     name(host.memory.word(pfn), "folio", word_text);
     let memcg = host.root_memcg();
@@ -38,7 +45,24 @@ fn one_page_of(swap_pages: u64) -> (Arc<Host>, Arc<Mm>, Pfn) {
     let (max_seq, born) = lruvec.words(lruvec.max_seq() + 1);
     name(max_seq, "max_seq", number);
     name(born, "the next generation's birth time", number);
-    (host, mm, pfn)
+    (mm, pfn)
+}
+
+/// Make what is there old enough to be evicted, and then some.
+fn grow_old(host: &Host, cpu: &Cpu) {
+    for _ in 0..3 {
+        let memcg = host.root_memcg();
+        let lruvec = &memcg.lruvecs[0];
+        run_aging(cpu, &memcg, lruvec, lruvec.max_seq(), true, true).expect("valid");
+    }
+}
+
+/// Evict what [`grow_old`] has made old.
+fn evict(host: &Host, cpu: &Cpu) {
+    let memcg = host.root_memcg();
+    let lruvec = &memcg.lruvecs[0];
+    let seq = lruvec.max_seq() - 2;
+    run_eviction(cpu, &memcg, lruvec, seq, 200, 1).expect("valid");
 }
 
 /// Every folio with a generation is on the list of that generation, and counted.
@@ -169,22 +193,10 @@ fn lru_eviction_against_munmap() {
             let (host, mm, _pfn) = one_page_of(4);
             let free_before = host.memory.nr_free(0) + 1;
             let here = cpu(&host);
-            let memcg = host.root_memcg();
-            // Old enough to be evicted, and then some.
-            for _ in 0..3 {
-                let lruvec = &memcg.lruvecs[0];
-                let seq = lruvec.max_seq();
-                run_aging(&here, &memcg, lruvec, seq, true, true).expect("valid");
-            }
+            grow_old(&host, &here);
             let evictor = {
                 let host = Arc::clone(&host);
-                spawn("evictor", move || {
-                    let cpu = cpu(&host);
-                    let memcg = host.root_memcg();
-                    let lruvec = &memcg.lruvecs[0];
-                    let seq = lruvec.max_seq() - 2;
-                    run_eviction(&cpu, &memcg, lruvec, seq, 200, 1).expect("valid");
-                })
+                spawn("evictor", move || evict(&host, &cpu(&host)))
             };
             mm.munmap(&here, HVA, PAGE_SIZE).expect("mapped");
             evictor.join().unwrap();
@@ -197,6 +209,89 @@ fn lru_eviction_against_munmap() {
             assert_eq!(free, slots, "a swap slot leaked");
             consistent(&host);
             conserve::check(&host).expect("nothing leaked");
+        },
+    );
+}
+
+/// Eviction leaves a folio in the swap cache, under a slot that was another
+/// folio's, while its only mapping goes: what both do once the page-table
+/// entries are cleared, without all that comes before.
+#[test]
+fn lru_put_back_against_last_unmap() {
+    check(
+        "a folio that is put back while its last mapping goes is freed, by one of both",
+        || {
+            i_am("evictor");
+            let host = host_with_swap(8, 1);
+            let here = cpu(&host);
+            let free_before = host.memory.nr_free(0);
+            // The slot is another page's, which nobody needs any more.
+            let (other, _) = map_one_page(&host, &here);
+            grow_old(&host, &here);
+            evict(&host, &here);
+            assert_eq!(host.swap.slot_state(0), (1, false), "it is in the slot");
+            let (mm, pfn) = map_one_page(&host, &here);
+            for mm in [&mm, &other] {
+                mm.word(mm.lookup(HVA).0).store(0, RELAXED);
+            }
+            let munmap = {
+                let host = Arc::clone(&host);
+                spawn("munmap", move || {
+                    let here = cpu(&host);
+                    assert_eq!(host.memory.unmap(pfn), 0, "it had one mapping");
+                    release_if_unused(&here, pfn);
+                })
+            };
+            host.swap.free(&here, 0);
+            let word = host.memory.word(pfn);
+            if word.clear(LRU).has(LRU) {
+                let memcg = host.root_memcg();
+                let lruvec = &memcg.lruvecs[0];
+                assert!(lruvec.del_folio(&mut lruvec.lru_lock.lock(), &host.memory, pfn, true));
+                word.set(LOCKED);
+                let slot = host.swap.add_folio(&host.memory, pfn);
+                assert_eq!(slot, Some(0), "the slot is free again");
+                word.clear(LOCKED);
+                {
+                    let mut lists = lruvec.lru_lock.lock();
+                    word.set(LRU);
+                    assert!(lruvec.add_folio(&mut lists, &host.memory, pfn, false));
+                }
+                release_if_unused(&here, pfn);
+            }
+            munmap.join().unwrap();
+            drop(here);
+            assert_eq!(host.memory.nr_free(0), free_before, "the folio is free");
+            assert_eq!(host.swap.nr_free(), 1, "a swap slot leaked");
+            consistent(&host);
+            conserve::check(&host).expect("nothing leaked");
+        },
+    );
+}
+
+/// A folio is looked at, as by who has just put it back, while it is swapped out
+/// and cannot be written: what is on no device yet is in this folio alone.
+#[test]
+fn lru_look_against_eviction() {
+    check(
+        "a folio that comes to be named by its swap slot while it is looked at is not freed",
+        || {
+            i_am("looker");
+            let (host, mm, pfn) = one_page_of(1);
+            let here = cpu(&host);
+            grow_old(&host, &here);
+            host.swap.fail_writes(1);
+            let evictor = {
+                let host = Arc::clone(&host);
+                spawn("evictor", move || evict(&host, &cpu(&host)))
+            };
+            release_if_unused(&here, pfn);
+            evictor.join().unwrap();
+            consistent(&host);
+            conserve::check(&host).expect("nothing leaked");
+            mm.touch(&here, HVA, false, None).expect("mapped");
+            let left = host.memory.content(mm.lookup(HVA).1.pfn());
+            assert_eq!(left.load(RELAXED), 1, "what the page held is lost");
         },
     );
 }

@@ -386,6 +386,13 @@ impl Machine {
         }
     }
 
+    /// The links on the way to the leaf of `gfn` in the TDP MMU.
+    pub fn links(&self, cpu: &Cpu, gfn: u64) -> Vec<u64> {
+        let way = self.way(&self.tdp().tables, self.tdp_root(cpu), gfn);
+        let above = &way[..way.len() - 1];
+        above.iter().map(|(_, word)| word.load(RELAXED)).collect()
+    }
+
     /// The lowest entry on the way to `gfn`: in the TDP MMU if there is one.
     pub fn word(&self, cpu: &Cpu, gfn: u64) -> &AtomicU64 {
         let way = match &self.vm.tdp {

@@ -183,6 +183,27 @@ by_protocol! {
         );
     }
 
+    /// The same while logging begins: a huge SPTE that is about to lose W is aged,
+    /// and the write that finds it so makes it a table.
+    fn tdp_split_against_write_protection(protocol) {
+        Setup::tdp(NO_AD, protocol).pages(2).huge().check(
+            "write protection changes leaves alone, and no link to a table",
+            |machine, here| {
+                i_am("slots");
+                let vcpu = machine.spawn("vCPU", |machine, cpu| {
+                    machine.age(cpu, 0);
+                    machine.write(cpu, L1, 0, 7);
+                });
+                machine.slot(here, 0, 2, LOG_DIRTY_PAGES);
+                vcpu.join().unwrap();
+                for link in machine.links(here, 0) {
+                    // Hardware lets nothing through below that this forbids.
+                    assert!(spte::is_writable(link), "a link forbids writing: {link:#x}");
+                }
+            },
+        );
+    }
+
     fn tdp_fast_page_fault_against_exit(protocol) {
         scenes::fast_page_fault_against_exit(&Setup::tdp(EPT, protocol));
     }
