@@ -73,7 +73,10 @@ def build(results: Results) -> Page:
 
     """
     runs = _Runs(results.columns, results.to_arrow().to_pydict())
-    passes = _Runs(results.passes.columns, results.passes.to_arrow().to_pydict())
+    # Lists of thousands of numbers a pass stay in Arrow until they are drawn.
+    flat = [name for name, each in results.passes.columns.items() if "list" not in each.type]
+    table = results.passes.to_arrow()
+    passes = _Runs(results.passes.columns, table.select(flat).to_pydict())
     if not len(runs):
         raise ValueError("there is no finished run to report")
     failures = results.failures()
@@ -88,7 +91,7 @@ def build(results: Results) -> Page:
         page.table(["run", "error"], sorted(failures.items()))
     _varied(page, runs, varied)
     _outcomes(page, runs, varied)
-    _maps(page, runs, passes, varied)
+    _maps(page, runs, passes, varied, table)
     _passes(page, runs, passes, varied)
     _about(page, results, runs, passes)
     return page
@@ -318,7 +321,7 @@ def _names(runs: _Runs, varied: Sequence[str]) -> dict[int, str]:
     return names
 
 
-def _maps(page: Page, runs: _Runs, passes: _Runs, varied: Sequence[str]) -> None:
+def _maps(page: Page, runs: _Runs, passes: _Runs, varied: Sequence[str], table: Any) -> None:
     if not (len(passes) and {"row_accesses", "row_ages"} <= passes.columns.keys()):
         return
     page.heading("Accesses, and the generation of each page")
@@ -330,8 +333,8 @@ def _maps(page: Page, runs: _Runs, passes: _Runs, varied: Sequence[str]) -> None
             np.array([runs.values["start_time"][at[run]], *(passes.values["time"][i] for i in own)],
                      dtype=np.float64),
             runs.values["footprint_pages"][at[run]],
-            np.array([passes.values["row_accesses"][i] for i in own]).T,
-            np.array([passes.values["row_ages"][i] for i in own]).T,
+            np.array(table["row_accesses"].take(own).to_pylist()).T,
+            np.array(table["row_ages"].take(own).to_pylist()).T,
         )
         for run, own in _rows(page, passes, defaults.REPORT_MAPS).items()
     ]  # fmt: skip
