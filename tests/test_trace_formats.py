@@ -331,6 +331,19 @@ def columns(**changes):
             "write": pa.array([True, False])} | changes  # fmt: skip
 
 
+def arrow_with(key, value):
+    sink = io.BytesIO()
+    parquet.write_table(pa.table(columns()).replace_schema_metadata({key: value}), sink)
+    return sink.getvalue()
+
+
+def twice():
+    sink = io.BytesIO()
+    names = [*columns(), "time"]
+    parquet.write_table(pa.table([*columns().values(), pa.array([1, 2])], names=names), sink)
+    return sink.getvalue()
+
+
 def npz(**extra):
     arrays = {"time": np.arange(3, dtype=np.uint64), "page": np.arange(3, dtype=np.uint64),
               "write": np.zeros(3, np.bool_), "window": np.uint64(0)} | extra  # fmt: skip
@@ -384,7 +397,28 @@ BAD = {
     "parquet-unsorted": (
         "a.parquet", arrow(**columns(time=pa.array([9, 2], pa.uint64()))), "event 1", "sorted",
     ),
-    "parquet-text": ("a.parquet", arrow(**columns(time=pa.array(["a", "b"]))), "rows from 0", ""),
+    "parquet-text": (
+        "a.parquet", arrow(**columns(time=pa.array(["1", "2"]))), "column time", "whole numbers",
+    ),
+    "parquet-fractions": (
+        "a.parquet", arrow(**columns(page=pa.array([3.0, 4.0]))), "column page", "whole numbers",
+    ),
+    "parquet-write": (
+        "a.parquet", arrow(**columns(write=pa.array(["no", "yes"]))), "column write", "true or",
+    ),
+    "parquet-twice": ("a.parquet", twice(), "column time", "one"),
+    "parquet-window": (
+        "a.parquet", arrow_with("youngbit.window", "-7"), "metadata youngbit.window", "negative",
+    ),
+    "parquet-window-huge": (
+        "a.parquet", arrow_with("youngbit.window", "9" * 23), "metadata youngbit.window", "below",
+    ),
+    "parquet-vms": (
+        "a.parquet", arrow_with("youngbit.vms", "9,3,-1"), "metadata youngbit.vms", "rising",
+    ),
+    "parquet-before-vms": (
+        "a.parquet", arrow_with("youngbit.vms", "4,9"), "event 0", "the first begins at 4",
+    ),
     "parquet-nothing": (
         "a.parquet", arrow(**{key: value[:0] for key, value in columns().items()}),
         "end of file", "at least one event",
@@ -393,6 +427,7 @@ BAD = {
     "npz-member-long": ("a.npz", member(npz(), lambda c: c + b"more"), "array page", "3 elements"),
     "npz-crc": ("a.npz", flipped(npz(), 100), "array time", "a whole array"),
     "npz-vms": ("a.npz", npz(vms=np.array([5, 3])), "array vms", "rising"),
+    "npz-before-vms": ("a.npz", npz(vms=np.array([1])), "event 0", "the first begins at 1"),
     "npz-vms-float": ("a.npz", npz(vms=np.array([0.5])), "array vms", "rising"),
     "npz-vms-empty": ("a.npz", npz(vms=np.array([], np.uint64)), "array vms", "rising"),
     "npz-window-2d": ("a.npz", npz(window=np.zeros((2, 2), int)), "array window", "a number"),

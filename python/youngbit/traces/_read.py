@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from io import BufferedReader
 from pathlib import Path
@@ -193,12 +193,13 @@ def open_trace(
             reader = Reader(name, format, damon_blocks(name, stack, block), 0, most=MOST_EVENTS)
         else:
             raise ValueError(f"format: {format!r} is none of {', '.join(FORMATS)}")
-        reader._blocks = _checked(name, reader._blocks, any_page)
+        first = min(reader.vms, default=0)
+        reader._blocks = _checked(name, reader._blocks, any_page, first)
         yield reader
 
 
-def _checked(name: str, blocks: Iterator[Block], any_page: bool) -> Iterator[Block]:
-    """Pass blocks on, once it is sure that they are a trace."""
+def _checked(name: str, blocks: Iterator[Block], any_page: bool, first: int) -> Iterator[Block]:
+    """Pass blocks on, once it is sure that they are a trace; no page is before the first VM's."""
     seen = 0
     last = np.uint64(0)
     for block in blocks:
@@ -216,6 +217,12 @@ def _checked(name: str, blocks: Iterator[Block], any_page: bool) -> Iterator[Blo
             raise TraceError(
                 name, f"event {seen + at}", f"page {page[at]}", "a page number below 2**45"
             )
+        if int(page.min()) < first:
+            at = int(np.flatnonzero(page < first)[0])
+            raise TraceError(
+                name, f"event {seen + at}", f"page {page[at]}",
+                f"a page of a VM, of which the first begins at {first}",
+            )  # fmt: skip
         seen += block.events
         last = time[-1]
         yield block
@@ -356,12 +363,18 @@ class _Column:
         if len(self.shape) == 1 and self.dtype.kind in "iu" and self.length <= 1 << 16:
             values = self.take(self.length).tolist()
             self.finish()
-        if not values or values[0] < 0 or values != sorted(set(values)):
+        if not _are_firsts(values):
             raise TraceError(
-                self.path, f"array {self.key}", f"{self.dtype} of shape {self.shape}",
-                "the first page of each VM, rising",
-            )  # fmt: skip
+                self.path, f"array {self.key}", f"{self.dtype} of shape {self.shape}", _FIRSTS
+            )
         return tuple(values)
+
+
+_FIRSTS = "the first page of each VM, rising"
+
+
+def _are_firsts(values: Sequence[int]) -> bool:
+    return bool(values) and values[0] >= 0 and list(values) == sorted(set(values))
 
 
 def _parquet(name: str, stack: ExitStack, block: int) -> Reader:
@@ -376,10 +389,21 @@ def _parquet(name: str, stack: ExitStack, block: int) -> Reader:
     except (arrow.ArrowException, OSError, ValueError) as error:
         found = str(error).split("\n")[0]
         raise TraceError(name, "footer", found, "a Parquet file") from None
-    for key in _COLUMNS:
-        if key not in schema.names:
+    for key, dtype in _COLUMNS.items():
+        found = schema.names.count(key)
+        if not found:
             has = ", ".join(schema.names) or "nothing"
             raise TraceError(name, f"column {key}", f"only {has}", f"a column {key}")
+        if found > 1:
+            raise TraceError(name, f"column {key}", f"{found} of that name", "one")
+        kind = schema.field(key).type
+        if arrow.types.is_dictionary(kind):
+            kind = kind.value_type
+        if not (
+            arrow.types.is_integer(kind) or (dtype == np.bool_ and arrow.types.is_boolean(kind))
+        ):
+            wanted = "true or false" if dtype == np.bool_ else "whole numbers"
+            raise TraceError(name, f"column {key}", f"type {kind}", wanted)
     metadata = schema.metadata or {}
     window, vms = 0, tuple[int, ...]()
     try:
@@ -388,6 +412,12 @@ def _parquet(name: str, stack: ExitStack, block: int) -> Reader:
         vms = tuple(int(part) for part in text.split(",") if part)
     except ValueError:
         raise TraceError(name, "metadata", "youngbit.window or .vms", "whole numbers") from None
+    if not 0 <= window < 1 << 64:
+        raise TraceError(
+            name, "metadata youngbit.window", str(window), "a number, not negative, below 2**64"
+        )
+    if vms and not _are_firsts(vms):
+        raise TraceError(name, "metadata youngbit.vms", text, _FIRSTS)
 
     def blocks() -> Iterator[Block]:
         seen = 0
@@ -409,7 +439,7 @@ def _parquet(name: str, stack: ExitStack, block: int) -> Reader:
             found = str(error).split("\n")[0]
             raise TraceError(name, f"rows from {seen}", found, "a whole Parquet file") from None
 
-    return Reader(name, "parquet", blocks(), max(window, 0), vms)
+    return Reader(name, "parquet", blocks(), window, vms)
 
 
 def _oracle(name: str, stack: ExitStack, block: int) -> Iterator[Block]:
