@@ -205,6 +205,28 @@ def test_record_says_what_went_wrong(tmp_path, command):
     assert int(traces.read(tmp_path / "a.npz").time[-1]) == 49_999
 
 
+@needs_valgrind
+def test_of_a_program_that_forks_it_alone_is_recorded(tmp_path):
+    script = 'printf -v held "%*s" 300000 ""'
+    whole = record(["bash", "-c", script], tmp_path / "a.npz")
+    forked = record(["bash", "-c", f"({script}); :"], tmp_path / "b.npz")
+    assert whole.became is forked.became is None
+    pages = [traces.read(tmp_path / name).nr_pages for name in ("a.npz", "b.npz")]
+    assert pages[0] > pages[1] + 60, pages
+
+
+@needs_valgrind
+def test_a_program_that_becomes_another_is_told(tmp_path, command):
+    """As a script is that begins with ``#!/usr/bin/env``: of it env alone is recorded."""
+    program = tmp_path / "program"
+    program.write_text("#!/usr/bin/env sh\nsleep 1\n")
+    program.chmod(0o755)
+    done = command("record", "-o", "a.npz", "--", str(program))
+    shell = os.path.realpath(shutil.which("sh"))
+    assert f"The program went on as {shell}, which is not recorded" in done.err
+    assert "went on" not in command("record", "-o", "a.npz", "--", "sh", "-c", "sleep 1; :").err
+
+
 def test_record_without_valgrind(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(FileNotFoundError, match="valgrind is not installed"):

@@ -357,6 +357,11 @@ def record(output: str, window: int, max_instructions: int, command: tuple[str, 
     click.echo(
         f"Wrote {output}: {made.events:,} events in {made.last_time + 1:,} instructions", err=True
     )
+    if made.became:
+        click.echo(
+            f"The program went on as {made.became}, which is not recorded: give that as COMMAND",
+            err=True,
+        )
     if made.interrupted:
         fail("interrupted; what was recorded is written", EXIT_INTERRUPTED)
     if made.exit_status:

@@ -6,9 +6,11 @@ import fcntl
 import os
 import shutil
 import subprocess
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from .._interrupts import on_interrupt
 from ..errors import TraceError
@@ -19,6 +21,8 @@ __all__ = ["Recording", "record"]
 
 #: Events after which progress is told, about.
 _BLOCK = 1 << 16
+#: Between two looks at what the process runs.
+_LOOK_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
@@ -33,10 +37,41 @@ class Recording:
     exit_status: int | None
     #: Whether Ctrl-C ended it.
     interrupted: bool
+    #: Another program that the process became (``exec``), and that was not recorded.
+    became: str | None = None
 
 
 def _ignore(_: int) -> None:
     pass
+
+
+class _Images:
+    """Looks on at what a process runs: valgrind says nothing when its program becomes another."""
+
+    def __init__(self, pid: int) -> None:
+        self._exe = Path(f"/proc/{pid}/exe")
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        #: What it went on as after lackey, the last of several; None if that was not seen.
+        self.became: str | None = None
+
+    def _look(self) -> None:
+        recorded = False
+        while not self._over.wait(_LOOK_SECONDS):
+            with suppress(OSError):
+                image = self._exe.readlink()
+                # Before lackey it is valgrind's launcher.
+                lackey = image.name.startswith("lackey")
+                if recorded and not lackey:
+                    self.became = str(image)
+                recorded = recorded or lackey
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
 
 
 def record(
@@ -49,7 +84,8 @@ def record(
 ) -> Recording:
     """Run a program under valgrind and write which pages it touches.
 
-    Only the program itself is recorded, not what it starts. Ctrl-C ends the
+    Only the program itself is recorded, not what it starts, nor what it becomes: of a
+    script that begins with ``#!/usr/bin/env python3`` that is ``env``. Ctrl-C ends the
     program, and what was recorded until then is written.
 
     Args:
@@ -85,11 +121,12 @@ def record(
     try:
         with subprocess.Popen(
             [valgrind, "-q", "--tool=lackey", "--trace-mem=yes", f"--log-fd={theirs}",
-             "--", *command],
+             "--child-silent-after-fork=yes", "--", *command],
             pass_fds=(theirs,),
         ) as child:  # fmt: skip
             os.close(theirs)
             theirs = -1
+            images = _Images(child.pid)
 
             def stop() -> None:
                 # What it wrote before is read to its end: nothing of it is lost.
@@ -105,6 +142,7 @@ def record(
                     ) as reader,
                     writing(path, window=window) as writer,
                     on_interrupt(stop),
+                    images,
                 ):  # fmt: skip
                     # Nobody else holds the reading end: when it is closed the
                     # program cannot wait for it.
@@ -130,4 +168,5 @@ def record(
         for end in (ours, theirs):
             if end >= 0:
                 os.close(end)
-    return Recording(events, last_time, None if stopped else status, interrupted)
+    exit_status = None if stopped else status
+    return Recording(events, last_time, exit_status, interrupted, images.became)
