@@ -119,6 +119,16 @@ def test_the_lock_is_taken_where_the_protocol_takes_it(shipped):
         assert locked[name].recall == lockless[name].recall, name
 
 
+@pytest.mark.parametrize("protocol", ["baseline", "v7", "v9"])
+def test_without_the_series_nobody_is_asked_whatever_the_protocol(shipped, protocol):
+    names = ("mglru", "mglru-primary")
+    result = Estimate(protocol=protocol, tlb_entries=0, estimators=names).run(shipped)
+    assert result["mglru"].recall == 1.0
+    assert result["mglru"].what == f"MGLRU, secondary MMUs walked ({protocol})"
+    assert result["mglru-primary"].recall < 0.3
+    assert not any(result["mglru-primary"].cost.values())
+
+
 def test_estimates_repeat(shipped):
     first, second = (Estimate().run(shipped).to_dict() for _ in range(2))
     assert first == second

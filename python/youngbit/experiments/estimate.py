@@ -127,12 +127,15 @@ class _Kind:
     make: Callable[[Host, Vm, Estimate], _Estimator]
     what: str
     capabilities: int = defaults.CAPABILITIES
+    #: What aging asks secondary MMUs, otherwise as the protocol's kernel.
+    asks: units.AgingAsks | None = None
 
 
 #: The estimators by name.
 ESTIMATORS: Mapping[str, _Kind] = {
     "mglru": _Kind(_Lru, "MGLRU, secondary MMUs walked (v7)"),
-    "mglru-primary": _Kind(_Lru, "MGLRU without the series", defaults.RECLAIM_OFF),
+    # A kernel before the series asks whatever the capabilities are.
+    "mglru-primary": _Kind(_Lru, "MGLRU without the series", defaults.RECLAIM_OFF, "none"),
     "page-idle": _Kind(_PageIdle, "page_idle"),
     "damon": _Kind(_Regions, "DAMON-like regions"),
     "bits": _Kind(_Bits, "accessed bits, TLB not flushed"),
@@ -329,7 +332,9 @@ class Estimate:
             finished(name)
         return result
 
-    def _machine(self, workload: Workload, capabilities: int) -> tuple[Host, Vm]:
+    def _machine(
+        self, workload: Workload, capabilities: int, asks: units.AgingAsks | None = None
+    ) -> tuple[Host, Vm]:
         # A guest's own page tables are pages of its process.
         tables = 0 if self.mmu == "tdp" else workload.nr_pages // 512 + 64
         host = Host(
@@ -337,6 +342,8 @@ class Estimate:
             clock="virtual",
             capabilities=capabilities,
         )
+        if asks is not None:
+            host.aging_asks = asks
         # Shared memory, so that a read of what nobody wrote finds a page.
         vm = host.create_vm(
             Pages(workload.nr_pages),
@@ -359,10 +366,10 @@ class Estimate:
         self, name: str, workload: Workload, every: int, unwatched: Mapping[str, int]
     ) -> EstimatorResult:
         kind = ESTIMATORS[name]
-        host, vm = self._machine(workload, kind.capabilities)
+        host, vm = self._machine(workload, kind.capabilities, kind.asks)
         stream = access.arrays(workload.pages, workload.writes)
         estimator = kind.make(host, vm, self)
-        result = EstimatorResult(name, kind.what)
+        result = EstimatorResult(name, kind.what.replace("(v7)", f"({self.protocol})"))
         guest = dict.fromkeys(("tlb_misses", "kvm_page_faults", "tlb_flushes"), 0)
         start_of = host.counters
         during: dict[str, int] = dict.fromkeys(start_of, 0)
