@@ -152,6 +152,38 @@ def test_the_first_picture_tells_the_settings_apart(page, browser: Browser):
     assert max(heights) < 45, heights
 
 
+MANY = """
+experiment = "aging"
+schedule.every = 2_000
+vms = [{ memory = "4M", workload = { kind = "zipf", accesses = 4_000 } }, { memory = "2M" }]
+[sweep.grid]
+"vms.*.tlb_entries" = [0, 64]
+"vms.0.workload.exponent" = [0.8, 1.2]
+[[sweep.list]]
+seed = 1
+[[sweep.list]]
+host.swappiness = 100
+"""
+
+
+def test_many_settings_leave_room_for_the_lines(tmp_path, browser: Browser):
+    """Their names do not cover the figure, and runs that leave a parameter out are there."""
+    (tmp_path / "it.toml").write_text(MANY)
+    command("sweep", tmp_path / "it.toml", "--results", tmp_path / "it", "--jobs", 1)
+    command("report", tmp_path / "it", "-o", tmp_path / "it.html")
+    opened = browser.open(tmp_path / "it.html")
+    assert opened.errors == []
+    width = "document.querySelector('#passes .{}').getBoundingClientRect().width"
+    assert browser.evaluate(width.format("nsewdrag")) > 500
+    assert browser.evaluate("document.getElementById('passes').data[0].name") == "run 0, vm 0"
+    settings = browser.evaluate("document.getElementById('passes').data[0].meta[0]")
+    for setting in ("run 0", "vms.1.tlb_entries 0", "vms.0.workload.exponent 0.8"):
+        assert setting in settings.split("<br>")
+    assert browser.evaluate("document.querySelectorAll('#outcomes .point').length") == 8
+    across = "Array.from(new Set(document.getElementById('outcomes').data.flatMap(t => t.x)))"
+    assert sorted(browser.evaluate(across)) == ["100", "None"]
+
+
 def test_policies_are_drawn_over_sizes_of_memory(tmp_path, browser: Browser):
     (tmp_path / "it.toml").write_text(
         "experiment = 'policies'\nsizes = [0.25, 0.5, 0.75]\nalgorithms = ['lru', 'belady']\n"

@@ -168,3 +168,5 @@ REPORT_MAPS: Final = 8
 REPORT_MAP_COLUMNS: Final = 300
 #: Values of a parameter that are named; rows of a table that is not folded.
 REPORT_VALUES: Final = 24
+#: Letters of a run's settings beside which a figure has room.
+REPORT_NAME: Final = 70

@@ -439,4 +439,4 @@ def lookup(cls: type, path: tuple[str, ...]) -> tuple[Any, str, str] | None:
     types_ = {int: "int64", float: "double", bool: "bool", str: "string"}
     if kind not in types_:
         return None
-    return types_[kind], units(cls, key), docs(cls).get(key, "")
+    return types_[kind], units(cls, key), docs(cls).get(key, "").replace("``", "")

@@ -243,19 +243,19 @@ def _explorer(runs: _Runs, telling: Sequence[str], varied: Sequence[str]) -> Any
         [row for row in range(len(runs)) if colour is None or runs.values[colour][row] == kind]
         for kind in kinds
     ]
-    texts = [
-        "<br>".join(
-            html.escape(f"{name} {_shown(runs.values[name][row])}") for name in ("run", *varied)
-        )
-        for row in range(len(runs))
-    ]
+    texts = list(_settings(runs, varied).values())
+
+    def is_category(name: str) -> bool:
+        # Neither a size nor a text of digits is to be taken for the other; and a
+        # parameter that some runs leave out has no place among numbers.
+        return not runs.is_number(name) or (name in varied and None in runs.values[name])
 
     def taken(name: str) -> list[list[Any]]:
-        return [[_plain(runs.values[name][row]) for row in rows] for rows in members]
+        shown = str if is_category(name) else _plain
+        return [[shown(runs.values[name][row]) for row in rows] for rows in members]
 
     def axis(name: str) -> dict[str, Any]:
-        # Neither a size nor a text of digits is to be taken for the other.
-        kind = "linear" if runs.is_number(name) else "category"
+        kind = "category" if is_category(name) else "linear"
         return {"title.text": html.escape(runs.label(name)), "type": kind}
 
     first, upper = across[0], telling[0]
@@ -313,12 +313,24 @@ def _rows(page: Page, passes: _Runs, most: int) -> dict[int, list[int]]:
 
 
 def _names(runs: _Runs, varied: Sequence[str]) -> dict[int, str]:
-    """Return what menus and legends call each run."""
+    """Return what menus and legends call each run: its settings too, if there is room."""
     names = {}
     for i, run in enumerate(runs.values["run"]):
         settings = ", ".join(f"{name} {_shown(runs.values[name][i])}" for name in varied)
         names[run] = f"run {run}: {settings}" if settings else f"run {run}"
+    if max(map(len, names.values())) > defaults.REPORT_NAME:
+        return {run: f"run {run}" for run in names}
     return names
+
+
+def _settings(runs: _Runs, varied: Sequence[str]) -> dict[int, str]:
+    """Return what is shown of each run where a line of it is pointed at."""
+    return {
+        run: "<br>".join(
+            html.escape(f"{name} {_shown(runs.values[name][i])}") for name in ("run", *varied)
+        )
+        for i, run in enumerate(runs.values["run"])
+    }
 
 
 def _maps(page: Page, runs: _Runs, passes: _Runs, varied: Sequence[str], table: Any) -> None:
@@ -363,9 +375,10 @@ def _passes(page: Page, runs: _Runs, passes: _Runs, varied: Sequence[str]) -> No
         for part, rows in _parts(passes, own)
     ]
     page.interactive(
-        _over_passes(passes, lines),
+        _over_passes(passes, lines, _settings(runs, varied)),
         name="passes",
-        caption="One line a run, and a guest or a policy of it. The menu chooses what is shown.",
+        caption="One line a run, and a guest or a policy of it. The menu chooses what is shown;"
+        " point at a line to see its settings.",
     )
     for columns, name, figure, caption in (
         (
@@ -408,7 +421,7 @@ def _at(passes: _Runs) -> str:
     return next(name for name in ("accesses", "capacity_pages", "number") if name in passes.values)
 
 
-def _over_passes(passes: _Runs, lines: _Lines) -> Any:
+def _over_passes(passes: _Runs, lines: _Lines, settings: dict[int, str]) -> Any:
     from plotly.graph_objects import Figure, Scatter
 
     at = _at(passes)
@@ -428,7 +441,9 @@ def _over_passes(passes: _Runs, lines: _Lines) -> Any:
                 y=[_plain(passes.values[first][row]) for row in rows],
                 name=html.escape(name),
                 line={"color": _COLOURS[i % len(_COLOURS)]},
-                hovertemplate="%{fullData.name}<br>%{x}: <b>%{y}</b><extra></extra>",
+                meta=[settings[passes.values["run"][rows[0]]]],
+                hovertemplate="%{fullData.name}<br>%{fullData.meta[0]}<br>%{x}: <b>%{y}</b>"
+                "<extra></extra>",
             )
             for i, (name, rows) in enumerate(lines)
         ]
