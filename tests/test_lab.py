@@ -550,6 +550,14 @@ def test_what_a_policy_does_wrong_is_said_with_its_place(tmp_path, name, says):
     assert caught.value.__cause__ is not None
 
 
+@pytest.mark.parametrize("name", ["none.py:X", "none_such:X", "os:path"])
+def test_rows_name_no_type_of_ours_for_a_policy_that_is_not_there(tmp_path, name):
+    (tmp_path / "it.toml").write_text(lab.to_toml(small(policy=name)))
+    run("run", tmp_path / "it.toml", "--results", tmp_path / "kept", code=2)
+    [error] = yb.load(tmp_path / "kept").failures().values()
+    assert error.startswith("ValueError: policy: "), error
+
+
 def test_what_is_wrong_elsewhere_is_not_blamed_on_a_policy(tmp_path):
     (tmp_path / "right.py").write_text(
         "from youngbit.policy import Policy\nclass Right(Policy):\n    pass\n"

@@ -40,8 +40,12 @@ class OwnPolicy:
     def __init__(self, name: str, base: Path | None) -> None:
         self._name = name
         where, _, what = name.rpartition(":")
-        with self._blamed(self._anywhere):
-            module = _module(where, base)
+        try:
+            with self._blamed(self._anywhere):
+                module = _module(where, base)
+        except _NoneSuch as error:
+            # Rows of results name the type, which is nobody's but ours.
+            raise ValueError(str(error)) from None
         found = getattr(module, what, None)
         if not (inspect.isclass(found) and issubclass(found, Policy)):
             raise ValueError(
