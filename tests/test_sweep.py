@@ -481,6 +481,21 @@ def test_tables_that_lack_a_run_are_not_read(tmp_path):
         assert len(yb.load(tmp_path).passes) == 3
 
 
+def test_workers_that_cannot_start_are_said_without_a_traceback(tmp_path, monkeypatch, capsys):
+    from youngbit.commands.main import main
+    from youngbit.lab import pool
+
+    (tmp_path / "it.toml").write_text("experiment = 'aging'\n[sweep]\nseeds = 1\n")
+    # It takes one argument, so a process that begins with it ends there.
+    monkeypatch.setattr(pool, "prepare", os._exit)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["youngbit", "sweep", "it.toml"])
+    with pytest.raises(SystemExit) as exited:
+        main()
+    assert exited.value.code == 2
+    assert "youngbit: workers cannot start: one ended as it began" in capsys.readouterr().err
+
+
 def test_two_sweeps_do_not_write_one_directory(tmp_path):
     sweep = described(QUICK, x="seeds = 2\n")
     with (

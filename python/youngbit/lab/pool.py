@@ -59,15 +59,15 @@ class _Slot:
         """Wait until the process is there.
 
         Raises:
-            RuntimeError: If none can be started.
+            ChildProcessError: If none can be started.
 
         """
         try:
             self.pid = self.hello.result()
         except BrokenProcessPool:
-            raise RuntimeError(
-                "workers cannot start: a script that sweeps needs"
-                " if __name__ == '__main__' around what it does"
+            raise ChildProcessError(
+                "workers cannot start: one ended as it began; what it printed says why. A script"
+                " that sweeps needs if __name__ == '__main__' around what it does"
             ) from None
 
     def submit(self, task: Task) -> Future[Outcome]:
@@ -96,7 +96,7 @@ def local(
     A process that dies is one failed run, and another takes its place.
 
     Raises:
-        RuntimeError: If no process can be started.
+        ChildProcessError: If no process can be started.
 
     """
     todo = iter(tasks)

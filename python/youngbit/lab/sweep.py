@@ -85,7 +85,8 @@ def run_sweep(
 
     Raises:
         ValueError: If the sweep or the directory is not what it should be.
-        OSError: If the directory cannot be written, or the cluster is gone.
+        OSError: If the directory cannot be written, no worker can be started, or the cluster
+            is gone.
         ImportError: Without pyarrow, or without Dask where that is asked for.
         KeyboardInterrupt: After Ctrl-C; what was finished is in the tables.
 
