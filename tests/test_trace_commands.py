@@ -227,6 +227,16 @@ def test_a_program_that_becomes_another_is_told(tmp_path, command):
     assert "went on" not in command("record", "-o", "a.npz", "--", "sh", "-c", "sleep 1; :").err
 
 
+@needs_valgrind
+def test_a_recording_that_its_format_has_no_place_for_is_kept(tmp_path, command, monkeypatch):
+    monkeypatch.setattr("youngbit.traces.recorder._LAST_TIME", {"oracle": 5_000})
+    done = command("record", "-o", "a.oracleGeneral", "--window", "0", "--", "true")
+    assert "was stopped there: oracleGeneral has 32 bits" in done.err
+    assert int(traces.read(tmp_path / "a.oracleGeneral").time[-1]) == 5_000
+    done = command("record", "-o", "a.npz", "--window", "0", "--", "true")
+    assert "stopped" not in done.err
+
+
 def test_record_without_valgrind(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(FileNotFoundError, match="valgrind is not installed"):

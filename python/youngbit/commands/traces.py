@@ -357,6 +357,12 @@ def record(output: str, window: int, max_instructions: int, command: tuple[str, 
     click.echo(
         f"Wrote {output}: {made.events:,} events in {made.last_time + 1:,} instructions", err=True
     )
+    if made.full:
+        click.echo(
+            "The program was stopped there: oracleGeneral has 32 bits for a time. Record it as"
+            " .npz, and convert that with --divide-time",
+            err=True,
+        )
     if made.became:
         click.echo(
             f"The program went on as {made.became}, which is not recorded: give that as COMMAND",

@@ -14,13 +14,16 @@ from pathlib import Path
 
 from .._interrupts import on_interrupt
 from ..errors import TraceError
-from ._read import DEFAULT_WINDOW, open_trace
+from ._read import DEFAULT_WINDOW, format_of, open_trace
 from ._write import writing
 
 __all__ = ["Recording", "record"]
 
 #: Events after which progress is told, about.
 _BLOCK = 1 << 16
+#: The last time that a format has a place for.
+_ANY_TIME = (1 << 64) - 1
+_LAST_TIME = {"oracle": (1 << 32) - 1}
 #: Between two looks at what the process runs.
 _LOOK_SECONDS = 0.02
 
@@ -39,6 +42,8 @@ class Recording:
     interrupted: bool
     #: Another program that the process became (``exec``), and that was not recorded.
     became: str | None = None
+    #: Whether it was stopped because the format has no place for later times.
+    full: bool = False
 
 
 def _ignore(_: int) -> None:
@@ -86,7 +91,8 @@ def record(
 
     Only the program itself is recorded, not what it starts, nor what it becomes: of a
     script that begins with ``#!/usr/bin/env python3`` that is ``env``. Ctrl-C ends the
-    program, and what was recorded until then is written.
+    program, and what was recorded until then is written; so do more instructions than
+    ``oracle`` has a place for, 2**32.
 
     Args:
         command: The program and its arguments.
@@ -113,7 +119,8 @@ def record(
     if shutil.which(command[0]) is None:
         raise FileNotFoundError(f"{command[0]}: there is no such program")
     events, last_time = 0, 0
-    interrupted = ended = False
+    interrupted = ended = full = False
+    format = format_of(path)
     ours, theirs = os.pipe()
     with suppress(AttributeError, OSError):
         # lackey writes a line at a time: room for many saves many changes of process.
@@ -149,11 +156,18 @@ def record(
                     os.close(ours)
                     ours = -1
                     for block in reader:
-                        writer.add(block)
-                        events += block.events
-                        last_time = int(block.time[-1])
-                        progress(events)
-                    ended = not max_instructions
+                        kept = block.where(block.time <= _LAST_TIME.get(format, _ANY_TIME))
+                        if kept.events:
+                            writer.add(kept)
+                            events += kept.events
+                            last_time = int(kept.time[-1])
+                            progress(events)
+                        # What there is is worth more than an error.
+                        full = kept.events < block.events
+                        if full:
+                            break
+                    else:
+                        ended = not max_instructions
             except TraceError:
                 if interrupted and not events:
                     raise KeyboardInterrupt from None
@@ -169,4 +183,4 @@ def record(
             if end >= 0:
                 os.close(end)
     exit_status = None if stopped else status
-    return Recording(events, last_time, exit_status, interrupted, images.became)
+    return Recording(events, last_time, exit_status, interrupted, images.became, full)
