@@ -17,7 +17,7 @@ use crate::kvm::mmu::spte::{
     round_gfn,
 };
 use crate::kvm::mmu::walk::{Root, walk_as_hardware};
-use crate::kvm::mmu::{GuestMmu, Walk};
+use crate::kvm::mmu::{GuestMmu, Translation, Walk};
 use crate::kvm::vcpu::Vcpu;
 use crate::kvm::vm::{MmuKind, Vm};
 use crate::mm::Pfn;
@@ -35,8 +35,9 @@ pub struct ShadowVcpu {
     /// A page whose next write KVM emulates, as it holds a page table that is
     /// shadowed and stays read-only; [`NO_PAGE`] is none.
     emulate: AtomicU64,
-    /// The frame that this page is.
+    /// The frame that this page is, and the host's behind it once that is mapped.
     emulate_gfn: AtomicU64,
+    emulate_pfn: AtomicU64,
     /// The last fault that the guest could not cure.
     guest_fault: Mutex<Option<GuestFault>>,
     /// Runs the guest's own guest (`is_guest_mode()`).
@@ -57,6 +58,7 @@ impl Default for ShadowVcpu {
             cache: Mutex::new(DescCache::default()),
             emulate: AtomicU64::new(NO_PAGE),
             emulate_gfn: AtomicU64::new(0),
+            emulate_pfn: AtomicU64::new(NO_PAGE),
             guest_fault: Mutex::new(None),
             l2: AtomicBool::new(false),
             alias: AtomicU64::new(ALL_ALIASES),
@@ -94,12 +96,22 @@ impl ShadowVcpu {
         self.emulate.load(Ordering::Relaxed) == page
     }
 
+    fn forget_emulation(&self) {
+        self.emulate.store(NO_PAGE, Ordering::Relaxed);
+    }
+
+    /// Whether it is what the emulated write was to go to.
+    fn is_emulated(&self, found: &Translation) -> bool {
+        let pfn = self.emulate_pfn.load(Ordering::Relaxed);
+        u64::from(found.pfn.0) == pfn && !found.writable
+    }
+
     /// The emulated write has found its frame: no SPTE will tell that it was
     /// written, so the folio and the log are told (`kvm_vcpu_write_guest()`).
     /// In guest mode, and before the store: who then harvests the log or unmaps
     /// the page waits for it, by a flush.
     pub(in crate::kvm) fn emulated(&self, vm: &Vm, cpu: &Cpu, as_id: usize, pfn: Pfn) {
-        self.emulate.store(NO_PAGE, Ordering::Relaxed);
+        self.forget_emulation();
         vm.set_pfn_dirty(cpu, pfn);
         let gfn = self.emulate_gfn.load(Ordering::Relaxed);
         let guard = cpu.rcu.lock();
@@ -596,7 +608,10 @@ impl Shadow {
             cpu.count(Counter::ShadowWriteTraps);
             vcpu.shadow.emulate.store(page, Ordering::Relaxed);
             vcpu.shadow.emulate_gfn.store(gfn, Ordering::Relaxed);
+            vcpu.shadow.emulate_pfn.store(NO_PAGE, Ordering::Relaxed);
             self.note_flood(vm, cpu, gfn);
+        } else if vcpu.shadow.is_emulating(page) {
+            vcpu.shadow.forget_emulation();
         }
         tracked
     }
@@ -640,6 +655,10 @@ impl Shadow {
                 Err(error) if error.errno() == Errno::EAGAIN => Outcome::Retry,
                 done => done?,
             };
+            if vcpu.shadow.is_emulating(page) {
+                let pfn = u64::from(fault.pfn.0);
+                vcpu.shadow.emulate_pfn.store(pfn, Ordering::Relaxed);
+            }
             vm.release_pfn_clean(cpu, fault.pfn);
             Ok(outcome)
         })
@@ -672,12 +691,18 @@ impl GuestMmu for Shadow {
             return Walk::Fault { present: false };
         };
         if kind.is_write() && vcpu.shadow.is_emulating(page) {
-            let kind = AccessKind::Read;
-            let walk = walk_as_hardware(&self.tables, self.top(root), vm, cpu, page, kind);
-            if let Walk::Hit(found) = &walk {
-                vcpu.shadow.emulated(vm, cpu, vcpu.as_id, found.pfn);
+            let read = AccessKind::Read;
+            let walk = walk_as_hardware(&self.tables, self.top(root), vm, cpu, page, read);
+            match walk {
+                Walk::Hit(found) if vcpu.shadow.is_emulated(&found) => {
+                    vcpu.shadow.emulated(vm, cpu, vcpu.as_id, found.pfn);
+                    return walk;
+                }
+                // The guest has another frame there by now, or this one holds no
+                // table any more: a write like any other.
+                Walk::Hit(_) => vcpu.shadow.forget_emulation(),
+                Walk::Fault { .. } => return walk,
             }
-            return walk;
         }
         walk_as_hardware(&self.tables, self.top(root), vm, cpu, page, kind)
     }

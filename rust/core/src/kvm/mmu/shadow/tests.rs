@@ -948,38 +948,47 @@ fn a_slot_with_shadowed_tables_in_it_goes() {
     }
 }
 
+/// Make frame 9 one of the guest's page tables, which is shadowed, and log writes.
+fn log_writes_with_a_table_in_frame_9(m: &Machine, cpu: &Cpu) {
+    m.touch(cpu, 5, true);
+    let guest = m.shadow().guest_cpu(&m.vm, cpu, 0);
+    let paging = m.kernel().paging;
+    for n in 0..64 {
+        let leaf = paging.leaf_entry(n, LEVEL_4K, true);
+        guest.guest_store(9, n as usize, leaf).expect("stored");
+    }
+    m.kernel()
+        .poke(&guest, alias_address(5, 0), 2, paging.table_entry(9))
+        .expect("stored");
+    drop(guest);
+    m.touch(cpu, 6, true);
+    assert!(m.vm.is_write_tracked(cpu, 9));
+    m.vm.set_memory_region(
+        cpu,
+        &MemoryRegion {
+            as_id: 0,
+            slot: 0,
+            flags: crate::kvm::memslot::LOG_DIRTY_PAGES,
+            guest_phys_addr: 0,
+            memory_size: m.pages * PAGE_SIZE,
+            userspace_addr: m.base,
+        },
+    )
+    .expect("logged");
+}
+
+/// Which of the first 64 frames the log names; it is empty then.
+fn harvest(m: &Machine, cpu: &Cpu) -> u64 {
+    m.vm.get_dirty_log(cpu, 0, 0).expect("it logs")[0]
+}
+
 #[test]
 fn an_emulated_write_is_logged_and_makes_the_page_dirty() {
-    use crate::kvm::memslot::LOG_DIRTY_PAGES;
     use crate::mm::FolioWord;
     use crate::mm::folio::DIRTY;
     for config in [shadow(Protocol::V7), nested(Protocol::V7, true)] {
         let (m, cpu) = Machine::guest(64, config);
-        m.touch(&cpu, 5, true);
-        let guest = m.shadow().guest_cpu(&m.vm, &cpu, 0);
-        let paging = m.kernel().paging;
-        for n in 0..64 {
-            let leaf = paging.leaf_entry(n, LEVEL_4K, true);
-            guest.guest_store(9, n as usize, leaf).expect("stored");
-        }
-        m.kernel()
-            .poke(&guest, alias_address(5, 0), 2, paging.table_entry(9))
-            .expect("stored");
-        drop(guest);
-        m.touch(&cpu, 6, true);
-        assert!(m.vm.is_write_tracked(&cpu, 9));
-        m.vm.set_memory_region(
-            &cpu,
-            &MemoryRegion {
-                as_id: 0,
-                slot: 0,
-                flags: LOG_DIRTY_PAGES,
-                guest_phys_addr: 0,
-                memory_size: m.pages * PAGE_SIZE,
-                userspace_addr: m.base,
-            },
-        )
-        .expect("logged");
+        log_writes_with_a_table_in_frame_9(&m, &cpu);
         if m.vm.config.mmu == MmuKind::Nested {
             m.vm.set_guest_mode(&cpu, 0, false).expect("nested");
         }
@@ -990,7 +999,7 @@ fn an_emulated_write_is_logged_and_makes_the_page_dirty() {
             m.touch(&cpu, 9, true);
             assert_eq!(cpu.counters.get(Counter::ShadowWriteTraps), traps + 1);
             assert!(word.get().has(DIRTY), "the folio is clean");
-            m.vm.get_dirty_log(&cpu, 0, 0).expect("it logs")[0] >> 9 & 1
+            harvest(&m, &cpu) >> 9 & 1
         };
         // The first also sets bits in the guest's own tables, which are here.
         logged();
@@ -998,6 +1007,23 @@ fn an_emulated_write_is_logged_and_makes_the_page_dirty() {
         m.verify(&cpu);
         m.destroy(&cpu);
     }
+}
+
+#[test]
+fn a_write_is_emulated_only_to_the_frame_that_was_to_be_written() {
+    let (m, cpu) = Machine::guest(64, shadow(Protocol::V7));
+    log_writes_with_a_table_in_frame_9(&m, &cpu);
+    m.touch(&cpu, 5, false);
+    harvest(&m, &cpu);
+    // As if the page had been the table's when the write faulted, and the guest
+    // had mapped this frame there since, whose SPTE is read-only for the log.
+    let vcpu = &m.vm.vcpus[0];
+    assert!(m.shadow().emulate(&m.vm, &cpu, vcpu, 5, 9));
+    m.touch(&cpu, 5, true);
+    assert_eq!(harvest(&m, &cpu) >> 5 & 1, 1, "written, and in no log");
+    assert!(!vcpu.shadow.is_emulating(5));
+    m.verify(&cpu);
+    m.destroy(&cpu);
 }
 
 #[test]
