@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -377,22 +378,24 @@ def test_an_interrupted_recording_is_kept(tmp_path):
     with subprocess.Popen(
         command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as child:
-        # The temporary file grows once a block has been read.
-        deadline = time.monotonic() + 30
         columns = Path(f"/proc/{child.pid}/fd")
-        while time.monotonic() < deadline:
+
+        def has_grown():
             sizes = []
             for each in columns.iterdir():
-                try:
+                with suppress(FileNotFoundError):
                     if "(deleted)" in str(each.readlink()):
                         sizes.append(each.stat().st_size)
-                except FileNotFoundError:
-                    continue
-            if sizes and max(sizes) > 500_000:
-                break
-            time.sleep(0.05)
-        os.killpg(child.pid, signal.SIGINT)
-        _, said = child.communicate(timeout=60)
+            return max(sizes, default=0) > 500_000
+
+        try:
+            # The temporary file grows once a block has been read.
+            until(has_grown)
+            os.killpg(child.pid, signal.SIGINT)
+            _, said = child.communicate(timeout=60)
+        except BaseException:
+            os.killpg(child.pid, signal.SIGKILL)
+            raise
     assert child.returncode == 130, said
     assert "what was recorded is written" in said
     assert len(traces.read(tmp_path / "a.npz")) > 60_000
