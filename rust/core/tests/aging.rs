@@ -683,7 +683,8 @@ fn concurrent_agers_have_one_winner_a_sequence() {
             .map(|_| {
                 s.spawn(|| {
                     let cpu = Cpu::new(&host);
-                    for _ in 0..200 {
+                    // However many lose: of those that begin alike one wins.
+                    while won.lock().len() < 200 {
                         let pass = age(&cpu, &memcg, 0, true, true).expect("aged");
                         if pass.advanced {
                             won.lock().push(pass.seq);
@@ -716,7 +717,6 @@ fn concurrent_agers_have_one_winner_a_sequence() {
     won.sort_unstable();
     let end = memcg.lruvecs[0].max_seq();
     assert_eq!(won, (start..end).collect::<Vec<_>>(), "each number once");
-    assert!(won.len() >= 100);
     check::check(&host).expect("consistent");
 }
 
