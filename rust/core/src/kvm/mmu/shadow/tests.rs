@@ -902,6 +902,24 @@ fn deleting_a_slot_zaps_and_the_guest_can_use_it_again() {
     }
 }
 
+/// The guest moves its leaf table to frame 9 of ordinary memory, which is shadowed
+/// from then on.
+fn move_leaf_table_to_frame_9(m: &Machine, cpu: &Cpu) {
+    m.touch(cpu, 5, true);
+    let guest = m.shadow().guest_cpu(&m.vm, cpu, 0);
+    let paging = m.kernel().paging;
+    for n in 0..64 {
+        let leaf = paging.leaf_entry(n, LEVEL_4K, true);
+        guest.guest_store(9, n as usize, leaf).expect("stored");
+    }
+    m.kernel()
+        .poke(&guest, alias_address(5, 0), 2, paging.table_entry(9))
+        .expect("stored");
+    drop(guest);
+    m.touch(cpu, 6, true);
+    assert!(m.vm.is_write_tracked(cpu, 9));
+}
+
 #[test]
 fn a_slot_with_shadowed_tables_in_it_goes() {
     for slot_zap_all in [true, false] {
@@ -911,20 +929,7 @@ fn a_slot_with_shadowed_tables_in_it_goes() {
                 ..config
             };
             let (m, cpu) = Machine::guest(64, config);
-            m.touch(&cpu, 5, true);
-            // The guest moves its leaf table to frame 9 of ordinary memory.
-            let guest = m.shadow().guest_cpu(&m.vm, &cpu, 0);
-            let paging = m.kernel().paging;
-            for n in 0..64 {
-                let leaf = paging.leaf_entry(n, LEVEL_4K, true);
-                guest.guest_store(9, n as usize, leaf).expect("stored");
-            }
-            m.kernel()
-                .poke(&guest, alias_address(5, 0), 2, paging.table_entry(9))
-                .expect("stored");
-            drop(guest);
-            m.touch(&cpu, 6, true);
-            assert!(m.vm.is_write_tracked(&cpu, 9));
+            move_leaf_table_to_frame_9(&m, &cpu);
             let region = |memory_size| MemoryRegion {
                 as_id: 0,
                 slot: 0,
@@ -948,21 +953,9 @@ fn a_slot_with_shadowed_tables_in_it_goes() {
     }
 }
 
-/// Make frame 9 one of the guest's page tables, which is shadowed, and log writes.
+/// Log writes to a guest whose leaf table is in frame 9.
 fn log_writes_with_a_table_in_frame_9(m: &Machine, cpu: &Cpu) {
-    m.touch(cpu, 5, true);
-    let guest = m.shadow().guest_cpu(&m.vm, cpu, 0);
-    let paging = m.kernel().paging;
-    for n in 0..64 {
-        let leaf = paging.leaf_entry(n, LEVEL_4K, true);
-        guest.guest_store(9, n as usize, leaf).expect("stored");
-    }
-    m.kernel()
-        .poke(&guest, alias_address(5, 0), 2, paging.table_entry(9))
-        .expect("stored");
-    drop(guest);
-    m.touch(cpu, 6, true);
-    assert!(m.vm.is_write_tracked(cpu, 9));
+    move_leaf_table_to_frame_9(m, cpu);
     m.vm.set_memory_region(
         cpu,
         &MemoryRegion {
