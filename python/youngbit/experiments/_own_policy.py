@@ -40,12 +40,11 @@ class OwnPolicy:
     def __init__(self, name: str, base: Path | None) -> None:
         self._name = name
         where, _, what = name.rpartition(":")
-        try:
-            with self._blamed(self._anywhere):
-                module = _module(where, base)
-        except _NoneSuch as error:
-            # Rows of results name the type, which is nobody's but ours.
-            raise ValueError(str(error)) from None
+        with self._blamed(self._anywhere):
+            module = _module(where, base)
+        if module is None:
+            kind = "file" if where.endswith(".py") else "module"
+            raise ValueError(f"policy: there is no {kind} {where}")
         found = getattr(module, what, None)
         if not (inspect.isclass(found) and issubclass(found, Policy)):
             raise ValueError(
@@ -69,7 +68,7 @@ class OwnPolicy:
     def _blamed(self, place_of: Callable[[BaseException], str | None]) -> Iterator[None]:
         try:
             yield
-        except (_NoneSuch, KeyboardInterrupt):
+        except KeyboardInterrupt:
             raise
         except BaseException as error:
             # SystemExit too: a policy does not end its caller without a word.
@@ -101,25 +100,20 @@ def _last(error: BaseException, is_wanted: Callable[[str], bool]) -> str:
     return ""
 
 
-class _NoneSuch(ValueError):
-    """There is no module of that name."""
-
-
-def _module(where: str, base: Path | None) -> ModuleType:
+def _module(where: str, base: Path | None) -> ModuleType | None:
+    """Return a module by its file or its name; None if there is none."""
     if not where.endswith(".py"):
         try:
-            found = importlib.util.find_spec(where) is not None
+            found = importlib.util.find_spec(where)
         except ModuleNotFoundError as error:
             # A package around it may be there, and import what is not.
             if not f"{where}.".startswith(f"{error.name}."):
                 raise
-            found = False
-        if not found:
-            raise _NoneSuch(f"policy: there is no module {where}")
-        return importlib.import_module(where)
+            return None
+        return importlib.import_module(where) if found else None
     path = ((base or Path()) / where).resolve()
     if not path.is_file():
-        raise _NoneSuch(f"policy: there is no file {where}")
+        return None
     spec = importlib.util.spec_from_file_location(f"_youngbit_policy_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None

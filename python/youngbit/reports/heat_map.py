@@ -13,10 +13,10 @@ import numpy.typing as npt
 from .. import defaults
 from ..experiments.heat_map import ABSENT, page_edges
 
-__all__ = ["Map", "figure"]
+__all__ = ["AGE_COLOURS", "Map", "figure"]
 
-#: Colours of ages, the last also of what is older, as those of generations.
-_AGES = ("#fde725", "#21918c", "#3b528b", "#440154")
+#: Colours of ages in generations, the last also of what is older.
+AGE_COLOURS = ("#fde725", "#21918c", "#3b528b", "#440154")
 _AGE_NAMES = ("touched", "1 older", "2 older", "3 older<br>or more")
 #: From few accesses to many; the lightest can be told from white, which is none.
 _COUNTS = [[0.0, "#fac228"], [0.35, "#e8602d"], [0.7, "#932667"], [1.0, "#0d0829"]]
@@ -90,16 +90,16 @@ def figure(maps: Sequence[Map], *, x: str, y: str, buttons: list[dict[str, Any]]
         drawn.add_trace(
             Heatmap(
                 z=np.where(few.ages == ABSENT, np.nan, few.ages).astype(np.float32),
-                zmin=-0.5, zmax=len(_AGES) - 0.5, xaxis="x2", name="generation",
+                zmin=-0.5, zmax=len(AGE_COLOURS) - 0.5, xaxis="x2", name="generation",
                 colorscale=[
-                    [end / len(_AGES), colour]
-                    for age, colour in enumerate(_AGES) for end in (age, age + 1)
+                    [end / len(AGE_COLOURS), colour]
+                    for age, colour in enumerate(AGE_COLOURS) for end in (age, age + 1)
                 ],
                 hovertemplate=f"{at}<b>%{{z}}</b> generations older<extra></extra>",
                 colorbar={
                     "title": {"text": "generation", "side": "right"}, "orientation": "h",
                     "x": 0.78, "len": 0.44, "y": -0.16, "yanchor": "top", "thickness": 12,
-                    "tickvals": list(range(len(_AGES))), "ticktext": list(_AGE_NAMES),
+                    "tickvals": list(range(len(AGE_COLOURS))), "ticktext": list(_AGE_NAMES),
                 },
                 **same,
             )

@@ -25,12 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["build"]
 
 #: Generations in the order of a stack, and their colours.
-_GENERATIONS = {
-    "pages_3": "#440154",
-    "pages_2": "#3b528b",
-    "pages_1": "#21918c",
-    "pages_0": "#fde725",
-}
+_GENERATIONS = {f"pages_{age}": heat_map.AGE_COLOURS[age] for age in (3, 2, 1, 0)}
 #: Columns of passes that only ever rise: nobody's first question.
 _CLOCKS = ("time", "min_seq", "max_seq", "majority_seq")
 _COLOURS = ("#1f77b4", "#d95f02", "#1b9e77", "#7570b3", "#e7298a", "#66a61e", "#a6761d", "#666666")
